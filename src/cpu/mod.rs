@@ -1,0 +1,3 @@
+//! The CPU executor and what its kernels share.
+
+pub mod view;

@@ -1,0 +1,1 @@
+//! Checkpoints: safetensors, the PyTorch `.pth` reader, names and shapes.
