@@ -1,7 +1,11 @@
 //! medfuse: multimodal medical image fusion on any GPU, without CUDA.
 
 pub mod cpu;
+pub mod device;
+pub mod gpu;
+pub mod graph;
 pub mod imaging;
 pub mod metrics;
+pub mod ops;
 pub mod tensor;
 pub mod weights;

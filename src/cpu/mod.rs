@@ -1,3 +1,4 @@
 //! The CPU executor and what its kernels share.
 
+pub mod executor;
 pub mod view;

@@ -1,0 +1,198 @@
+//! Choosing a device and running graphs on it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::cpu::executor::CpuExecutable;
+use crate::gpu::{AdapterReport, Gpu, GpuError, GpuExecutable};
+use crate::graph::{Graph, NodeId, Plan, PlanError};
+use crate::ops::Target;
+use crate::tensor::{Shape, Tensor};
+
+/// Why a graph could not be prepared or run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The GPU cannot be used.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// The graph does not fit the device.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The network needs a weight that was not given.
+    #[error("the weights have no tensor {0}")]
+    MissingWeight(String),
+    /// A weight has another shape than the network's.
+    #[error("weight {name} has shape {found:?}, the network needs {expected}")]
+    WeightShape {
+        /// Its name.
+        name: String,
+        /// The dimensions it has.
+        found: Vec<usize>,
+        /// The shape it should have.
+        expected: Shape,
+    },
+    /// An input was not given.
+    #[error("the network's input {0} was not given")]
+    MissingInput(String),
+    /// An input has the wrong number of elements.
+    #[error("input {name} has {found} elements, the network needs {expected}")]
+    InputSize {
+        /// Its name.
+        name: String,
+        /// Elements given.
+        found: usize,
+        /// Elements needed.
+        expected: usize,
+    },
+}
+
+/// Where graphs run.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// The CPU twins, on all cores.
+    Cpu,
+    /// An adapter that wgpu reaches.
+    Gpu(Arc<Gpu>),
+}
+
+/// Where a network's weights come from.
+pub trait ParamSource {
+    /// The weight of this name.
+    fn param(&self, name: &str) -> Option<&Tensor>;
+}
+
+impl ParamSource for BTreeMap<String, Tensor> {
+    fn param(&self, name: &str) -> Option<&Tensor> {
+        self.get(name)
+    }
+}
+
+impl Device {
+    /// The device of a `--device` argument: `auto`, `cpu`, `gpu`, an adapter's number or part of its name.
+    ///
+    /// `auto` takes a hardware GPU where there is one, else the CPU twins: a software adapter runs on the same cores
+    /// with narrower vectors and was never seen to beat them.
+    ///
+    /// # Errors
+    /// [`GpuError`] if no such adapter is there or it does not open.
+    pub fn select(wanted: &str) -> Result<Self, GpuError> {
+        let hardware = |r: &AdapterReport| r.kind != "software";
+        match wanted {
+            "cpu" => Ok(Self::Cpu),
+            "auto" => match Gpu::open("with hardware", hardware) {
+                Err(GpuError::NoAdapter { .. }) => Ok(Self::Cpu),
+                opened => opened.map(Self::Gpu),
+            },
+            "gpu" => Gpu::open("with hardware", hardware)
+                .or_else(|_| Gpu::open("of any kind", |_| true))
+                .map(Self::Gpu),
+            _ => {
+                let index: Option<usize> = wanted.parse().ok();
+                let part = wanted.to_lowercase();
+                let fits = |r: &AdapterReport| match index {
+                    Some(index) => r.index == index,
+                    None => r.name.to_lowercase().contains(&part),
+                };
+                Gpu::open(&format!("that is called {wanted:?}"), fits).map(Self::Gpu)
+            }
+        }
+    }
+
+    /// What the device is, for people.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Cpu => format!("cpu ({} threads)", rayon::current_num_threads()),
+            Self::Gpu(gpu) => {
+                let r = gpu.report();
+                format!("{} ({}, {}, {})", r.name, r.kind, r.backend, r.driver)
+            }
+        }
+    }
+
+    /// What plans for this device are made for.
+    pub fn target(&self) -> Target {
+        match self {
+            Self::Cpu => Target::Cpu,
+            Self::Gpu(gpu) => Target::Gpu(gpu.traits().clone()),
+        }
+    }
+
+    /// Plans `graph` for this device, allocates and prepares its weights.
+    ///
+    /// # Errors
+    /// [`RunError`] if the graph does not fit the device or a weight is missing or misshapen.
+    pub fn compile(
+        &self,
+        graph: &Graph,
+        outputs: &[NodeId],
+        weights: &dyn ParamSource,
+    ) -> Result<Executable, RunError> {
+        let plan = Plan::new(graph, outputs, self.target())?;
+        let mut data: Vec<&[f32]> = Vec::with_capacity(plan.params.len());
+        for (name, location) in &plan.params {
+            let tensor = weights
+                .param(name)
+                .ok_or_else(|| RunError::MissingWeight(name.clone()))?;
+            let expected = location.slot.shape;
+            if tensor.shape() != Some(expected) {
+                return Err(RunError::WeightShape {
+                    name: name.clone(),
+                    found: tensor.dims().to_vec(),
+                    expected,
+                });
+            }
+            data.push(tensor.data());
+        }
+        Ok(match self {
+            Self::Cpu => Executable::Cpu(CpuExecutable::new(plan, &data)),
+            Self::Gpu(gpu) => Executable::Gpu(GpuExecutable::new(gpu.clone(), plan, &data)?),
+        })
+    }
+}
+
+/// A graph ready to run on a device.
+#[derive(Debug)]
+pub enum Executable {
+    /// On the CPU twins.
+    Cpu(CpuExecutable),
+    /// On a GPU.
+    Gpu(GpuExecutable),
+}
+
+impl Executable {
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        match self {
+            Self::Cpu(exe) => exe.plan(),
+            Self::Gpu(exe) => exe.plan(),
+        }
+    }
+
+    /// Runs on inputs given by name (those that the plan does not need are passed over); returns the outputs in the
+    /// order they were asked for.
+    ///
+    /// # Errors
+    /// [`RunError`] if an input is missing or has the wrong size, or the GPU fails.
+    pub fn run(&self, inputs: &[(&str, &[f32])]) -> Result<Vec<Vec<f32>>, RunError> {
+        let mut data: Vec<&[f32]> = Vec::with_capacity(inputs.len());
+        for (name, location) in &self.plan().inputs {
+            let (_, values) = inputs
+                .iter()
+                .find(|(n, _)| n == name)
+                .ok_or_else(|| RunError::MissingInput(name.clone()))?;
+            let expected = location.slot.shape.numel();
+            if values.len() != expected {
+                return Err(RunError::InputSize {
+                    name: name.clone(),
+                    found: values.len(),
+                    expected,
+                });
+            }
+            data.push(values);
+        }
+        Ok(match self {
+            Self::Cpu(exe) => exe.run(&data),
+            Self::Gpu(exe) => exe.run(&data)?,
+        })
+    }
+}

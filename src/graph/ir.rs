@@ -1,0 +1,224 @@
+//! Nodes, shapes and the builder that models write their layers with.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::ops::Op;
+use crate::tensor::Shape;
+
+/// A node's place in its graph. Nodes are in topological order: inputs come before their users.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct NodeId(pub usize);
+
+/// What a node is.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// A tensor that every run is given, by name.
+    Input,
+    /// A weight, by its checkpoint name.
+    Param,
+    /// The channel concatenation of the node's inputs. The plan makes it a view: its parts are written in place.
+    Concat,
+    /// The result of an operation.
+    Op(Arc<dyn Op>),
+}
+
+/// One tensor of the graph and how it comes about.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// What the node is.
+    pub kind: Kind,
+    /// The nodes it reads.
+    pub inputs: Vec<NodeId>,
+    /// The shape of its tensor.
+    pub shape: Shape,
+    /// The layer's name; for inputs and weights the name they are given under.
+    pub name: String,
+}
+
+/// Why a graph could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum GraphError {
+    /// An operation does not take these shapes.
+    #[error("layer {layer}: {op} cannot take {shapes}: {reason}")]
+    Shape {
+        /// Name of the layer.
+        layer: String,
+        /// Name of the operation.
+        op: &'static str,
+        /// The shapes it was given.
+        shapes: String,
+        /// What it would need.
+        reason: String,
+    },
+    /// One weight was asked for with two shapes.
+    #[error("weight {name} is used as {first} and as {second}")]
+    ParamShape {
+        /// The weight's name.
+        name: String,
+        /// The shape it was first used with.
+        first: Shape,
+        /// The other shape.
+        second: Shape,
+    },
+}
+
+/// A network: nodes in topological order, written once and turned into a [`crate::graph::Plan`].
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    nodes: Vec<Node>,
+    params: BTreeMap<String, NodeId>,
+    scope: Vec<String>,
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// All nodes, inputs before users.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// One node.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0]
+    }
+
+    /// The shape of a node's tensor.
+    pub fn shape(&self, id: NodeId) -> Shape {
+        self.nodes[id.0].shape
+    }
+
+    /// The weights used so far, by name.
+    pub fn params(&self) -> &BTreeMap<String, NodeId> {
+        &self.params
+    }
+
+    /// Appends a node as it is.
+    pub(crate) fn push(&mut self, node: Node) -> NodeId {
+        self.nodes.push(node);
+        NodeId(self.nodes.len() - 1)
+    }
+
+    /// A tensor that every run is given under `name`.
+    pub fn input(&mut self, name: &str, shape: Shape) -> NodeId {
+        self.push(Node {
+            kind: Kind::Input,
+            inputs: Vec::new(),
+            shape,
+            name: name.to_owned(),
+        })
+    }
+
+    /// The weight `name`, prefixed with the current scope; asking twice gives the same node.
+    ///
+    /// # Errors
+    /// If the weight is already in use with another shape.
+    pub fn param(&mut self, name: &str, shape: Shape) -> Result<NodeId, GraphError> {
+        let name = self.scoped(name);
+        if let Some(&id) = self.params.get(&name) {
+            let first = self.shape(id);
+            if first != shape {
+                return Err(GraphError::ParamShape {
+                    name,
+                    first,
+                    second: shape,
+                });
+            }
+            return Ok(id);
+        }
+        let id = self.push(Node {
+            kind: Kind::Param,
+            inputs: Vec::new(),
+            shape,
+            name: name.clone(),
+        });
+        self.params.insert(name, id);
+        Ok(id)
+    }
+
+    /// Runs `build` with `name` added to the prefix of every layer and weight it makes.
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn scope<T>(
+        &mut self,
+        name: &str,
+        build: impl FnOnce(&mut Self) -> Result<T, GraphError>,
+    ) -> Result<T, GraphError> {
+        self.scope.push(name.to_owned());
+        let result = build(self);
+        self.scope.pop();
+        result
+    }
+
+    /// `name` under the current scope, as checkpoints write it.
+    pub fn scoped(&self, name: &str) -> String {
+        let mut parts: Vec<&str> = self.scope.iter().map(String::as_str).collect();
+        if !name.is_empty() {
+            parts.push(name);
+        }
+        parts.join(".")
+    }
+
+    /// Applies an operation; `name` is added to the scope to name the layer.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] if the operation does not take these inputs.
+    pub fn apply(
+        &mut self,
+        name: &str,
+        op: impl Op,
+        inputs: &[NodeId],
+    ) -> Result<NodeId, GraphError> {
+        let shapes: Vec<Shape> = inputs.iter().map(|&id| self.shape(id)).collect();
+        let layer = self.scoped(name);
+        let shape = op
+            .infer(&shapes)
+            .map_err(|reason| shape_error(&layer, op.name(), &shapes, reason))?;
+        Ok(self.push(Node {
+            kind: Kind::Op(Arc::new(op)),
+            inputs: inputs.to_vec(),
+            shape,
+            name: layer,
+        }))
+    }
+
+    /// The channel concatenation of `parts`, which costs nothing: the parts are written side by side.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] if the parts differ in batch, height or width.
+    pub fn concat(&mut self, name: &str, parts: &[NodeId]) -> Result<NodeId, GraphError> {
+        let shapes: Vec<Shape> = parts.iter().map(|&id| self.shape(id)).collect();
+        let layer = self.scoped(name);
+        let fail = |reason: &str| Err(shape_error(&layer, "concat", &shapes, reason.to_owned()));
+        let Some(first) = shapes.first() else {
+            return fail("there is nothing to concatenate");
+        };
+        let same = |s: &Shape| s.n() == first.n() && s.h() == first.h() && s.w() == first.w();
+        if !shapes.iter().all(same) {
+            return fail("batch, height and width must agree");
+        }
+        let channels = shapes.iter().map(Shape::c).sum();
+        let shape = Shape::new(first.n(), channels, first.h(), first.w());
+        Ok(self.push(Node {
+            kind: Kind::Concat,
+            inputs: parts.to_vec(),
+            shape,
+            name: layer,
+        }))
+    }
+}
+
+fn shape_error(layer: &str, op: &'static str, shapes: &[Shape], reason: String) -> GraphError {
+    let shapes: Vec<String> = shapes.iter().map(Shape::to_string).collect();
+    GraphError::Shape {
+        layer: layer.to_owned(),
+        op,
+        shapes: shapes.join(", "),
+        reason,
+    }
+}

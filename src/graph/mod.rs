@@ -1,0 +1,9 @@
+//! The graph of a network and the plan that runs it.
+
+pub mod fuse;
+pub mod ir;
+pub mod place;
+pub mod plan;
+
+pub use ir::{Graph, GraphError, Kind, Node, NodeId};
+pub use plan::{Plan, PlanError};

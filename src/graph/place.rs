@@ -1,0 +1,184 @@
+//! Where tensors lie: the parts of a concatenation inside the whole, and buffers shared by tensors that never live at
+//! the same time.
+
+use std::sync::Arc;
+
+use super::ir::{Graph, Kind, Node, NodeId};
+use crate::ops::Slot;
+use crate::ops::pointwise::Pointwise;
+
+/// The root tensor that owns a node's memory and where in it the node lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed {
+    /// The node whose buffer it is.
+    pub root: NodeId,
+    /// Where in that buffer.
+    pub slot: Slot,
+}
+
+/// Places every node, the parts of concatenations inside them.
+///
+/// A part is written in place unless it cannot be: it is an input or a weight, it already lies in another
+/// concatenation, or its operation reads the very buffer it would write, which WebGPU forbids. Such a part goes through
+/// a copy that this function adds to the graph.
+pub fn place(graph: Graph, outputs: Vec<NodeId>) -> (Graph, Vec<NodeId>, Vec<Placed>) {
+    let (graph, outputs) = copy_parts(&graph, &outputs, |graph, owner, part| {
+        !matches!(graph.node(part).kind, Kind::Op(_) | Kind::Concat) || owner[part.0].is_some()
+    });
+    let placed = lay_out(&graph);
+    let conflict = |part: NodeId| {
+        let reads = &graph.node(part).inputs;
+        matches!(graph.node(part).kind, Kind::Op(_))
+            && reads
+                .iter()
+                .any(|r| placed[r.0].root == placed[part.0].root)
+    };
+    if !(0..graph.nodes().len()).any(|i| conflict(NodeId(i))) {
+        return (graph, outputs, placed);
+    }
+    let (graph, outputs) = copy_parts(&graph, &outputs, |_, _, part| conflict(part));
+    let placed = lay_out(&graph);
+    (graph, outputs, placed)
+}
+
+/// Puts a copy between a concatenation and each part for which `needs_copy(graph, owner, part)` holds, where `owner`
+/// is the concatenation that already holds a node.
+fn copy_parts(
+    graph: &Graph,
+    outputs: &[NodeId],
+    needs_copy: impl Fn(&Graph, &[Option<NodeId>], NodeId) -> bool,
+) -> (Graph, Vec<NodeId>) {
+    let mut owner: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
+    let mut result = Graph::new();
+    let mut place: Vec<NodeId> = Vec::new();
+    for (i, node) in graph.nodes().iter().enumerate() {
+        let mut inputs = Vec::new();
+        for &input in &node.inputs {
+            if matches!(node.kind, Kind::Concat) {
+                if needs_copy(graph, &owner, input) {
+                    let shape = graph.shape(input);
+                    inputs.push(result.push(Node {
+                        kind: Kind::Op(Arc::new(Pointwise::copy())),
+                        inputs: vec![place[input.0]],
+                        shape,
+                        name: format!("{} (copy)", graph.node(input).name),
+                    }));
+                    continue;
+                }
+                owner[input.0] = Some(NodeId(i));
+            }
+            inputs.push(place[input.0]);
+        }
+        place.push(result.push(Node {
+            inputs,
+            ..node.clone()
+        }));
+    }
+    (result, outputs.iter().map(|id| place[id.0]).collect())
+}
+
+/// Every node in its own buffer, parts inside their concatenation.
+fn lay_out(graph: &Graph) -> Vec<Placed> {
+    let mut placed: Vec<Placed> = graph
+        .nodes()
+        .iter()
+        .enumerate()
+        .map(|(i, node)| Placed {
+            root: NodeId(i),
+            slot: Slot::contiguous(node.shape),
+        })
+        .collect();
+    for (i, node) in graph.nodes().iter().enumerate().rev() {
+        if !matches!(node.kind, Kind::Concat) {
+            continue;
+        }
+        let whole = placed[i];
+        let mut offset = whole.slot.offset;
+        for part in &node.inputs {
+            let slot = &mut placed[part.0];
+            slot.root = whole.root;
+            slot.slot.offset = offset;
+            slot.slot.batch_stride = whole.slot.batch_stride;
+            offset += graph.shape(*part).item();
+        }
+    }
+    placed
+}
+
+/// A tensor's need of memory over the steps of a plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Interval {
+    /// Elements.
+    pub len: usize,
+    /// First step that touches it.
+    pub first: usize,
+    /// Last step that touches it.
+    pub last: usize,
+}
+
+/// Gives each interval one of as few and small buffers as a greedy choice finds: the largest first, each into the
+/// first buffer that is free for its whole life. Returns each interval's buffer and the buffers' lengths.
+pub fn share(intervals: &[Interval]) -> (Vec<usize>, Vec<usize>) {
+    let mut order: Vec<usize> = (0..intervals.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(intervals[i].len), intervals[i].first, i));
+    let mut lengths: Vec<usize> = Vec::new();
+    let mut tenants: Vec<Vec<usize>> = Vec::new();
+    let mut assigned = vec![0; intervals.len()];
+    for i in order {
+        let it = intervals[i];
+        let free = |tenants: &Vec<usize>| {
+            tenants
+                .iter()
+                .all(|&t| intervals[t].last < it.first || it.last < intervals[t].first)
+        };
+        // The smallest buffer that is free: they were made in falling order of length.
+        let buffer = match tenants.iter().rposition(free) {
+            Some(buffer) => buffer,
+            None => {
+                lengths.push(it.len);
+                tenants.push(Vec::new());
+                lengths.len() - 1
+            }
+        };
+        tenants[buffer].push(i);
+        assigned[i] = buffer;
+    }
+    (assigned, lengths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn tensors_alive_together_never_share(raw in prop::collection::vec((1usize..50, 0usize..20, 0usize..6), 1..40)) {
+            let intervals: Vec<Interval> = raw
+                .iter()
+                .map(|&(len, first, life)| Interval { len, first, last: first + life })
+                .collect();
+            let (assigned, lengths) = share(&intervals);
+            for (i, a) in intervals.iter().enumerate() {
+                prop_assert!(lengths[assigned[i]] >= a.len);
+                for (j, b) in intervals.iter().enumerate().skip(i + 1) {
+                    if a.first <= b.last && b.first <= a.last {
+                        prop_assert_ne!(assigned[i], assigned[j]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_chain_needs_two_buffers() {
+        let chain: Vec<Interval> = (0..10)
+            .map(|i| Interval {
+                len: 100,
+                first: i,
+                last: i + 1,
+            })
+            .collect();
+        assert_eq!(share(&chain).1, vec![100, 100]);
+    }
+}

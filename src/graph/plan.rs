@@ -1,0 +1,373 @@
+//! The plan of a run: steps in order, where every tensor lies, how much memory that takes.
+
+use std::sync::Arc;
+
+use super::fuse::{fuse, prune, specialize};
+use super::ir::{Graph, Kind, NodeId};
+use super::place::{Interval, Placed, place, share};
+use crate::ops::{Op, Slot, Target};
+use crate::tensor::Shape;
+
+/// A tensor in a buffer of the plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Location {
+    /// Index into [`Plan::buffers`].
+    pub buffer: usize,
+    /// Where in the buffer.
+    pub slot: Slot,
+}
+
+/// How long a buffer is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// Until the weights are prepared.
+    Setup,
+    /// As long as the plan: weights in the form that the kernels read.
+    Weights,
+    /// During a run; shared by tensors that do not live at the same time.
+    Run,
+}
+
+/// A buffer that an executor allocates.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    /// Elements (f32).
+    pub len: usize,
+    /// How long it is needed.
+    pub life: Life,
+}
+
+/// One operation of a plan.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The operation in its target's form.
+    pub op: Arc<dyn Op>,
+    /// The layer's name.
+    pub name: String,
+    /// Where its inputs lie.
+    pub inputs: Vec<Location>,
+    /// Where its result goes.
+    pub output: Location,
+    /// Its scratch buffers.
+    pub scratch: Vec<usize>,
+}
+
+/// Why a graph cannot be planned for a target.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A tensor is over the adapter's limits.
+    #[error(
+        "layer {layer} needs a buffer of {mib:.0} MiB, but this adapter binds at most {limit_mib:.0} MiB: \
+         use smaller images, or --device cpu"
+    )]
+    TooLarge {
+        /// Name of the layer.
+        layer: String,
+        /// Its size.
+        mib: f64,
+        /// The adapter's limit.
+        limit_mib: f64,
+    },
+    /// The tensors together have more elements than the kernels' 32-bit indices reach.
+    #[error(
+        "layer {layer} has {elements} elements, more than a 32-bit index reaches: use smaller images"
+    )]
+    TooMany {
+        /// Name of the layer.
+        layer: String,
+        /// Elements of its buffer.
+        elements: usize,
+    },
+}
+
+/// A graph laid out for a target: made once, run many times.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What it is made for.
+    pub target: Target,
+    /// Steps that depend on weights alone, run once.
+    pub setup: Vec<Step>,
+    /// Steps of every run.
+    pub steps: Vec<Step>,
+    /// All buffers.
+    pub buffers: Vec<Buffer>,
+    /// The inputs of a run by name.
+    pub inputs: Vec<(String, Location)>,
+    /// The weights by name.
+    pub params: Vec<(String, Location)>,
+    /// The requested outputs, in the order they were asked for.
+    pub outputs: Vec<Location>,
+    /// Multiply-adds of a run, counted as direct algorithms do them.
+    pub macs: u64,
+}
+
+impl Plan {
+    /// Plans the run that computes `outputs`.
+    ///
+    /// # Errors
+    /// [`PlanError`] if a tensor is over the limits of the target.
+    pub fn new(graph: &Graph, outputs: &[NodeId], target: Target) -> Result<Self, PlanError> {
+        let (graph, outputs) = prune(graph, outputs);
+        let (graph, outputs) = fuse(&graph, &outputs);
+        let macs = count_macs(&graph);
+        let (graph, outputs) = specialize(&graph, &outputs, &target);
+        let (graph, outputs, placed) = place(graph, outputs);
+        let plan = Layout::new(&graph, &outputs, &placed, &target).finish(macs);
+        check_limits(&plan)?;
+        Ok(plan)
+    }
+
+    /// Bytes of the buffers that tensors share during a run: the planned peak.
+    pub fn run_bytes(&self) -> u64 {
+        self.bytes(Life::Run)
+    }
+
+    /// Bytes of the weights in the form the kernels read.
+    pub fn weight_bytes(&self) -> u64 {
+        self.bytes(Life::Weights)
+    }
+
+    fn bytes(&self, life: Life) -> u64 {
+        let of = |b: &&Buffer| b.life == life;
+        self.buffers
+            .iter()
+            .filter(of)
+            .map(|b| 4 * b.len as u64)
+            .sum()
+    }
+}
+
+fn count_macs(graph: &Graph) -> u64 {
+    let of = |node: &super::ir::Node| match &node.kind {
+        Kind::Op(op) => {
+            let shapes: Vec<Shape> = node.inputs.iter().map(|&id| graph.shape(id)).collect();
+            op.macs(&shapes, node.shape)
+        }
+        _ => 0,
+    };
+    graph.nodes().iter().map(of).sum()
+}
+
+fn check_limits(plan: &Plan) -> Result<(), PlanError> {
+    let limit = match &plan.target {
+        Target::Cpu => u64::MAX,
+        Target::Gpu(traits) => traits.max_binding.min(traits.max_buffer),
+    };
+    for step in plan.setup.iter().chain(&plan.steps) {
+        let used = step.inputs.iter().chain([&step.output]).map(|l| l.buffer);
+        for buffer in used.chain(step.scratch.iter().copied()) {
+            let elements = plan.buffers[buffer].len;
+            if elements > u32::MAX as usize {
+                let layer = step.name.clone();
+                return Err(PlanError::TooMany { layer, elements });
+            }
+            let bytes = 4 * elements as u64;
+            if bytes > limit {
+                return Err(PlanError::TooLarge {
+                    layer: step.name.clone(),
+                    mib: bytes as f64 / f64::from(1 << 20),
+                    limit_mib: limit as f64 / f64::from(1 << 20),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The state while buffers are handed out.
+struct Layout<'a> {
+    graph: &'a Graph,
+    outputs: &'a [NodeId],
+    placed: &'a [Placed],
+    target: &'a Target,
+    /// Whether a node depends on weights alone.
+    constant: Vec<bool>,
+}
+
+impl<'a> Layout<'a> {
+    fn new(
+        graph: &'a Graph,
+        outputs: &'a [NodeId],
+        placed: &'a [Placed],
+        target: &'a Target,
+    ) -> Self {
+        let mut constant: Vec<bool> = Vec::with_capacity(graph.nodes().len());
+        for node in graph.nodes() {
+            constant.push(match node.kind {
+                Kind::Input => false,
+                Kind::Param => true,
+                Kind::Concat | Kind::Op(_) => {
+                    !node.inputs.is_empty() && node.inputs.iter().all(|id| constant[id.0])
+                }
+            });
+        }
+        // The parts of a concatenation share a buffer, so one that varies makes all of them vary.
+        for (i, node) in graph.nodes().iter().enumerate().rev() {
+            if matches!(node.kind, Kind::Concat) && !constant[i] {
+                for part in &node.inputs {
+                    constant[part.0] = false;
+                }
+            }
+        }
+        Self {
+            graph,
+            outputs,
+            placed,
+            target,
+            constant,
+        }
+    }
+
+    /// First and last step that touch each root; outputs live for ever.
+    fn lifetimes(&self) -> Vec<Interval> {
+        let nodes = self.graph.nodes();
+        let mut lives: Vec<Interval> = nodes
+            .iter()
+            .map(|n| Interval {
+                len: n.shape.numel(),
+                first: usize::MAX,
+                last: 0,
+            })
+            .collect();
+        let mut touch = |id: NodeId, step: usize| {
+            let life = &mut lives[self.placed[id.0].root.0];
+            life.first = life.first.min(step);
+            life.last = life.last.max(step);
+        };
+        for (i, node) in nodes.iter().enumerate() {
+            match node.kind {
+                Kind::Input => touch(NodeId(i), 0),
+                Kind::Op(_) => {
+                    touch(NodeId(i), i);
+                    node.inputs.iter().for_each(|&id| touch(id, i));
+                }
+                Kind::Param | Kind::Concat => {}
+            }
+        }
+        for &id in self.outputs {
+            touch(id, 0);
+            touch(id, usize::MAX);
+        }
+        lives
+    }
+
+    /// Whether a step of every run, or an output, reads the constant `root`.
+    fn read_in_runs(&self, root: NodeId) -> bool {
+        let of_root = |id: &NodeId| self.placed[id.0].root == root;
+        self.outputs.iter().any(of_root)
+            || self.graph.nodes().iter().enumerate().any(|(i, node)| {
+                !self.constant[i]
+                    && matches!(node.kind, Kind::Op(_))
+                    && node.inputs.iter().any(of_root)
+            })
+    }
+
+    fn scratch(&self, node: &super::ir::Node, op: &Arc<dyn Op>) -> Vec<usize> {
+        let Target::Gpu(traits) = self.target else {
+            return Vec::new();
+        };
+        let shapes: Vec<Shape> = node.inputs.iter().map(|&id| self.graph.shape(id)).collect();
+        op.scratch(traits, &shapes, node.shape)
+    }
+
+    fn finish(self, macs: u64) -> Plan {
+        let nodes = self.graph.nodes();
+        let lives = self.lifetimes();
+        let mut buffers = Vec::new();
+        let mut buffer_of = vec![usize::MAX; nodes.len()];
+        let mut run_roots = Vec::new();
+        let mut intervals = Vec::new();
+        for i in (0..nodes.len()).filter(|&i| self.placed[i].root.0 == i) {
+            if self.constant[i] {
+                let life = if self.read_in_runs(NodeId(i)) {
+                    Life::Weights
+                } else {
+                    Life::Setup
+                };
+                buffer_of[i] = buffers.len();
+                buffers.push(Buffer {
+                    len: lives[i].len,
+                    life,
+                });
+            } else {
+                run_roots.push(i);
+                intervals.push(lives[i]);
+            }
+        }
+        let scratch: Vec<Vec<usize>> = nodes
+            .iter()
+            .map(|node| match &node.kind {
+                Kind::Op(op) => self.scratch(node, op),
+                _ => Vec::new(),
+            })
+            .collect();
+        for (i, needs) in scratch.iter().enumerate() {
+            intervals.extend(needs.iter().map(|&len| Interval {
+                len,
+                first: i,
+                last: i,
+            }));
+        }
+        let (assigned, lengths) = share(&intervals);
+        let base = buffers.len();
+        buffers.extend(lengths.into_iter().map(|len| Buffer {
+            len,
+            life: Life::Run,
+        }));
+        for (&root, &buffer) in run_roots.iter().zip(&assigned) {
+            buffer_of[root] = base + buffer;
+        }
+        let mut scratch_buffers = assigned[run_roots.len()..].iter().map(|b| base + b);
+        let scratch: Vec<Vec<usize>> = scratch
+            .iter()
+            .map(|needs| scratch_buffers.by_ref().take(needs.len()).collect())
+            .collect();
+        self.steps(&buffer_of, buffers, scratch, macs)
+    }
+
+    fn steps(
+        self,
+        buffer_of: &[usize],
+        buffers: Vec<Buffer>,
+        scratch: Vec<Vec<usize>>,
+        macs: u64,
+    ) -> Plan {
+        let locate = |id: NodeId| Location {
+            buffer: buffer_of[self.placed[id.0].root.0],
+            slot: self.placed[id.0].slot,
+        };
+        let mut plan = Plan {
+            target: self.target.clone(),
+            setup: Vec::new(),
+            steps: Vec::new(),
+            buffers,
+            inputs: Vec::new(),
+            params: Vec::new(),
+            outputs: self.outputs.iter().map(|&id| locate(id)).collect(),
+            macs,
+        };
+        for (i, (node, scratch)) in self.graph.nodes().iter().zip(scratch).enumerate() {
+            let here = locate(NodeId(i));
+            match &node.kind {
+                Kind::Input => plan.inputs.push((node.name.clone(), here)),
+                Kind::Param => plan.params.push((node.name.clone(), here)),
+                Kind::Concat => {}
+                Kind::Op(op) => {
+                    let step = Step {
+                        op: op.clone(),
+                        name: node.name.clone(),
+                        inputs: node.inputs.iter().map(|&id| locate(id)).collect(),
+                        output: here,
+                        scratch,
+                    };
+                    if self.constant[i] {
+                        plan.setup.push(step);
+                    } else {
+                        plan.steps.push(step);
+                    }
+                }
+            }
+        }
+        plan
+    }
+}

@@ -1,0 +1,100 @@
+//! The operations: one file each with its shape rule, its CPU twin and the choice of its kernel.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+
+pub mod activation;
+pub mod kernel;
+pub mod pointwise;
+#[cfg(test)]
+pub mod testing;
+
+pub use kernel::{Bind, Dispatch, Kernel, Params, Slot};
+
+/// What a plan is made for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// The CPU twins.
+    Cpu,
+    /// A wgpu adapter and what it allows.
+    Gpu(GpuTraits),
+}
+
+/// What kernels may assume of an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuTraits {
+    /// Largest storage buffer that a kernel can see, in bytes.
+    pub max_binding: u64,
+    /// Largest buffer, in bytes.
+    pub max_buffer: u64,
+    /// Whether this is a CPU posing as a GPU (llvmpipe and the like).
+    pub software: bool,
+}
+
+/// An operation made to fit its target: what takes its place, and what is computed once from its weights.
+#[derive(Clone, Debug)]
+pub struct Specialized {
+    /// The operation that runs.
+    pub op: Arc<dyn Op>,
+    /// Inputs that go through a preparing operation first, such as a weight and its packing.
+    pub prepared: Vec<(usize, Arc<dyn Op>)>,
+}
+
+/// An operation of the graph.
+///
+/// Its `Debug` form must show every attribute: two operations of equal `Debug` text on equal inputs are taken for one.
+pub trait Op: Debug + Send + Sync + 'static {
+    /// The field's name for it, such as `conv2d`.
+    fn name(&self) -> &'static str;
+
+    /// The shape of the result.
+    ///
+    /// # Errors
+    /// What the inputs would have to be.
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String>;
+
+    /// Multiply-adds of one run, counted as the direct algorithm does them; zero for what only moves memory.
+    fn macs(&self, _inputs: &[Shape], _output: Shape) -> u64 {
+        0
+    }
+
+    /// For downcasts in [`Op::absorb_consumer`] and [`Op::absorb_producer`].
+    fn as_any(&self) -> &dyn Any;
+
+    /// This operation and its only consumer `next`, which reads it as input `slot`, in one; `shapes` are `next`'s
+    /// input shapes. The inputs of the result are this operation's followed by `next`'s others.
+    fn absorb_consumer(
+        &self,
+        _next: &dyn Op,
+        _slot: usize,
+        _shapes: &[Shape],
+    ) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// This operation and `previous`, the producer of its input `slot`, whose only consumer it is, in one. `previous`
+    /// has a single input, which takes the slot's place.
+    fn absorb_producer(&self, _previous: &dyn Op, _slot: usize) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// The form that runs on `target`, if it is not the operation itself.
+    fn specialize(&self, _target: &Target, _inputs: &[Shape]) -> Option<Specialized> {
+        None
+    }
+
+    /// Elements of each scratch buffer that the kernels of a run need.
+    fn scratch(&self, _traits: &GpuTraits, _inputs: &[Shape], _output: Shape) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// The CPU twin: computes `out` from `inputs`.
+    fn cpu(&self, inputs: &[View], out: ViewMut);
+
+    /// The kernels that compute the result, in order. Scratch `i` is the `i`-th of [`Op::scratch`].
+    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch>;
+}

@@ -1,0 +1,434 @@
+//! Pointwise operations: any expression of tensors, element by element, with broadcast of single channels and planes.
+//!
+//! Each expression is one kernel: chains are joined by the plan, and the expression's text becomes the body of
+//! `shaders/pointwise.wgsl`.
+
+use std::any::Any;
+use std::fmt::Write;
+use std::ops::{Add, Mul, Sub};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::activation::Activation;
+use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+
+/// The most tensors one expression reads: with the result seven storage buffers, under WebGPU's default of eight.
+pub const MAX_INPUTS: usize = 6;
+
+/// Elements that the CPU twin evaluates at a time, few enough for the first-level cache.
+const BLOCK: usize = 256;
+
+/// One instruction; operands are the numbers of earlier ones.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Instr {
+    /// An element of an input tensor.
+    Input(usize),
+    /// `scale * a + shift`.
+    Affine {
+        a: usize,
+        scale: f32,
+        shift: f32,
+    },
+    /// An activation function.
+    Act(Activation, usize),
+    Add(usize, usize),
+    Sub(usize, usize),
+    Mul(usize, usize),
+}
+
+impl Instr {
+    /// The instruction with its operands and inputs renumbered.
+    fn map(self, reg: impl Fn(usize) -> usize, input: impl Fn(usize) -> usize) -> Self {
+        match self {
+            Self::Input(i) => Self::Input(input(i)),
+            Self::Affine { a, scale, shift } => Self::Affine {
+                a: reg(a),
+                scale,
+                shift,
+            },
+            Self::Act(act, a) => Self::Act(act, reg(a)),
+            Self::Add(a, b) => Self::Add(reg(a), reg(b)),
+            Self::Sub(a, b) => Self::Sub(reg(a), reg(b)),
+            Self::Mul(a, b) => Self::Mul(reg(a), reg(b)),
+        }
+    }
+}
+
+/// An expression over input tensors, evaluated for every element of the result.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Pointwise {
+    program: Vec<Instr>,
+    inputs: usize,
+}
+
+/// A value of an expression while it is written, see [`Pointwise::build`].
+#[derive(Clone, Debug)]
+pub struct Expr(Vec<Instr>);
+
+impl Expr {
+    /// Appends `other`'s instructions, sharing what both have; returns where `other`'s value is.
+    fn join(&mut self, other: &Self) -> usize {
+        let mut place: Vec<usize> = Vec::new();
+        for instr in &other.0 {
+            let instr = instr.map(|r| place[r], |i| i);
+            let at = self.0.iter().position(|&known| known == instr);
+            place.push(at.unwrap_or_else(|| {
+                self.0.push(instr);
+                self.0.len() - 1
+            }));
+        }
+        place[place.len() - 1]
+    }
+
+    fn binary(mut self, other: &Self, instr: impl Fn(usize, usize) -> Instr) -> Self {
+        let a = self.0.len() - 1;
+        let b = self.join(other);
+        self.0.push(instr(a, b));
+        self
+    }
+
+    /// The activation of this value.
+    pub fn act(mut self, activation: Activation) -> Self {
+        self.0.push(Instr::Act(activation, self.0.len() - 1));
+        self
+    }
+
+    /// `scale * self + shift`.
+    pub fn affine(mut self, scale: f32, shift: f32) -> Self {
+        let a = self.0.len() - 1;
+        self.0.push(Instr::Affine { a, scale, shift });
+        self
+    }
+}
+
+impl Add for Expr {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        self.binary(&other, Instr::Add)
+    }
+}
+
+impl Sub for Expr {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        self.binary(&other, Instr::Sub)
+    }
+}
+
+impl Mul for Expr {
+    type Output = Self;
+    fn mul(self, other: Self) -> Self {
+        self.binary(&other, Instr::Mul)
+    }
+}
+
+impl Pointwise {
+    /// The operation whose value `write` builds from its `N` inputs.
+    pub fn build<const N: usize>(write: impl FnOnce([Expr; N]) -> Expr) -> Self {
+        const { assert!(N >= 1 && N <= MAX_INPUTS) }
+        let inputs = std::array::from_fn(|i| Expr(vec![Instr::Input(i)]));
+        Self {
+            program: write(inputs).0,
+            inputs: N,
+        }
+    }
+
+    /// The input itself.
+    pub fn copy() -> Self {
+        Self::build(|[x]| x)
+    }
+
+    /// One activation.
+    pub fn act(activation: Activation) -> Self {
+        Self::build(|[x]| x.act(activation))
+    }
+
+    /// The sum of two tensors.
+    pub fn add() -> Self {
+        Self::build(|[a, b]| a + b)
+    }
+
+    /// The product of two tensors.
+    pub fn mul() -> Self {
+        Self::build(|[a, b]| a * b)
+    }
+
+    /// The activation, if that is all this does.
+    pub fn as_activation(&self) -> Option<Activation> {
+        match self.program[..] {
+            [Instr::Input(0), Instr::Act(activation, 0)] => Some(activation),
+            _ => None,
+        }
+    }
+
+    /// Whether this is the sum of two tensors.
+    pub fn is_add(&self) -> bool {
+        *self == Self::add()
+    }
+
+    /// The WGSL of the expression: a value for each instruction, then the store.
+    fn wgsl(&self) -> String {
+        let mut text = String::new();
+        for (i, instr) in self.program.iter().enumerate() {
+            let value = match *instr {
+                Instr::Input(k) => {
+                    format!("in{k}[p.t{k}.x + n * p.t{k}.y + c * p.t{k}.z + pixel * p.t{k}.w]")
+                }
+                Instr::Affine { a, scale, shift } => format!("fma(v{a}, {scale:?}f, {shift:?}f)"),
+                Instr::Act(activation, a) => activation_call(activation, &format!("v{a}")),
+                Instr::Add(a, b) => format!("v{a} + v{b}"),
+                Instr::Sub(a, b) => format!("v{a} - v{b}"),
+                Instr::Mul(a, b) => format!("v{a} * v{b}"),
+            };
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "    let v{i} = {value};");
+        }
+        let _ = writeln!(text, "    return v{};", self.program.len() - 1);
+        text
+    }
+}
+
+/// The call of an activation function of `shaders/shared/activation.wgsl`.
+fn activation_call(activation: Activation, x: &str) -> String {
+    match activation {
+        Activation::None => x.to_owned(),
+        Activation::Relu => format!("max({x}, 0.0)"),
+        Activation::Silu => format!("silu({x})"),
+        Activation::LeakyRelu(slope) => format!("select({slope:?}f * {x}, {x}, {x} > 0.0)"),
+        Activation::Tanh => format!("tanh_safe({x})"),
+        Activation::Sigmoid => format!("sigmoid({x})"),
+    }
+}
+
+/// How an input is read when it is broadcast: elements from item to item, channel to channel, pixel to pixel.
+fn strides(slot_batch_stride: usize, shape: Shape, output: Shape) -> [usize; 3] {
+    let of = |stride: usize, len: usize, full: usize| if len == full { stride } else { 0 };
+    [
+        of(slot_batch_stride, shape.n(), output.n()),
+        of(shape.plane(), shape.c(), output.c()),
+        of(1, shape.plane(), output.plane()),
+    ]
+}
+
+impl Op for Pointwise {
+    fn name(&self) -> &'static str {
+        "pointwise"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        if inputs.len() != self.inputs {
+            return Err(format!("it takes {} tensors", self.inputs));
+        }
+        let mut output = inputs[0];
+        for shape in inputs {
+            for (size, &other) in output.0.iter_mut().zip(&shape.0) {
+                *size = (*size).max(other);
+            }
+        }
+        let fits = |s: &Shape| {
+            let whole_plane = (s.h(), s.w()) == (output.h(), output.w());
+            (s.n() == output.n() || s.n() == 1)
+                && (s.c() == output.c() || s.c() == 1)
+                && (whole_plane || s.plane() == 1)
+        };
+        if !inputs.iter().all(fits) {
+            return Err(
+                "batch and channels must agree or be 1, planes must agree or be 1x1".into(),
+            );
+        }
+        Ok(output)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn absorb_consumer(&self, next: &dyn Op, slot: usize, shapes: &[Shape]) -> Option<Arc<dyn Op>> {
+        let next = next.as_any().downcast_ref::<Self>()?;
+        let inputs = self.inputs + next.inputs - 1;
+        if inputs > MAX_INPUTS || shapes.len() != next.inputs {
+            return None;
+        }
+        let others = |i: usize| self.inputs + i - usize::from(i > slot);
+        let mut program = self.program.clone();
+        let mut place = Vec::new();
+        for instr in &next.program {
+            if *instr == Instr::Input(slot) {
+                place.push(self.program.len() - 1);
+            } else {
+                program.push(instr.map(|r| place[r], others));
+                place.push(program.len() - 1);
+            }
+        }
+        Some(Arc::new(Self { program, inputs }))
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let shape = out.shape;
+        let plane = shape.plane();
+        let strides: Vec<[usize; 3]> = inputs
+            .iter()
+            .map(|v| strides(v.batch_stride, v.shape, shape))
+            .collect();
+        for n in 0..shape.n() {
+            out.item(n)
+                .par_chunks_mut(plane)
+                .enumerate()
+                .for_each(|(c, row)| {
+                    let mut registers = vec![[0f32; BLOCK]; self.program.len()];
+                    for (b, block) in row.chunks_mut(BLOCK).enumerate() {
+                        let at = |k: usize| {
+                            let [sn, sc, sp] = strides[k];
+                            (&inputs[k].data[n * sn + c * sc + b * BLOCK * sp..], sp)
+                        };
+                        self.evaluate(&mut registers, block, at);
+                    }
+                });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let shape = output.shape;
+        let mut params = Params::new();
+        for k in 0..MAX_INPUTS {
+            params = match inputs.get(k) {
+                Some(slot) => {
+                    let [n, c, pixel] = strides(slot.batch_stride, slot.shape, shape);
+                    params.u(slot.offset).u(n).u(c).u(pixel)
+                }
+                None => params.u(0).u(0).u(0).u(0),
+            };
+        }
+        let params = params.slot(&output).u(shape.plane()).u(shape.n());
+        let mut binds: Vec<Bind> = (0..inputs.len()).map(Bind::Input).collect();
+        binds.resize(MAX_INPUTS, Bind::Absent);
+        binds.push(Bind::Output);
+        let kernel = Kernel {
+            body: Some(self.wgsl()),
+            ..Kernel::new("pointwise")
+        };
+        let counts = [
+            shape.plane().div_ceil(256).min(65_535),
+            shape.c(),
+            shape.n(),
+        ];
+        vec![Dispatch::new(kernel, params, binds, counts)]
+    }
+}
+
+impl Pointwise {
+    /// Evaluates one block; `at(k)` is input `k` from the block's first element on and its pixel stride.
+    fn evaluate<'a>(
+        &self,
+        registers: &mut [[f32; BLOCK]],
+        out: &mut [f32],
+        at: impl Fn(usize) -> (&'a [f32], usize),
+    ) {
+        let len = out.len();
+        for (i, instr) in self.program.iter().enumerate() {
+            let (done, rest) = registers.split_at_mut(i);
+            let value = &mut rest[0][..len];
+            let binary = |value: &mut [f32], a: usize, b: usize, f: fn(f32, f32) -> f32| {
+                for ((v, a), b) in value.iter_mut().zip(&done[a]).zip(&done[b]) {
+                    *v = f(*a, *b);
+                }
+            };
+            match *instr {
+                Instr::Input(k) => match at(k) {
+                    (data, 0) => value.fill(data[0]),
+                    (data, _) => value.copy_from_slice(&data[..len]),
+                },
+                Instr::Affine { a, scale, shift } => {
+                    for (v, a) in value.iter_mut().zip(&done[a]) {
+                        *v = a.mul_add(scale, shift);
+                    }
+                }
+                Instr::Act(activation, a) => {
+                    for (v, a) in value.iter_mut().zip(&done[a]) {
+                        *v = activation.apply(*a);
+                    }
+                }
+                Instr::Add(a, b) => binary(value, a, b, |a, b| a + b),
+                Instr::Sub(a, b) => binary(value, a, b, |a, b| a - b),
+                Instr::Mul(a, b) => binary(value, a, b, |a, b| a * b),
+            }
+        }
+        out.copy_from_slice(&registers[self.program.len() - 1][..len]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check_kernels, check_twins};
+    use super::*;
+
+    fn gate() -> Pointwise {
+        Pointwise::build(|[w, x, y]| {
+            w.clone() * x.clone() + w.affine(-1.0, 1.0) * y.clone() + x + y
+        })
+    }
+
+    #[test]
+    fn expressions_agree_on_both_devices() {
+        let full = Shape::new(2, 5, 7, 301);
+        let plane = Shape::new(2, 1, 7, 301);
+        let channels = Shape::new(1, 5, 1, 1);
+        for (op, shapes) in [
+            (gate(), vec![full, full, full]),
+            (gate(), vec![full, plane, channels]),
+            (gate(), vec![Shape::new(3, 70, 1, 1); 3]),
+        ] {
+            check_kernels(&op, &shapes);
+            let out = check_twins(op, &shapes, 1e-6);
+            assert_eq!(out.len(), shapes[0].numel());
+        }
+    }
+
+    #[test]
+    fn activations_agree_on_both_devices() {
+        use Activation::{LeakyRelu, None, Relu, Sigmoid, Silu, Tanh};
+        for act in [None, Relu, Silu, LeakyRelu(0.2), Tanh, Sigmoid] {
+            let op = Pointwise::build(|[x]| x.affine(130.0, 0.5).act(act));
+            check_kernels(&op, &[Shape::new(1, 3, 33, 5)]);
+            check_twins(op, &[Shape::new(1, 3, 33, 5)], 1e-5);
+        }
+    }
+
+    #[test]
+    fn the_value_is_the_expressions() {
+        let shape = Shape::new(1, 1, 1, 3);
+        let inputs = [[0.25f32, 0.5, 2.0], [1.0, -2.0, 4.0], [3.0, 5.0, -6.0]];
+        let views: Vec<View> = inputs.iter().map(|v| View::contiguous(v, shape)).collect();
+        let mut out = [0f32; 3];
+        gate().cpu(&views, ViewMut::contiguous(&mut out, shape));
+        let expected = std::array::from_fn(|i| {
+            let [w, x, y] = [inputs[0][i], inputs[1][i], inputs[2][i]];
+            w * x + (1.0 - w) * y + x + y
+        });
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn chains_become_one_expression() {
+        let first = Pointwise::add();
+        let joined = first.absorb_consumer(&gate(), 1, &[Shape::new(1, 1, 2, 2); 3]);
+        let joined = joined.expect("pointwise joins pointwise");
+        let joined: &Pointwise = joined.as_any().downcast_ref().expect("into a pointwise");
+        let by_hand = Pointwise::build(|[a, b, w, y]| {
+            let x = a + b;
+            w.clone() * x.clone() + w.affine(-1.0, 1.0) * y.clone() + x + y
+        });
+        let shape = Shape::new(1, 1, 1, 2);
+        let inputs = [[1.0f32, 2.0], [3.0, 5.0], [0.5, 0.25], [7.0, -1.0]];
+        let views: Vec<View> = inputs.iter().map(|v| View::contiguous(v, shape)).collect();
+        let run = |op: &Pointwise| {
+            let mut out = [0f32; 2];
+            op.cpu(&views, ViewMut::contiguous(&mut out, shape));
+            out
+        };
+        assert_eq!(run(joined), run(&by_hand));
+    }
+}

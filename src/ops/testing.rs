@@ -1,0 +1,132 @@
+//! What the tests of operations share: random tensors, the twin comparison, kernel validation.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::{GpuTraits, Op, Slot, Target};
+use crate::device::Device;
+use crate::gpu::{Gpu, shader};
+use crate::graph::{Graph, NodeId};
+use crate::tensor::{Shape, Tensor};
+
+/// Values in [-1, 1), the same for the same seed.
+pub fn random(len: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let unit = |bits: u32| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0;
+    (0..len).map(|_| unit(rng.next_u32())).collect()
+}
+
+/// The norm of the difference over the norm of `expected`.
+pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |d: f64| d * d;
+    let diff: f64 = found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| square(f64::from(a - b)))
+        .sum();
+    let norm: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+    (diff / norm.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// The adapter that kernel tests run on; there must be one.
+pub fn gpu() -> Arc<Gpu> {
+    static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
+    let open = || match Device::select("gpu") {
+        Ok(Device::Gpu(gpu)) => gpu,
+        Ok(Device::Cpu) => panic!("`gpu` never selects the CPU"),
+        Err(error) => panic!("kernel tests need an adapter: {error}"),
+    };
+    GPU.get_or_init(open).clone()
+}
+
+/// Runs `op` on random inputs of these shapes on the CPU and on the GPU and fails if they differ by more than
+/// `tolerance` (relative L2). Returns the CPU's result.
+pub fn check_twins(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) -> Vec<f32> {
+    let data: Vec<Vec<f32>> = (0..shapes.len())
+        .map(|i| random(shapes[i].numel(), 7 + i as u64))
+        .collect();
+    check_twins_on(op, shapes, &data, tolerance)
+}
+
+/// [`check_twins`] on given inputs. Inputs from the second on are also tried as weights, which are prepared beforehand.
+pub fn check_twins_on(
+    op: impl Op + Clone,
+    shapes: &[Shape],
+    data: &[Vec<f32>],
+    tolerance: f64,
+) -> Vec<f32> {
+    let mut graph = Graph::new();
+    let mut inputs: Vec<NodeId> = Vec::new();
+    let mut weights = BTreeMap::new();
+    for (i, (shape, data)) in shapes.iter().zip(data).enumerate() {
+        if i == 0 {
+            inputs.push(graph.input("x", *shape));
+        } else {
+            let name = format!("w{i}");
+            inputs.push(graph.param(&name, *shape).expect("names differ"));
+            weights.insert(name, Tensor::new(shape.0, data.clone()));
+        }
+    }
+    let out = graph.apply("op", op, &inputs).expect("the shapes fit");
+    let given = [("x", &data[0][..])];
+    let run = |device: Device| {
+        let exe = device
+            .compile(&graph, &[out], &weights)
+            .expect("it compiles");
+        exe.run(&given).expect("it runs").remove(0)
+    };
+    let cpu = run(Device::Cpu);
+    let on_gpu = run(Device::Gpu(gpu()));
+    let error = relative_l2(&on_gpu, &cpu);
+    assert!(
+        error <= tolerance,
+        "{:?} on {shapes:?}: gpu and cpu differ by {error:e}",
+        graph.node(out).kind
+    );
+    cpu
+}
+
+/// Fails if a kernel of `op` on inputs of these shapes is not valid WGSL, in its form for GPUs. Needs no GPU.
+pub fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
+    let traits = GpuTraits {
+        max_binding: 1 << 30,
+        max_buffer: 1 << 30,
+        software: false,
+    };
+    let output = op.infer(shapes).expect("the shapes fit");
+    let mut shapes = shapes.to_vec();
+    let special = op.specialize(&Target::Gpu(traits.clone()), &shapes);
+    let mut kernels = Vec::new();
+    let mut op = op;
+    if let Some(special) = &special {
+        for (slot, prepare) in &special.prepared {
+            let prepared = prepare
+                .infer(&[shapes[*slot]])
+                .expect("it prepares its weight");
+            let dispatches = prepare.gpu(
+                &traits,
+                &[Slot::contiguous(shapes[*slot])],
+                Slot::contiguous(prepared),
+            );
+            kernels.extend(dispatches.into_iter().map(|d| d.kernel));
+            shapes[*slot] = prepared;
+        }
+        op = special.op.as_ref();
+    }
+    let slots: Vec<Slot> = shapes.iter().map(|s| Slot::contiguous(*s)).collect();
+    kernels.extend(
+        op.gpu(&traits, &slots, Slot::contiguous(output))
+            .into_iter()
+            .map(|d| d.kernel),
+    );
+    assert!(!kernels.is_empty(), "{} launches nothing", op.name());
+    for kernel in kernels {
+        if let Err(error) = shader::validate(&kernel) {
+            panic!("{error}");
+        }
+    }
+}
