@@ -1,5 +1,6 @@
 //! medfuse: multimodal medical image fusion on any GPU, without CUDA.
 
+pub mod cli;
 pub mod cpu;
 pub mod device;
 pub mod gpu;

@@ -1,0 +1,397 @@
+//! `medfuse eval`: the fusion metrics of folders of images.
+
+use crate::metrics::{self, Metrics, NAMES};
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// The file name endings that count as images.
+const EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "bmp", "tif", "tiff"];
+
+/// Measure fused images against their sources: EN, SD, SF, AG, MI, SCD, VIFF, Qabf, SSIM, PSNR, CC, MSE.
+///
+/// The three folders are paired by file name without its ending. Colour is measured as grey (BT.601 luma).
+#[derive(Debug, clap::Args)]
+pub struct EvalArgs {
+    /// Folder of the MRI images
+    pub mri_dir: PathBuf,
+    /// Folder of the other sources (CT, PET or SPECT)
+    pub other_dir: PathBuf,
+    /// Folder of the fused images
+    pub fused_dir: PathBuf,
+    /// Write one row per pair to FILE, or to the standard output in place of the table (-)
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Print JSON in place of the table: the pairs, their mean and std, and what failed; NaN and infinities are null
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What became of one name: its figures, or why there are none.
+type Outcome = (String, Result<Metrics, String>);
+
+/// Evaluates every name of the three folders and prints the figures.
+///
+/// Names that could not be evaluated are listed on the standard error, and the exit code is 1 then.
+///
+/// # Errors
+/// A folder that cannot be listed, folders without any image, output that cannot be written, and `--json` together
+/// with `--csv -`.
+pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
+    let csv_to_stdout = args.csv.as_deref() == Some(Path::new("-"));
+    if csv_to_stdout && args.json {
+        bail!("--json and --csv - both write to the standard output; give --csv a file name");
+    }
+    let (done, failed) = split(evaluate_folders(&args)?);
+
+    if let Some(path) = args.csv.as_deref().filter(|_| !csv_to_stdout) {
+        write_file(path, &csv(&done))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let output = if csv_to_stdout {
+        csv(&done)
+    } else if args.json {
+        format!("{:#}\n", report_json(&done, &failed))
+    } else {
+        table(&done)
+    };
+    io::stdout()
+        .write_all(output.as_bytes())
+        .context("cannot write to the standard output")?;
+
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "{} of {} not evaluated:",
+        failed.len(),
+        done.len() + failed.len()
+    );
+    for (name, reason) in &failed {
+        eprintln!("  {name}: {reason}");
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// The images of one folder by name without ending; several files may share one.
+type Listing = BTreeMap<String, Vec<PathBuf>>;
+
+/// Lists the images in `folder`; other files and hidden ones are passed over.
+fn list(folder: &Path) -> anyhow::Result<Listing> {
+    let mut listing = Listing::new();
+    let cannot_list = || format!("cannot list the folder {}", folder.display());
+    for entry in std::fs::read_dir(folder).with_context(cannot_list)? {
+        let path = entry.with_context(cannot_list)?.path();
+        let text = |part: Option<&std::ffi::OsStr>| part.map(|s| s.to_string_lossy().into_owned());
+        let ending = text(path.extension()).unwrap_or_default().to_lowercase();
+        let Some(stem) = text(path.file_stem()) else {
+            continue;
+        };
+        if EXTENSIONS.contains(&ending.as_str()) && !stem.starts_with('.') {
+            listing.entry(stem).or_default().push(path);
+        }
+    }
+    Ok(listing)
+}
+
+/// Evaluates every name that one of the three folders has, in the order of the names.
+fn evaluate_folders(args: &EvalArgs) -> anyhow::Result<Vec<Outcome>> {
+    let folders = [&args.mri_dir, &args.other_dir, &args.fused_dir];
+    let listings = [list(folders[0])?, list(folders[1])?, list(folders[2])?];
+    let names: BTreeSet<&String> = listings.iter().flat_map(BTreeMap::keys).collect();
+    if names.is_empty() {
+        let shown = folders.map(|f| f.display().to_string()).join(", ");
+        bail!("no images ({}) in {shown}", EXTENSIONS.join(", "));
+    }
+    // Hidden by indicatif when the standard error is not a terminal.
+    let bar = ProgressBar::new(names.len() as u64).with_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    let names: Vec<&String> = names.into_iter().collect();
+    let outcomes = names
+        .into_par_iter()
+        .map(|name| {
+            let outcome = evaluate_name(name, folders, &listings);
+            bar.inc(1);
+            (name.clone(), outcome)
+        })
+        .collect();
+    bar.finish_and_clear();
+    Ok(outcomes)
+}
+
+/// Evaluates one name, or says why that is not possible.
+fn evaluate_name(
+    name: &str,
+    folders: [&PathBuf; 3],
+    listings: &[Listing; 3],
+) -> Result<Metrics, String> {
+    let mut files = Vec::new();
+    let mut missing = Vec::new();
+    for (folder, listing) in folders.into_iter().zip(listings) {
+        match listing.get(name).map(Vec::as_slice) {
+            Some([file]) => files.push(file),
+            Some(several) => {
+                let number = several.len();
+                return Err(format!(
+                    "{number} images of this name in {}; keep one",
+                    folder.display()
+                ));
+            }
+            None => missing.push(folder.display().to_string()),
+        }
+    }
+    let [mri, other, fused] = files[..] else {
+        return Err(format!("no image of this name in {}", missing.join(", ")));
+    };
+    let load = |path: &Path| metrics::load_grey(path).map_err(|e| e.to_string());
+    metrics::evaluate(&load(mri)?, &load(other)?, &load(fused)?).map_err(|e| e.to_string())
+}
+
+/// Figures by name.
+type Done = Vec<(String, Metrics)>;
+/// Reasons by name.
+type Failed = Vec<(String, String)>;
+
+fn split(outcomes: Vec<Outcome>) -> (Done, Failed) {
+    let (mut done, mut failed) = (Done::new(), Failed::new());
+    for (name, outcome) in outcomes {
+        match outcome {
+            Ok(metrics) => done.push((name, metrics)),
+            Err(reason) => failed.push((name, reason)),
+        }
+    }
+    (done, failed)
+}
+
+/// Mean and standard deviation over the pairs, if there are any.
+fn summary(done: &Done) -> Option<(Metrics, Metrics)> {
+    let all: Vec<Metrics> = done.iter().map(|(_, m)| *m).collect();
+    (!all.is_empty()).then(|| Metrics::mean_and_std(&all))
+}
+
+/// The figures in aligned columns, the mean and the standard deviation below them.
+fn table(done: &Done) -> String {
+    let row = |name: &str, metrics: &Metrics| -> Vec<String> {
+        let figures = metrics.values().map(|v| format!("{v:.4}"));
+        std::iter::once(name.to_owned()).chain(figures).collect()
+    };
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    rows.push(
+        std::iter::once("name")
+            .chain(NAMES)
+            .map(str::to_owned)
+            .collect(),
+    );
+    rows.extend(done.iter().map(|(name, metrics)| row(name, metrics)));
+    if let Some((mean, std)) = summary(done) {
+        rows.push(row("mean", &mean));
+        rows.push(row("std", &std));
+    }
+    let width = |column: usize| {
+        rows.iter()
+            .map(|r| r[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..=NAMES.len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        text += &format!("{:<1$}", row[0], widths[0]);
+        for (cell, width) in row.iter().zip(&widths).skip(1) {
+            text += &format!("  {cell:>width$}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// A header and one row per pair, at full precision.
+fn csv(done: &Done) -> String {
+    let mut text = format!("name,{}\n", NAMES.join(","));
+    for (name, metrics) in done {
+        let figures = metrics.values().map(|v| v.to_string()).join(",");
+        if name.contains([',', '"', '\n', '\r']) {
+            text += &format!("\"{}\",{figures}\n", name.replace('"', "\"\""));
+        } else {
+            text += &format!("{name},{figures}\n");
+        }
+    }
+    text
+}
+
+fn report_json(done: &Done, failed: &Failed) -> Value {
+    let pair = |(name, metrics): &(String, Metrics)| {
+        let mut pair = json!(metrics);
+        pair["name"] = json!(name);
+        pair
+    };
+    let (mean, std) = summary(done).unzip();
+    json!({
+        "pairs": done.iter().map(pair).collect::<Vec<_>>(),
+        "mean": mean,
+        "std": std,
+        "failed": failed
+            .iter()
+            .map(|(name, reason)| json!({"name": name, "reason": reason}))
+            .collect::<Vec<_>>(),
+    })
+}
+
+/// Writes beside the file and renames, so that no half-written file is left.
+fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::GrayImage;
+
+    /// Folders mri, other and fused; `files` are (folder/name, size or 0 for a file that is no image).
+    fn folders(files: &[(&str, u32)]) -> (tempfile::TempDir, EvalArgs) {
+        let root = tempfile::tempdir().unwrap();
+        let [mri_dir, other_dir, fused_dir] =
+            ["mri", "other", "fused"].map(|f| root.path().join(f));
+        for folder in [&mri_dir, &other_dir, &fused_dir] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        for (i, (file, size)) in files.iter().enumerate() {
+            let path = root.path().join(file);
+            let level = |x: u32, y: u32| image::Luma([(x * 5 + y * (3 + i as u32)) as u8]);
+            match size {
+                0 => std::fs::write(path, "no image").unwrap(),
+                _ => GrayImage::from_fn(*size, *size, level).save(path).unwrap(),
+            }
+        }
+        let args = EvalArgs {
+            mri_dir,
+            other_dir,
+            fused_dir,
+            csv: None,
+            json: false,
+        };
+        (root, args)
+    }
+
+    #[test]
+    fn bad_names_are_reported_and_the_others_evaluated() {
+        let (root, args) = folders(&[
+            ("mri/a,1.png", 48),
+            ("other/a,1.bmp", 48),
+            ("fused/a,1.tiff", 48),
+            ("fused/notes.txt", 0),
+            ("mri/b.png", 48),
+            ("other/b.png", 48),
+            ("fused/b.png", 50),
+            ("mri/c.png", 48),
+            ("fused/c.png", 48),
+            ("mri/d.png", 48),
+            ("other/d.png", 0),
+            ("fused/d.png", 48),
+            ("mri/e.png", 48),
+            ("mri/e.bmp", 48),
+            ("other/e.png", 48),
+            ("fused/e.png", 48),
+        ]);
+        let (done, failed) = split(evaluate_folders(&args).unwrap());
+        assert_eq!(done.len(), 1);
+        assert_eq!(done[0].0, "a,1");
+        let reasons: BTreeMap<_, _> = failed
+            .iter()
+            .map(|(n, r)| (n.as_str(), r.as_str()))
+            .collect();
+        assert_eq!(reasons.len(), 4);
+        assert!(reasons["b"].contains("fused 50x50"), "{}", reasons["b"]);
+        assert!(
+            reasons["c"].starts_with("no image of this name in"),
+            "{}",
+            reasons["c"]
+        );
+        assert!(reasons["c"].ends_with("other"), "{}", reasons["c"]);
+        assert!(reasons["d"].contains("d.png"), "{}", reasons["d"]);
+        assert!(
+            reasons["e"].starts_with("2 images of this name"),
+            "{}",
+            reasons["e"]
+        );
+
+        let path = root.path().join("out.csv");
+        let code = run(EvalArgs {
+            csv: Some(path.clone()),
+            ..args
+        })
+        .unwrap();
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::FAILURE));
+        let text = std::fs::read_to_string(path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(
+            lines[0],
+            "name,EN,SD,SF,AG,MI,SCD,VIFF,Qabf,SSIM,PSNR,CC,MSE"
+        );
+        let figures = lines[1].strip_prefix("\"a,1\",").unwrap();
+        let figures: Vec<f64> = figures.split(',').map(|v| v.parse().unwrap()).collect();
+        assert_eq!(figures, done[0].1.values());
+    }
+
+    #[test]
+    fn folders_without_images_or_missing_ones_are_errors() {
+        let (_root, args) = folders(&[("fused/notes.txt", 0)]);
+        assert!(run(args).unwrap_err().to_string().starts_with("no images"));
+        let (root, mut args) = folders(&[("mri/a.png", 48)]);
+        args.fused_dir = root.path().join("nowhere");
+        assert!(run(args).unwrap_err().to_string().contains("nowhere"));
+        let (_root, args) = folders(&[("mri/a.png", 48)]);
+        let both = EvalArgs {
+            csv: Some("-".into()),
+            json: true,
+            ..args
+        };
+        assert!(run(both).unwrap_err().to_string().contains("--json"));
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_ends_in_mean_and_std() {
+        let row = |v: f64| Metrics::from_values([v; 12]);
+        let done = vec![
+            ("first".to_owned(), row(1.0)),
+            ("2".to_owned(), row(1003.0)),
+        ];
+        let text = table(&done);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 5);
+        assert!(lines.iter().all(|l| l.len() == lines[0].len()), "{text}");
+        assert!(lines[3].starts_with("mean    502.0000"), "{text}");
+        assert!(lines[4].starts_with("std     501.0000"), "{text}");
+    }
+
+    #[test]
+    fn json_holds_pairs_summary_and_failures() {
+        let mut metrics = Metrics::from_values([2.0; 12]);
+        metrics.psnr = f64::INFINITY;
+        let failed = vec![("y".to_owned(), "too small".to_owned())];
+        let report = report_json(&vec![("x".to_owned(), metrics)], &failed);
+        assert_eq!(report["pairs"][0]["name"], "x");
+        assert_eq!(report["pairs"][0]["Qabf"], 2.0);
+        assert!(report["pairs"][0]["PSNR"].is_null());
+        assert_eq!(
+            (&report["mean"]["EN"], &report["std"]["EN"]),
+            (&json!(2.0), &json!(0.0))
+        );
+        assert_eq!(report["failed"][0]["reason"], "too small");
+        assert!(report_json(&vec![], &failed)["mean"].is_null());
+    }
+}

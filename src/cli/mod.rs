@@ -1,0 +1,3 @@
+//! The subcommands of `medfuse`, one file each.
+
+pub mod eval;
