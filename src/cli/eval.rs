@@ -1,19 +1,16 @@
 //! `medfuse eval`: the fusion metrics of folders of images.
 
-use crate::metrics::{self, Metrics, NAMES};
+use crate::imaging::{pairs::match_folders, write_whole};
+use crate::metrics::{self, Metrics, NAMES, load_grey};
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
-
-/// The file name endings that count as images.
-const EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "bmp", "tif", "tiff"];
 
 /// Measure fused images against their sources: EN, SD, SF, AG, MI, SCD, VIFF, Qabf, SSIM, PSNR, CC, MSE.
 ///
@@ -34,9 +31,6 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
-/// What became of one name: its figures, or why there are none.
-type Outcome = (String, Result<Metrics, String>);
-
 /// Evaluates every name of the three folders and prints the figures.
 ///
 /// Names that could not be evaluated are listed on the standard error, and the exit code is 1 then.
@@ -49,11 +43,10 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
     if csv_to_stdout && args.json {
         bail!("--json and --csv - both write to the standard output; give --csv a file name");
     }
-    let (done, failed) = split(evaluate_folders(&args)?);
+    let (done, failed) = evaluate_folders(&args)?;
 
     if let Some(path) = args.csv.as_deref().filter(|_| !csv_to_stdout) {
-        write_file(path, &csv(&done))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_whole(path, csv(&done).as_bytes())?;
     }
     let output = if csv_to_stdout {
         csv(&done)
@@ -80,97 +73,54 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// The images of one folder by name without ending; several files may share one.
-type Listing = BTreeMap<String, Vec<PathBuf>>;
-
-/// Lists the images in `folder`; other files and hidden ones are passed over.
-fn list(folder: &Path) -> anyhow::Result<Listing> {
-    let mut listing = Listing::new();
-    let cannot_list = || format!("cannot list the folder {}", folder.display());
-    for entry in std::fs::read_dir(folder).with_context(cannot_list)? {
-        let path = entry.with_context(cannot_list)?.path();
-        let text = |part: Option<&std::ffi::OsStr>| part.map(|s| s.to_string_lossy().into_owned());
-        let ending = text(path.extension()).unwrap_or_default().to_lowercase();
-        let Some(stem) = text(path.file_stem()) else {
-            continue;
-        };
-        if EXTENSIONS.contains(&ending.as_str()) && !stem.starts_with('.') {
-            listing.entry(stem).or_default().push(path);
-        }
-    }
-    Ok(listing)
-}
-
-/// Evaluates every name that one of the three folders has, in the order of the names.
-fn evaluate_folders(args: &EvalArgs) -> anyhow::Result<Vec<Outcome>> {
-    let folders = [&args.mri_dir, &args.other_dir, &args.fused_dir];
-    let listings = [list(folders[0])?, list(folders[1])?, list(folders[2])?];
-    let names: BTreeSet<&String> = listings.iter().flat_map(BTreeMap::keys).collect();
-    if names.is_empty() {
+/// Evaluates every name that the three folders share; the others are among the failed.
+fn evaluate_folders(args: &EvalArgs) -> anyhow::Result<(Done, Failed)> {
+    let folders = [&args.mri_dir, &args.other_dir, &args.fused_dir].map(PathBuf::as_path);
+    let matched = match_folders(folders)?;
+    if matched.groups.is_empty() && matched.unmatched.is_empty() {
         let shown = folders.map(|f| f.display().to_string()).join(", ");
-        bail!("no images ({}) in {shown}", EXTENSIONS.join(", "));
+        bail!("no images (PNG, JPEG, BMP, TIFF) in {shown}");
     }
     // Hidden by indicatif when the standard error is not a terminal.
-    let bar = ProgressBar::new(names.len() as u64).with_style(
-        ProgressStyle::with_template("{bar:40} {pos}/{len} {eta}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    let names: Vec<&String> = names.into_iter().collect();
-    let outcomes = names
-        .into_par_iter()
-        .map(|name| {
-            let outcome = evaluate_name(name, folders, &listings);
+    let bar = ProgressBar::new(matched.groups.len() as u64);
+    let outcomes: Vec<_> = matched
+        .groups
+        .par_iter()
+        .map(|group| {
+            let outcome = evaluate_files(&group.paths);
             bar.inc(1);
-            (name.clone(), outcome)
+            outcome
         })
         .collect();
     bar.finish_and_clear();
-    Ok(outcomes)
-}
 
-/// Evaluates one name, or says why that is not possible.
-fn evaluate_name(
-    name: &str,
-    folders: [&PathBuf; 3],
-    listings: &[Listing; 3],
-) -> Result<Metrics, String> {
-    let mut files = Vec::new();
-    let mut missing = Vec::new();
-    for (folder, listing) in folders.into_iter().zip(listings) {
-        match listing.get(name).map(Vec::as_slice) {
-            Some([file]) => files.push(file),
-            Some(several) => {
-                let number = several.len();
-                return Err(format!(
-                    "{number} images of this name in {}; keep one",
-                    folder.display()
-                ));
-            }
-            None => missing.push(folder.display().to_string()),
+    let (mut done, mut failed) = (Done::new(), Failed::new());
+    for (group, outcome) in matched.groups.into_iter().zip(outcomes) {
+        match outcome {
+            Ok(metrics) => done.push((group.name, metrics)),
+            Err(reason) => failed.push((group.name, format!("{reason:#}"))),
         }
     }
-    let [mri, other, fused] = files[..] else {
-        return Err(format!("no image of this name in {}", missing.join(", ")));
-    };
-    let load = |path: &Path| metrics::load_grey(path).map_err(|e| e.to_string());
-    metrics::evaluate(&load(mri)?, &load(other)?, &load(fused)?).map_err(|e| e.to_string())
+    failed.extend(
+        matched
+            .unmatched
+            .into_iter()
+            .map(|u| (u.name, u.reason.to_string())),
+    );
+    failed.sort();
+    Ok((done, failed))
+}
+
+/// Evaluates the MRI, the other source and the fused image in these files.
+fn evaluate_files([mri, other, fused]: &[PathBuf; 3]) -> anyhow::Result<Metrics> {
+    let (mri, other, fused) = (load_grey(mri)?, load_grey(other)?, load_grey(fused)?);
+    Ok(metrics::evaluate(&mri, &other, &fused)?)
 }
 
 /// Figures by name.
 type Done = Vec<(String, Metrics)>;
 /// Reasons by name.
 type Failed = Vec<(String, String)>;
-
-fn split(outcomes: Vec<Outcome>) -> (Done, Failed) {
-    let (mut done, mut failed) = (Done::new(), Failed::new());
-    for (name, outcome) in outcomes {
-        match outcome {
-            Ok(metrics) => done.push((name, metrics)),
-            Err(reason) => failed.push((name, reason)),
-        }
-    }
-    (done, failed)
-}
 
 /// Mean and standard deviation over the pairs, if there are any.
 fn summary(done: &Done) -> Option<(Metrics, Metrics)> {
@@ -246,19 +196,11 @@ fn report_json(done: &Done, failed: &Failed) -> Value {
     })
 }
 
-/// Writes beside the file and renames, so that no half-written file is left.
-fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-    file.write_all(text.as_bytes())?;
-    file.persist(path)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use image::GrayImage;
+    use std::collections::BTreeMap;
 
     /// Folders mri, other and fused; `files` are (folder/name, size or 0 for a file that is no image).
     fn folders(files: &[(&str, u32)]) -> (tempfile::TempDir, EvalArgs) {
@@ -306,7 +248,7 @@ mod tests {
             ("other/e.png", 48),
             ("fused/e.png", 48),
         ]);
-        let (done, failed) = split(evaluate_folders(&args).unwrap());
+        let (done, failed) = evaluate_folders(&args).unwrap();
         assert_eq!(done.len(), 1);
         assert_eq!(done[0].0, "a,1");
         let reasons: BTreeMap<_, _> = failed
@@ -323,7 +265,7 @@ mod tests {
         assert!(reasons["c"].ends_with("other"), "{}", reasons["c"]);
         assert!(reasons["d"].contains("d.png"), "{}", reasons["d"]);
         assert!(
-            reasons["e"].starts_with("2 images of this name"),
+            reasons["e"].starts_with("several files have this name"),
             "{}",
             reasons["e"]
         );

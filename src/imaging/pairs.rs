@@ -43,14 +43,15 @@ pub enum UnmatchedReason {
 
 impl fmt::Display for Unmatched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.reason {
+        write!(f, "{}: {}", self.name, self.reason)
+    }
+}
+
+impl fmt::Display for UnmatchedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             UnmatchedReason::Missing { folder } => {
-                write!(
-                    f,
-                    "{}: no image of this name in {}",
-                    self.name,
-                    folder.display()
-                )
+                write!(f, "no image of this name in {}", folder.display())
             }
             UnmatchedReason::Ambiguous { files } => {
                 let names: Vec<_> = files
@@ -58,12 +59,8 @@ impl fmt::Display for Unmatched {
                     .filter_map(|p| p.file_name())
                     .map(|n| n.to_string_lossy())
                     .collect();
-                write!(
-                    f,
-                    "{}: several files have this name ({}); keep one",
-                    self.name,
-                    names.join(", ")
-                )
+                let names = names.join(", ");
+                write!(f, "several files have this name ({names}); keep one")
             }
         }
     }

@@ -14,7 +14,6 @@ pub use grey::{Grey, load_grey};
 
 use plane::Plane;
 use serde::Serialize;
-use std::path::PathBuf;
 use thiserror::Error;
 
 /// The names of the metrics, in the order of [`Metrics::values`].
@@ -59,14 +58,6 @@ pub enum MetricsError {
         width: usize,
         /// Height in pixels.
         height: usize,
-    },
-    /// The file could not be opened or decoded.
-    #[error("cannot read {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the decoder said.
-        source: image::ImageError,
     },
 }
 
