@@ -1,3 +1,4 @@
 //! The subcommands of `medfuse`, one file each.
 
 pub mod eval;
+pub mod weights;

@@ -22,8 +22,8 @@ pub enum WeightsError {
         /// What it is instead, as far as one can tell.
         reason: String,
     },
-    /// A checkpoint that contradicts itself or ends too early.
-    #[error("{path} is damaged or cut off ({reason}); copy or download it again", path = .path.display())]
+    /// A checkpoint that contradicts itself, ends too early, or is of a kind that is not read (big-endian, sparse, quantised).
+    #[error("{path} cannot be read as a checkpoint ({reason}); if it was cut off or damaged, copy or download it again", path = .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -193,6 +193,13 @@ impl Weights {
             .map(|(name, entry)| (name.as_str(), &entry.tensor))
     }
 
+    /// Names, tensors and the element types that the file stored them in, in the order of the names.
+    pub fn iter_stored(&self) -> impl Iterator<Item = (&str, &Tensor, StoredType)> {
+        self.entries
+            .iter()
+            .map(|(name, entry)| (name.as_str(), &entry.tensor, entry.stored))
+    }
+
     /// Takes `prefix` off every name that has it; the other names stay.
     ///
     /// # Errors

@@ -94,18 +94,26 @@ fn data_pkl(path: &Path) -> Result<Vec<u8>, WeightsError> {
         .map(|name| name.map(|name| name.to_string()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| damaged(path, e.to_string()))?;
-    let Some(name) = names
+    let Some(index) = names
         .iter()
         .filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"))
         .min_by_key(|name| name.len())
+        .and_then(|name| archive.index_for_name(name))
     else {
         return Err(WeightsError::NotACheckpoint {
             path: path.to_path_buf(),
             reason: "it is a zip archive without the data.pkl of a PyTorch checkpoint".into(),
         });
     };
+    // A CRC of 0 means that torch.save was told to compute none.
+    let unchecked = archive
+        .by_index_raw(index)
+        .map_err(|e| damaged(path, e.to_string()))?
+        .crc32()
+        == 0;
+    let options = zip::ZipReadOptions::new().ignore_crc32(unchecked);
     let entry = archive
-        .by_name(name)
+        .by_index_with_options(index, options)
         .map_err(|e| damaged(path, e.to_string()))?;
     let mut bytes = Vec::new();
     entry
@@ -313,7 +321,7 @@ mod tests {
         let whole = std::fs::read(fixture("zip.pth")).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         let message = Weights::load(&path).unwrap_err().to_string();
-        assert!(message.contains("is damaged or cut off"), "{message}");
+        assert!(message.contains("if it was cut off or damaged"), "{message}");
     }
 
     #[test]
