@@ -102,16 +102,27 @@ def dump(obj, protocol, legacy):
     return file.getvalue(), [pair for pair in pickler.keys.values()]
 
 
-def write_zip(name, obj, protocol=2, compress=zipfile.ZIP_STORED):
+def add_zip64_end(path):
+    """Puts the zip64 end records between the directory and the end record, as torch.save always does."""
+    data = path.read_bytes()
+    head, end = data[:-22], data[-22:]
+    entries, size, offset = struct.unpack("<HII", end[10:20])
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 0, 45, 0, 0, entries, entries, size, offset)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(head), 1)
+    path.write_bytes(head + record + locator + end)
+
+
+def write_zip(name, obj, protocol=2, compress=zipfile.ZIP_STORED, root="archive"):
     pkl, storages = dump(obj, protocol, legacy=False)
     entries = [("data.pkl", pkl), ("byteorder", b"little")]
     entries += [(f"data/{key}", storage.raw()) for key, storage in storages]
     entries += [("version", b"3\n")]
     with zipfile.ZipFile(OUT / name, "w", compress) as archive:
         for entry, data in entries:
-            info = zipfile.ZipInfo(f"archive/{entry}", (1980, 1, 1, 0, 0, 0))
+            info = zipfile.ZipInfo(f"{root}/{entry}", (1980, 1, 1, 0, 0, 0))
             info.compress_type = compress
             archive.writestr(info, data)
+    add_zip64_end(OUT / name)
 
 
 def write_legacy(name, obj):
@@ -161,6 +172,9 @@ def main():
     write_zip("zip.pth", state_dict())
     write_zip("zip_protocol4.pth", state_dict(), protocol=4)
     write_zip("zip_deflated.pth", state_dict(), compress=zipfile.ZIP_DEFLATED)
+    # With a root of 21 letters the first directory entry is as long as the zip64 end records: some readers
+    # then take the second entry for the first.
+    write_zip("zip_root21.pth", state_dict(), root="dmfnet_unet_epoch_100")
     write_legacy("legacy.pth", state_dict())
     write_zip(
         "nested.pth",

@@ -246,6 +246,7 @@ mod tests {
             ("zip.pth", Format::PthZip),
             ("zip_protocol4.pth", Format::PthZip),
             ("zip_deflated.pth", Format::PthZip),
+            ("zip_root21.pth", Format::PthZip),
             ("legacy.pth", Format::PthLegacy),
         ] {
             let weights = Weights::load(fixture(file)).unwrap();
@@ -321,7 +322,10 @@ mod tests {
         let whole = std::fs::read(fixture("zip.pth")).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         let message = Weights::load(&path).unwrap_err().to_string();
-        assert!(message.contains("if it was cut off or damaged"), "{message}");
+        assert!(
+            message.contains("if it was cut off or damaged"),
+            "{message}"
+        );
     }
 
     #[test]
