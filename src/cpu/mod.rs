@@ -1,4 +1,6 @@
 //! The CPU executor and what its kernels share.
 
+pub mod conv;
 pub mod executor;
+pub mod math;
 pub mod view;

@@ -1,0 +1,155 @@
+//! Few output channels to a group (depthwise convolutions, a single output channel): multiply-adds on rows of pixels.
+
+use super::Conv;
+use super::epilogue::Output;
+use super::scratch::with_scratch;
+use super::source::Source;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Vectors of pixels whose sums are kept in registers.
+const VECTORS: usize = 4;
+/// About how many output pixels a task computes.
+const PIXELS: usize = 4096;
+
+/// Runs a convolution with its weights as they are.
+pub(super) fn run(arch: Arch, conv: &Conv, source: &Source, out: &Output) {
+    arch.dispatch(Run { conv, source, out });
+}
+
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    conv: &'a Conv<'a>,
+    source: &'a Source<'a>,
+    out: &'a Output<'a>,
+}
+
+impl WithSimd for Run<'_> {
+    type Output = ();
+
+    fn with_simd<S: Simd>(self, simd: S) {
+        let [n, oc, height, width] = self.out.shape.0;
+        let rows = (PIXELS / width.max(1)).clamp(1, height);
+        let bands = height.div_ceil(rows);
+        (0..n * oc * bands).into_par_iter().for_each(|task| {
+            let (band, plane) = (task % bands, task / bands);
+            simd.vectorize(Task {
+                run: self,
+                n: plane / oc,
+                oc: plane % oc,
+                rows: band * rows..height.min((band + 1) * rows),
+            });
+        });
+    }
+}
+
+/// Some rows of one output channel.
+struct Task<'a> {
+    run: Run<'a>,
+    n: usize,
+    oc: usize,
+    rows: Range<usize>,
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let spec = self.run.conv.spec;
+        let weight = self.run.conv.weight_shape;
+        let [_, group_in, kh, kw] = weight.0;
+        let group = self.oc / (weight.n() / spec.groups);
+        let width = self.run.out.shape.w();
+        let span = VECTORS * S::F32_LANES;
+        let padded_width = width.div_ceil(span) * span;
+        // Columns of the input are staged by their remainder modulo the stride: a tap then reads consecutive values.
+        let phase_len = padded_width + (kw - 1) * spec.dilation[1] / spec.stride[1] + 1;
+        let row_len = phase_len * spec.stride[1];
+        let staged_rows = (self.rows.len() - 1) * spec.stride[0] + (kh - 1) * spec.dilation[0] + 1;
+        with_scratch(self.rows.len() * padded_width, |sums| {
+            with_scratch(staged_rows * row_len, |staged| {
+                sums.fill(0.0);
+                for ic in 0..group_in {
+                    self.stage(group * group_in + ic, staged, row_len);
+                    let taps = &self.run.conv.packed[(self.oc * group_in + ic) * kh * kw..];
+                    for (y, sums) in sums.chunks_exact_mut(padded_width).enumerate() {
+                        let rows = &staged[y * spec.stride[0] * row_len..];
+                        for (i, sums) in sums.chunks_exact_mut(span).enumerate() {
+                            self.accumulate(simd, &rows[i * span..], row_len, taps, sums);
+                        }
+                    }
+                }
+            });
+            for (sums, y) in sums.chunks_exact(padded_width).zip(self.rows.clone()) {
+                // SAFETY: each row of each channel is one task's.
+                unsafe {
+                    self.run
+                        .out
+                        .write([self.n, self.oc, y * width], &sums[..width])
+                };
+            }
+        });
+    }
+}
+
+impl Task<'_> {
+    /// Fills `staged` with the padded input rows that the task's output rows need.
+    #[inline(always)]
+    fn stage(&self, c: usize, staged: &mut [f32], row_len: usize) {
+        let spec = self.run.conv.spec;
+        let stride = spec.stride[1];
+        let first = (self.rows.start * spec.stride[0]) as isize - spec.padding[0] as isize;
+        let column = -(spec.padding[1] as isize);
+        with_scratch(row_len, |row| {
+            for (y, out) in staged.chunks_exact_mut(row_len).enumerate() {
+                if stride == 1 {
+                    self.run
+                        .source
+                        .fill([self.n, c], first + y as isize, column, out);
+                    continue;
+                }
+                self.run
+                    .source
+                    .fill([self.n, c], first + y as isize, column, row);
+                for (phase, out) in out.chunks_exact_mut(row_len / stride).enumerate() {
+                    for (out, value) in out.iter_mut().zip(row[phase..].iter().step_by(stride)) {
+                        *out = *value;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Adds one input channel's products to a span of sums.
+    #[inline(always)]
+    fn accumulate<S: Simd>(
+        &self,
+        simd: S,
+        rows: &[f32],
+        row_len: usize,
+        taps: &[f32],
+        sums: &mut [f32],
+    ) {
+        let spec = self.run.conv.spec;
+        let [kh, kw] = spec.kernel;
+        let stride = spec.stride[1];
+        let phase_len = row_len / stride;
+        let (sums, _) = S::as_mut_simd_f32s(sums);
+        let mut kept: [S::f32s; VECTORS] = std::array::from_fn(|j| sums[j]);
+        for ky in 0..kh {
+            for kx in 0..kw {
+                let shift = kx * spec.dilation[1];
+                let at =
+                    ky * spec.dilation[0] * row_len + shift % stride * phase_len + shift / stride;
+                let (values, _) = S::as_simd_f32s(&rows[at..][..VECTORS * S::F32_LANES]);
+                let tap = simd.splat_f32s(taps[ky * kw + kx]);
+                for j in 0..VECTORS {
+                    kept[j] = simd.mul_add_e_f32s(tap, values[j], kept[j]);
+                }
+            }
+        }
+        sums.copy_from_slice(&kept);
+    }
+}

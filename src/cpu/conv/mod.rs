@@ -1,0 +1,238 @@
+//! Convolution on the CPU: Winograd tiles for 3x3, implicit GEMM for the rest, a direct loop for few channels.
+//!
+//! Weights are packed once into one flat buffer whose length follows from the shapes ([`packed_len`]). The order in
+//! which an output's products are summed depends on shapes alone, so neither threads nor their number change a bit.
+
+mod direct;
+mod epilogue;
+mod gemm;
+mod microkernel;
+mod reference;
+mod scratch;
+mod source;
+mod winograd;
+
+pub use epilogue::Epilogue;
+pub use reference::conv2d_reference;
+
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+use epilogue::Output;
+use pulp::Arch;
+use source::Source;
+
+/// What lies beyond the edges of a convolution's input.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum PaddingMode {
+    /// Zeros.
+    #[default]
+    Zeros,
+    /// The input mirrored at its first and last pixel, which are not repeated.
+    Reflect,
+}
+
+/// The hyperparameters of a two-dimensional convolution; pairs are `[vertical, horizontal]`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ConvSpec {
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    /// Pixels of the input from one output pixel to the next.
+    pub stride: [usize; 2],
+    /// Pixels added on each of two opposite sides.
+    pub padding: [usize; 2],
+    /// Pixels of the input from one kernel tap to the next.
+    pub dilation: [usize; 2],
+    /// Groups that input and output channels are split into; each output group reads its own input group.
+    pub groups: usize,
+    /// What the padding holds.
+    pub padding_mode: PaddingMode,
+    /// Whether the input is enlarged twofold by nearest neighbours before the convolution.
+    pub upsample: bool,
+}
+
+impl ConvSpec {
+    /// A square kernel with stride 1 and the zero padding that keeps the size (for odd `kernel`).
+    pub const fn same(kernel: usize) -> Self {
+        Self {
+            kernel: [kernel; 2],
+            stride: [1; 2],
+            padding: [kernel / 2; 2],
+            dilation: [1; 2],
+            groups: 1,
+            padding_mode: PaddingMode::Zeros,
+            upsample: false,
+        }
+    }
+
+    /// The size of the input that the kernel slides over: after upsampling, before padding.
+    const fn extent(&self, input: Shape) -> [usize; 2] {
+        let scale = if self.upsample { 2 } else { 1 };
+        [input.h() * scale, input.w() * scale]
+    }
+
+    /// The output's shape for an input `[n, ic, h, w]` and a weight `[oc, ic / groups, kh, kw]`. `None` if the shapes
+    /// do not fit each other, the kernel does not fit the padded input, or reflection reaches beyond the input.
+    pub fn output_shape(&self, input: Shape, weight: Shape) -> Option<Shape> {
+        let fits = self.groups > 0
+            && weight.c() * self.groups == input.c()
+            && weight.n().is_multiple_of(self.groups)
+            && [weight.h(), weight.w()] == self.kernel
+            && self.kernel.iter().all(|&k| k > 0)
+            && self.stride.iter().all(|&s| s > 0)
+            && self.dilation.iter().all(|&d| d > 0);
+        if !fits {
+            return None;
+        }
+        let extent = self.extent(input);
+        let mut size = [0; 2];
+        for axis in 0..2 {
+            let padding = self.padding[axis];
+            if self.padding_mode == PaddingMode::Reflect && padding >= extent[axis] {
+                return None;
+            }
+            let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
+            let slack = (extent[axis] + 2 * padding).checked_sub(reach)?;
+            size[axis] = slack / self.stride[axis] + 1;
+        }
+        Some(Shape::new(input.n(), weight.n(), size[0], size[1]))
+    }
+}
+
+/// How a convolution is computed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Algorithm {
+    /// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, 2016): 36 products where 144 would be due.
+    Winograd,
+    /// A matrix product over input patches that are gathered block by block.
+    Gemm,
+    /// Multiply-adds on rows of pixels, a few output channels at a time.
+    Direct,
+}
+
+impl Algorithm {
+    /// The algorithm used for an input `[n, ic, h, w]` and a weight `[oc, ic / groups, kh, kw]`.
+    pub fn choose(spec: &ConvSpec, input: Shape, weight: Shape) -> Self {
+        let per_group = weight.n() / spec.groups;
+        if per_group < 4 {
+            Self::Direct
+        } else if winograd::supports(spec) && winograd::pays(spec, input, weight) {
+            Self::Winograd
+        } else {
+            Self::Gemm
+        }
+    }
+
+    /// Whether the algorithm can compute such a convolution at all.
+    pub fn supports(self, spec: &ConvSpec) -> bool {
+        self != Self::Winograd || winograd::supports(spec)
+    }
+
+    /// Elements of the packed form of a weight `[oc, ic / groups, kh, kw]`.
+    pub fn packed_len(self, spec: &ConvSpec, weight: Shape) -> usize {
+        match self {
+            Self::Winograd => winograd::packed_len(weight),
+            Self::Gemm => gemm::packed_len(spec, weight),
+            Self::Direct => weight.numel(),
+        }
+    }
+
+    /// Writes the packed form of a weight `[oc, ic / groups, kh, kw]`.
+    ///
+    /// # Panics
+    /// If `packed` has not [`packed_len`](Self::packed_len) elements.
+    pub fn pack_into(self, spec: &ConvSpec, shape: Shape, weight: &[f32], packed: &mut [f32]) {
+        assert_eq!(packed.len(), self.packed_len(spec, shape), "packed weights");
+        match self {
+            Self::Winograd => winograd::pack_into(shape, weight, packed),
+            Self::Gemm => gemm::pack_into(spec, shape, weight, packed),
+            Self::Direct => packed.copy_from_slice(weight),
+        }
+    }
+
+    /// [`conv2d`] by this algorithm, with weights that it packed, on the given instruction set.
+    pub fn run(self, arch: Arch, conv: &Conv, out: ViewMut) {
+        let shape = conv
+            .spec
+            .output_shape(conv.x.shape, conv.weight_shape)
+            .expect("shapes are checked when the graph is built");
+        assert_eq!(out.shape, shape, "the output's shape");
+        conv.epilogue.check(shape);
+        let source = Source::new(conv.spec, conv.x);
+        let out = Output::new(out, conv.epilogue);
+        match self {
+            Self::Winograd => winograd::run(arch, conv, &source, &out),
+            Self::Gemm => gemm::run(arch, conv, &source, &out),
+            Self::Direct => direct::run(arch, conv, &source, &out),
+        }
+    }
+}
+
+/// One convolution's operands.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv<'a> {
+    /// The hyperparameters.
+    pub spec: &'a ConvSpec,
+    /// The input, `[n, ic, h, w]`.
+    pub x: View<'a>,
+    /// The weights in the algorithm's packed form.
+    pub packed: &'a [f32],
+    /// The shape the weights had before, `[oc, ic / groups, kh, kw]`.
+    pub weight_shape: Shape,
+    /// What follows the sum of products.
+    pub epilogue: &'a Epilogue<'a>,
+}
+
+/// Elements of the packed form of a weight `[oc, ic / groups, kh, kw]` for an input of this shape.
+pub fn packed_len(spec: &ConvSpec, input: Shape, weight: Shape) -> usize {
+    Algorithm::choose(spec, input, weight).packed_len(spec, weight)
+}
+
+/// Writes the packed form of a weight into `packed`, [`packed_len`] elements.
+pub fn pack_into(
+    spec: &ConvSpec,
+    input: Shape,
+    weight_shape: Shape,
+    weight: &[f32],
+    packed: &mut [f32],
+) {
+    Algorithm::choose(spec, input, weight_shape).pack_into(spec, weight_shape, weight, packed);
+}
+
+/// The packed form of a weight `[oc, ic / groups, kh, kw]` for an input of this shape.
+pub fn pack_weights(
+    spec: &ConvSpec,
+    input: Shape,
+    weight_shape: Shape,
+    weight: &[f32],
+) -> Vec<f32> {
+    let mut packed = vec![0.0; packed_len(spec, input, weight_shape)];
+    pack_into(spec, input, weight_shape, weight, &mut packed);
+    packed
+}
+
+/// Convolves `[n, ic, h, w]` to `[n, oc, oh, ow]` (cross-correlation, as in PyTorch) and applies the epilogue:
+/// `activation(conv(x) + bias + channel_add + residual)`.
+///
+/// # Panics
+/// If the shapes do not fit each other ([`ConvSpec::output_shape`]) or `packed` has another length than [`packed_len`].
+pub fn conv2d(
+    spec: &ConvSpec,
+    x: View,
+    packed: &[f32],
+    weight_shape: Shape,
+    epilogue: &Epilogue,
+    out: ViewMut,
+) {
+    let algorithm = Algorithm::choose(spec, x.shape, weight_shape);
+    let conv = Conv {
+        spec,
+        x,
+        packed,
+        weight_shape,
+        epilogue,
+    };
+    algorithm.run(Arch::new(), &conv, out);
+}
+
+#[cfg(test)]
+mod tests;

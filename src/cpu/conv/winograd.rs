@@ -1,0 +1,494 @@
+//! 3x3 convolutions by Winograd's F(4x4, 3x3): transformed input tiles times transformed kernels, transformed back.
+//!
+//! Sixteen tiles (or what a vector holds) form a *group*, up to three groups a *panel*. A panel's transformed input
+//! stays near the core while all output channels pass over it, [`OC_CHUNK`] at a time.
+
+use super::epilogue::Output;
+use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
+use super::scratch::with_scratch;
+use super::source::Source;
+use super::{Conv, ConvSpec};
+use crate::tensor::Shape;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Outputs of a tile along one axis.
+const TILE: usize = 4;
+/// Inputs of a tile along one axis, also transformed values along one axis.
+const PATCH: usize = 6;
+/// Transformed values of a tile.
+const POINTS: usize = PATCH * PATCH;
+/// Output channels whose products are held before they are transformed back.
+const OC_CHUNK: usize = 32;
+/// Input channels whose products are summed before the next output channels' turn, so that both factors stay in L1.
+const IC_CHUNK: usize = 128;
+
+/// Whether such a convolution can be computed this way.
+pub(super) fn supports(spec: &ConvSpec) -> bool {
+    spec.kernel == [3, 3] && spec.stride == [1, 1] && spec.dilation == [1, 1] && spec.groups == 1
+}
+
+/// Whether it is worth it: enough channels to pay for the transforms, enough tiles to fill vectors.
+pub(super) fn pays(spec: &ConvSpec, input: Shape, weight: Shape) -> bool {
+    let Some(out) = spec.output_shape(input, weight) else {
+        return false;
+    };
+    let groups = Tiling::new(out, 16).groups();
+    let products = groups * 16 * POINTS;
+    let direct = out.n() * out.plane() * 9;
+    weight.c() >= 8 && weight.n() >= 8 && 2 * products <= direct
+}
+
+/// Elements of the packed weights: `[oc chunk][point][oc block][ic][OC_BLOCK]`, output channels filled up with zeros.
+pub(super) fn packed_len(weight: Shape) -> usize {
+    weight.n().div_ceil(OC_BLOCK) * OC_BLOCK * weight.c() * POINTS
+}
+
+/// Transforms and packs a weight `[oc, ic, 3, 3]`.
+pub(super) fn pack_into(shape: Shape, weight: &[f32], packed: &mut [f32]) {
+    let (oc, ic) = (shape.n(), shape.c());
+    packed
+        .par_chunks_mut(OC_CHUNK * ic * POINTS)
+        .enumerate()
+        .for_each(|(chunk, packed)| {
+            let first = chunk * OC_CHUNK;
+            let channels = packed.len() / (ic * POINTS);
+            packed.fill(0.0);
+            for o in 0..channels.min(oc - first) {
+                for i in 0..ic {
+                    let kernel = &weight[((first + o) * ic + i) * 9..][..9];
+                    for (point, value) in transform_kernel(kernel).into_iter().enumerate() {
+                        let block = point * channels + o / OC_BLOCK * OC_BLOCK;
+                        packed[block * ic + i * OC_BLOCK + o % OC_BLOCK] = value;
+                    }
+                }
+            }
+        });
+}
+
+/// `G g G^T` of a 3x3 kernel, in f64 since it is done once.
+fn transform_kernel(kernel: &[f32]) -> [f32; POINTS] {
+    const G: [[f64; 3]; PATCH] = [
+        [1.0 / 4.0, 0.0, 0.0],
+        [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
+        [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
+        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+        [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
+        [0.0, 0.0, 1.0],
+    ];
+    std::array::from_fn(|point| {
+        let (row, column) = (&G[point / PATCH], &G[point % PATCH]);
+        let mut sum = 0.0;
+        for y in 0..3 {
+            for x in 0..3 {
+                sum += row[y] * column[x] * f64::from(kernel[y * 3 + x]);
+            }
+        }
+        sum as f32
+    })
+}
+
+/// How the output is cut into groups of tiles, one tile per lane.
+struct Tiling {
+    /// Tiles of a group side by side.
+    across: usize,
+    /// Tiles of a group below each other.
+    down: usize,
+    groups_across: usize,
+    groups_down: usize,
+    batch: usize,
+}
+
+impl Tiling {
+    /// The tiling with the fewest groups; among equals the one with the longest rows.
+    fn new(out: Shape, lanes: usize) -> Self {
+        let (rows, columns) = (out.h().div_ceil(TILE), out.w().div_ceil(TILE));
+        // A vector of pixels must not cross from one row of tiles to the next.
+        let narrowest = (lanes / TILE).max(1);
+        let mut best: Option<Self> = None;
+        let mut across = lanes;
+        while across >= narrowest {
+            let tiling = Self {
+                across,
+                down: lanes / across,
+                groups_across: columns.div_ceil(across),
+                groups_down: rows.div_ceil(lanes / across),
+                batch: out.n(),
+            };
+            if best.as_ref().is_none_or(|b| tiling.groups() < b.groups()) {
+                best = Some(tiling);
+            }
+            across /= 2;
+        }
+        best.expect("a vector has at least one lane")
+    }
+
+    fn groups(&self) -> usize {
+        self.batch * self.groups_across * self.groups_down
+    }
+
+    fn panels(&self) -> usize {
+        self.groups().div_ceil(PANEL_VECTORS)
+    }
+
+    /// The groups of a panel; panels differ by at most one group.
+    fn panel(&self, panel: usize) -> Range<usize> {
+        let (groups, panels) = (self.groups(), self.panels());
+        panel * groups / panels..(panel + 1) * groups / panels
+    }
+
+    /// Batch item, first output row and first output column of a group.
+    fn corner(&self, group: usize) -> [usize; 3] {
+        let column = group % self.groups_across;
+        let row = group / self.groups_across % self.groups_down;
+        let item = group / (self.groups_across * self.groups_down);
+        [item, row * self.down * TILE, column * self.across * TILE]
+    }
+
+    /// Where in a group's rows of pixels, `stride` apart, its four vectors of pixels begin.
+    #[inline(always)]
+    fn vectors(&self, lanes: usize, stride: usize) -> [usize; TILE] {
+        std::array::from_fn(|j| {
+            let (tile, phase) = (j * lanes / TILE, j * lanes % TILE);
+            tile / self.across * TILE * stride + tile % self.across * TILE + phase
+        })
+    }
+}
+
+/// Runs a convolution whose weights [`pack_into`] packed.
+pub(super) fn run(arch: Arch, conv: &Conv, source: &Source, out: &Output) {
+    arch.dispatch(Run { conv, source, out });
+}
+
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    conv: &'a Conv<'a>,
+    source: &'a Source<'a>,
+    out: &'a Output<'a>,
+}
+
+impl WithSimd for Run<'_> {
+    type Output = ();
+
+    fn with_simd<S: Simd>(self, simd: S) {
+        let tiling = Tiling::new(self.out.shape, S::F32_LANES);
+        let job = Job {
+            simd,
+            run: self,
+            tiling,
+            ic: self.conv.weight_shape.c(),
+            oc: self.conv.weight_shape.n(),
+        };
+        if job.tiling.panels() >= 4 * rayon::current_num_threads() {
+            job.by_panels();
+        } else {
+            job.by_channels();
+        }
+    }
+}
+
+struct Job<'a, S> {
+    simd: S,
+    run: Run<'a>,
+    tiling: Tiling,
+    ic: usize,
+    oc: usize,
+}
+
+impl<S: Simd> Job<'_, S> {
+    /// Many tiles: every thread takes whole panels.
+    fn by_panels(&self) {
+        (0..self.tiling.panels()).into_par_iter().for_each(|panel| {
+            let width = self.tiling.panel(panel).len() * S::F32_LANES;
+            with_scratch(POINTS * self.ic * width, |v| {
+                for first in (0..self.ic).step_by(IC_CHUNK) {
+                    let channels = first..self.ic.min(first + IC_CHUNK);
+                    let v = &mut v[POINTS * first * width..][..POINTS * channels.len() * width];
+                    self.transform(panel, channels, v);
+                }
+                for chunk in 0..self.oc.div_ceil(OC_CHUNK) {
+                    self.multiply(panel, chunk, IC_CHUNK, v);
+                }
+            });
+        });
+    }
+
+    /// Few tiles: the threads share all transformed panels and take output channels.
+    fn by_channels(&self) {
+        // Smaller pieces give more threads work.
+        let piece = IC_CHUNK.min(self.ic.div_ceil(rayon::current_num_threads()));
+        let widths: Vec<usize> = (0..self.tiling.panels())
+            .map(|panel| self.tiling.panel(panel).len() * S::F32_LANES)
+            .collect();
+        let total: usize = widths.iter().sum();
+        with_scratch(POINTS * self.ic * total, |v| {
+            let mut pieces = Vec::new();
+            let mut rest = &mut *v;
+            for (panel, width) in widths.iter().enumerate() {
+                for first in (0..self.ic).step_by(piece) {
+                    let channels = first..self.ic.min(first + piece);
+                    let (v, after) = rest.split_at_mut(POINTS * channels.len() * width);
+                    pieces.push((panel, channels, v));
+                    rest = after;
+                }
+            }
+            pieces
+                .into_par_iter()
+                .for_each(|(panel, channels, v)| self.transform(panel, channels, v));
+            let v = &*v;
+            let chunks = self.oc.div_ceil(OC_CHUNK);
+            (0..chunks).into_par_iter().for_each(|chunk| {
+                let mut rest = v;
+                for (panel, width) in widths.iter().enumerate() {
+                    let (v, after) = rest.split_at(POINTS * self.ic * width);
+                    self.multiply(panel, chunk, piece, v);
+                    rest = after;
+                }
+            });
+        });
+    }
+
+    /// Writes the transformed tiles of some input channels of a panel to `v`, `[point][channel][group][lane]`.
+    fn transform(&self, panel: usize, channels: Range<usize>, v: &mut [f32]) {
+        self.simd.vectorize(Transform {
+            source: self.run.source,
+            padding: self.run.conv.spec.padding,
+            tiling: &self.tiling,
+            groups: self.tiling.panel(panel),
+            channels,
+            v,
+        });
+    }
+
+    /// Multiplies a transformed panel, `[ic piece][point][channel][group][lane]`, with a chunk of output channels and
+    /// writes the outputs.
+    fn multiply(&self, panel: usize, chunk: usize, piece: usize, v: &[f32]) {
+        let groups = self.tiling.panel(panel);
+        let width = groups.len() * S::F32_LANES;
+        let first = chunk * OC_CHUNK;
+        let blocks = (self.oc - first).min(OC_CHUNK).div_ceil(OC_BLOCK);
+        let channels = blocks * OC_BLOCK;
+        let u = &self.run.conv.packed[first * self.ic * POINTS..][..channels * self.ic * POINTS];
+        with_scratch(POINTS * channels * width, |m| {
+            for (point, m) in m.chunks_exact_mut(channels * width).enumerate() {
+                for start in (0..self.ic).step_by(piece) {
+                    let len = piece.min(self.ic - start);
+                    let b = &v[(POINTS * start + point * len) * width..][..len * width];
+                    for (block, c) in m.chunks_exact_mut(OC_BLOCK * width).enumerate() {
+                        let a = (point * blocks + block) * self.ic + start;
+                        self.simd.vectorize(Product {
+                            a: &u[a * OC_BLOCK..][..len * OC_BLOCK],
+                            b,
+                            vectors: groups.len(),
+                            c,
+                            c_stride: width,
+                            accumulate: start > 0,
+                        });
+                    }
+                }
+            }
+            self.simd.vectorize(TransformBack {
+                out: self.run.out,
+                tiling: &self.tiling,
+                groups,
+                channels: first..self.oc.min(first + channels),
+                m,
+                m_stride: channels * width,
+            });
+        });
+    }
+}
+
+/// The input transform, see [`Job::transform`].
+struct Transform<'a> {
+    source: &'a Source<'a>,
+    padding: [usize; 2],
+    tiling: &'a Tiling,
+    groups: Range<usize>,
+    channels: Range<usize>,
+    v: &'a mut [f32],
+}
+
+impl WithSimd for Transform<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Tiling { across, down, .. } = *self.tiling;
+        let lanes = S::F32_LANES;
+        let width = self.groups.len() * lanes;
+        let point_stride = self.channels.len() * width;
+        let rows = down * TILE + 2;
+        let columns = across * TILE + 2;
+        // The last vector reads two pixels more than the last tile needs.
+        let staged_stride = columns + 2;
+        with_scratch(rows * staged_stride, |staged| {
+            for (g, group) in self.groups.clone().enumerate() {
+                let [n, row, column] = self.tiling.corner(group);
+                let row = row as isize - self.padding[0] as isize;
+                let column = column as isize - self.padding[1] as isize;
+                for (i, c) in self.channels.clone().enumerate() {
+                    let stored = self
+                        .source
+                        .stored([n, c], [row, column], [rows, columns], 2);
+                    let (pixels, stride) = match stored {
+                        Some(pixels) => (pixels, self.source.x.shape.w()),
+                        None => {
+                            for (y, out) in staged.chunks_exact_mut(staged_stride).enumerate() {
+                                self.source.fill([n, c], row + y as isize, column, out);
+                            }
+                            (&*staged, staged_stride)
+                        }
+                    };
+                    let v = &mut self.v[i * width + g * lanes..];
+                    let vectors = self.tiling.vectors(lanes, stride);
+                    transform_group(simd, pixels, stride, vectors, v, point_stride);
+                }
+            }
+        });
+    }
+}
+
+/// `B^T d B` of one group's patches.
+#[inline(always)]
+fn transform_group<S: Simd>(
+    simd: S,
+    pixels: &[f32],
+    stride: usize,
+    vectors: [usize; TILE],
+    v: &mut [f32],
+    point_stride: usize,
+) {
+    let mut half = [[simd.splat_f32s(0.0); PATCH]; PATCH];
+    for (y, half) in half.iter_mut().enumerate() {
+        let at = |shift: usize| {
+            simd.deinterleave_shfl_f32s(
+                vectors.map(|at| load::<S>(pixels, at + y * stride + shift)),
+            )
+        };
+        let [a, b, c, d] = at(0);
+        let [e, f, _, _] = at(TILE);
+        *half = transform_patch(simd, [a, b, c, d, e, f]);
+    }
+    for x in 0..PATCH {
+        let column = transform_patch(simd, half.map(|row| row[x]));
+        for (y, value) in column.into_iter().enumerate() {
+            store::<S>(v, (y * PATCH + x) * point_stride, value);
+        }
+    }
+}
+
+/// `B^T d` along one axis.
+#[inline(always)]
+fn transform_patch<S: Simd>(simd: S, d: [S::f32s; PATCH]) -> [S::f32s; PATCH] {
+    let times = |k: f32, a, b| simd.mul_add_e_f32s(simd.splat_f32s(k), a, b);
+    let even = times(-4.0, d[2], d[4]);
+    let odd = times(-4.0, d[1], d[3]);
+    let even_half = simd.sub_f32s(d[4], d[2]);
+    let odd_half = simd.sub_f32s(d[3], d[1]);
+    [
+        times(4.0, simd.sub_f32s(d[0], d[2]), even_half),
+        simd.add_f32s(even, odd),
+        simd.sub_f32s(even, odd),
+        times(2.0, odd_half, even_half),
+        times(-2.0, odd_half, even_half),
+        times(-4.0, odd_half, simd.sub_f32s(d[5], d[3])),
+    ]
+}
+
+/// The output transform and the epilogue for some output channels of a panel, from `[point][channel][group][lane]`.
+struct TransformBack<'a> {
+    out: &'a Output<'a>,
+    tiling: &'a Tiling,
+    groups: Range<usize>,
+    channels: Range<usize>,
+    m: &'a [f32],
+    m_stride: usize,
+}
+
+impl WithSimd for TransformBack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Tiling { across, down, .. } = *self.tiling;
+        let lanes = S::F32_LANES;
+        let width = self.groups.len() * lanes;
+        let stride = across * TILE;
+        let shape = self.out.shape;
+        let vectors = self.tiling.vectors(lanes, stride);
+        with_scratch(TILE * TILE * lanes, |rows| {
+            for (i, c) in self.channels.clone().enumerate() {
+                for (g, group) in self.groups.clone().enumerate() {
+                    let m = &self.m[i * width + g * lanes..];
+                    transform_group_back(simd, m, self.m_stride, vectors, stride, rows);
+                    let [n, y, x] = self.tiling.corner(group);
+                    let height = (down * TILE).min(shape.h() - y);
+                    // Rows as wide as the image are one run of pixels.
+                    let (runs, len) = if shape.w() == stride {
+                        (1, height * stride)
+                    } else {
+                        (height, stride.min(shape.w() - x))
+                    };
+                    for run in 0..runs {
+                        let pixel = (y + run) * shape.w() + x;
+                        // SAFETY: each group and each chunk of channels is one task's.
+                        unsafe { self.out.write([n, c, pixel], &rows[run * stride..][..len]) };
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// `A^T m A` of one group's tiles, as rows of pixels.
+#[inline(always)]
+fn transform_group_back<S: Simd>(
+    simd: S,
+    m: &[f32],
+    m_stride: usize,
+    vectors: [usize; TILE],
+    stride: usize,
+    rows: &mut [f32],
+) {
+    let mut half = [[simd.splat_f32s(0.0); PATCH]; TILE];
+    for x in 0..PATCH {
+        let column = std::array::from_fn(|y| load::<S>(m, (y * PATCH + x) * m_stride));
+        for (half, value) in half.iter_mut().zip(transform_tile(simd, column)) {
+            half[x] = value;
+        }
+    }
+    for (y, half) in half.into_iter().enumerate() {
+        let pixels = simd.interleave_shfl_f32s(transform_tile(simd, half));
+        for (at, pixels) in vectors.into_iter().zip(pixels) {
+            store::<S>(rows, at + y * stride, pixels);
+        }
+    }
+}
+
+/// `A^T m` along one axis.
+#[inline(always)]
+fn transform_tile<S: Simd>(simd: S, m: [S::f32s; PATCH]) -> [S::f32s; TILE] {
+    let times = |k: f32, a, b| simd.mul_add_e_f32s(simd.splat_f32s(k), a, b);
+    let near = simd.add_f32s(m[1], m[2]);
+    let near_odd = simd.sub_f32s(m[1], m[2]);
+    let far = simd.add_f32s(m[3], m[4]);
+    let far_odd = simd.sub_f32s(m[3], m[4]);
+    [
+        simd.add_f32s(simd.add_f32s(m[0], near), far),
+        times(2.0, far_odd, near_odd),
+        times(4.0, far, near),
+        times(8.0, far_odd, simd.add_f32s(near_odd, m[5])),
+    ]
+}
+
+#[inline(always)]
+fn load<S: Simd>(from: &[f32], at: usize) -> S::f32s {
+    S::as_simd_f32s(&from[at..][..S::F32_LANES]).0[0]
+}
+
+#[inline(always)]
+fn store<S: Simd>(to: &mut [f32], at: usize, value: S::f32s) {
+    S::as_mut_simd_f32s(&mut to[at..][..S::F32_LANES]).0[0] = value;
+}
