@@ -16,6 +16,7 @@ mod encode;
 mod fusion_pair;
 mod pad;
 pub mod pairs;
+pub mod phantom;
 
 pub use colour::{Sample, rgb_from_ycrcb, ycrcb_from_rgb};
 pub use encode::{format_for, write_whole};
@@ -106,6 +107,16 @@ pub enum ImagingError {
     NotFinite {
         /// How many.
         count: usize,
+    },
+    /// A phantom of this size cannot be drawn.
+    #[error(
+        "a phantom has {} to {} pixels a side, not {size}",
+        phantom::MIN_SIZE,
+        phantom::MAX_SIZE
+    )]
+    PhantomSize {
+        /// The size that was asked for, in pixels.
+        size: usize,
     },
     /// No format is known for the extension of an output name.
     #[error("cannot tell the format of {path}: name it .png, .jpg, .bmp or .tif", path = path.display())]
