@@ -14,6 +14,7 @@ mod colour;
 mod decode;
 mod encode;
 mod fusion_pair;
+mod montage;
 mod pad;
 pub mod pairs;
 pub mod phantom;
@@ -21,6 +22,7 @@ pub mod phantom;
 pub use colour::{Sample, rgb_from_ycrcb, ycrcb_from_rgb};
 pub use encode::{format_for, write_whole};
 pub use fusion_pair::FusionPair;
+pub use montage::montage;
 pub use pad::{MIN_SIDE, Padding, pad_to_multiple};
 
 use std::path::PathBuf;

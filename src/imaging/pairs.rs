@@ -41,28 +41,26 @@ pub enum UnmatchedReason {
     },
 }
 
-impl fmt::Display for Unmatched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.reason)
-    }
-}
-
 impl fmt::Display for UnmatchedReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            UnmatchedReason::Missing { folder } => {
-                write!(f, "no image of this name in {}", folder.display())
-            }
-            UnmatchedReason::Ambiguous { files } => {
-                let names: Vec<_> = files
-                    .iter()
-                    .filter_map(|p| p.file_name())
-                    .map(|n| n.to_string_lossy())
-                    .collect();
-                let names = names.join(", ");
-                write!(f, "several files have this name ({names}); keep one")
+            Self::Missing { folder } => write!(f, "no image of this name in {}", folder.display()),
+            Self::Ambiguous { files } => {
+                let names = files.iter().filter_map(|p| p.file_name());
+                let names: Vec<_> = names.map(|n| n.to_string_lossy()).collect();
+                write!(
+                    f,
+                    "several files have this name ({}); keep one",
+                    names.join(", ")
+                )
             }
         }
+    }
+}
+
+impl fmt::Display for Unmatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.reason)
     }
 }
 

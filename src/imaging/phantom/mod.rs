@@ -298,3 +298,77 @@ fn colour_image(size: usize, plane: &[f64], map: &ColourMap) -> Result<Image, Im
         Samples::U8(plane.iter().flat_map(colour).collect()),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(image: &Image) -> &[u8] {
+        match image.samples() {
+            Samples::U8(v) => v,
+            Samples::U16(_) => panic!("phantoms have 8 bits"),
+        }
+    }
+
+    #[test]
+    fn one_seed_is_one_head_in_every_modality() {
+        let (mri, ct) = head_pair(64, 3, Modality::Ct).unwrap();
+        assert_eq!(head_pair(64, 3, Modality::Ct).unwrap(), (mri.clone(), ct));
+        assert_eq!(head_pair(64, 3, Modality::Pet).unwrap().0, mri);
+        assert_ne!(head_pair(64, 5, Modality::Pet).unwrap().0, mri);
+    }
+
+    #[test]
+    fn tissues_have_their_modalitys_contrast() {
+        let (mri, ct) = head_pair(128, 0, Modality::Ct).unwrap();
+        let (mri, ct) = (samples(&mri), samples(&ct));
+        let share = |picture: &[u8], range: std::ops::RangeInclusive<u8>| {
+            picture.iter().filter(|v| range.contains(v)).count() as f64 / picture.len() as f64
+        };
+        // Bone is white in CT and dark in MRI; the brain is a narrow band of dark grey in CT.
+        let bone: Vec<u8> = ct
+            .iter()
+            .zip(mri)
+            .filter(|(c, _)| **c == 255)
+            .map(|(_, m)| *m)
+            .collect();
+        assert!(
+            (0.05..0.15).contains(&(bone.len() as f64 / ct.len() as f64)),
+            "{}",
+            bone.len()
+        );
+        assert!(share(ct, 60..=100) > 0.25, "{}", share(ct, 60..=100));
+        assert!(bone.iter().map(|&m| f64::from(m)).sum::<f64>() / (bone.len() as f64) < 110.0);
+        // Air in the corners, not quite black in the MRI for its noise.
+        assert!(
+            ct[0] == 0 && mri[..128].iter().all(|&v| v < 30) && mri[..128].iter().any(|&v| v > 0)
+        );
+    }
+
+    #[test]
+    fn emission_is_coloured_and_inside_the_head() {
+        for modality in [Modality::Pet, Modality::Spect] {
+            let (mri, other) = head_pair(96, 2, modality).unwrap();
+            assert!(other.is_coloured() && !mri.is_coloured());
+            let luma = other.to_grey();
+            assert!(samples(&luma)[..96].iter().all(|&v| v < 4), "{modality}");
+            let centre: Vec<u8> = samples(&luma).iter().copied().filter(|&v| v > 60).collect();
+            assert!(
+                (0.1..0.45).contains(&(centre.len() as f64 / (96.0 * 96.0))),
+                "{modality}: {}",
+                centre.len()
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_out_of_range_are_refused() {
+        for size in [0, MIN_SIZE - 1, MAX_SIZE + 1] {
+            assert!(matches!(
+                head_pair(size, 0, Modality::Ct),
+                Err(ImagingError::PhantomSize { .. })
+            ));
+        }
+        assert!(head_pair(33, 0, Modality::Spect).is_ok());
+    }
+}
