@@ -3,4 +3,5 @@
 pub mod conv;
 pub mod executor;
 pub mod math;
+pub mod moments;
 pub mod view;

@@ -159,4 +159,11 @@ impl Dispatch {
             workgroups,
         }
     }
+
+    /// A launch on at least `count` workgroups in rows of 65,535. The kernel numbers them
+    /// `group.y * num_workgroups.x + group.x` and leaves what is over.
+    pub fn folded(kernel: Kernel, params: Params, binds: Vec<Bind>, count: usize) -> Self {
+        let rows = count.div_ceil(65_535);
+        Self::new(kernel, params, binds, [count.min(65_535), rows, 1])
+    }
 }

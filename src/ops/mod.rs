@@ -8,8 +8,12 @@ use crate::cpu::view::{View, ViewMut};
 use crate::tensor::Shape;
 
 pub mod activation;
+pub mod group_norm;
 pub mod kernel;
+pub mod linear;
 pub mod pointwise;
+pub mod positional_encoding;
+pub mod resize;
 #[cfg(test)]
 pub mod testing;
 

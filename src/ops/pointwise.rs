@@ -192,7 +192,7 @@ impl Pointwise {
 }
 
 /// The call of an activation function of `shaders/shared/activation.wgsl`.
-fn activation_call(activation: Activation, x: &str) -> String {
+pub(super) fn activation_call(activation: Activation, x: &str) -> String {
     match activation {
         Activation::None => x.to_owned(),
         Activation::Relu => format!("max({x}, 0.0)"),

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::pointwise::Pointwise;
 use super::{GpuTraits, Op, Slot, Target};
 use crate::device::Device;
 use crate::gpu::{Gpu, shader};
@@ -88,6 +89,61 @@ pub fn check_twins_on(
         graph.node(out).kind
     );
     cpu
+}
+
+/// Fails if `op` gives anything else, on either device, where its first input and its result are parts of
+/// concatenations: views at an offset with a batch stride of their own.
+pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
+    let data: Vec<Vec<f32>> = (0..shapes.len())
+        .map(|i| random(shapes[i].numel(), 70 + i as u64))
+        .collect();
+    let expected = check_twins_on(op.clone(), shapes, &data, tolerance);
+    let mut graph = Graph::new();
+    let x = graph.input("x", shapes[0]);
+    let mut weights = BTreeMap::new();
+    let mut inputs = vec![x];
+    for (i, (shape, data)) in shapes.iter().zip(&data).enumerate().skip(1) {
+        let name = format!("w{i}");
+        inputs.push(graph.param(&name, *shape).expect("names differ"));
+        weights.insert(name, Tensor::new(shape.0, data.clone()));
+    }
+    let part = |graph: &mut Graph, node: NodeId, name: &str| {
+        let Shape([n, _, h, w]) = graph.shape(node);
+        let before = graph.input(name, Shape::new(n, 3, h, w));
+        graph.concat("whole", &[before, node]).expect("they fit")
+    };
+    inputs[0] = graph
+        .apply("copy", Pointwise::copy(), &[x])
+        .expect("it fits");
+    let read = part(&mut graph, inputs[0], "before x");
+    let out = graph.apply("op", op, &inputs).expect("the shapes fit");
+    let written = part(&mut graph, out, "before out");
+    let Shape([n, c, h, w]) = graph.shape(out);
+    let before_x = vec![9.0; 3 * n * shapes[0].plane()];
+    let before_out = vec![7.0; 3 * n * h * w];
+    let given = [
+        ("x", &data[0][..]),
+        ("before x", &before_x),
+        ("before out", &before_out),
+    ];
+    for device in [Device::Cpu, Device::Gpu(gpu())] {
+        let exe = device
+            .compile(&graph, &[written, read], &weights)
+            .expect("it compiles");
+        let found = exe.run(&given).expect("it runs").remove(0);
+        let items = found.chunks((c + 3) * h * w);
+        assert!(
+            items
+                .clone()
+                .all(|item| item[..3 * h * w].iter().all(|v| *v == 7.0))
+        );
+        let own: Vec<f32> = items.flat_map(|item| &item[3 * h * w..]).copied().collect();
+        let error = relative_l2(&own, &expected);
+        assert!(
+            error <= tolerance,
+            "views differ by {error:e} on {device:?}"
+        );
+    }
 }
 
 /// Fails if a kernel of `op` on inputs of these shapes is not valid WGSL, in its form for GPUs. Needs no GPU.

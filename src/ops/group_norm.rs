@@ -1,0 +1,305 @@
+//! Group normalisation (Wu and He 2018); instance normalisation where every channel is a group.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::activation::Activation;
+use super::pointwise::{Pointwise, activation_call};
+use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::cpu::moments::Moments;
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+
+/// Elements that one CPU task normalises.
+const BLOCK: usize = 1 << 14;
+
+/// Normalises each group of neighbouring channels to mean 0 and variance 1, then scales and shifts each channel and
+/// applies an activation.
+///
+/// Inputs: `x` `[n, c, h, w]`; if affine also `weight` and `bias`, each `[1, c, 1, 1]`. Result: `x`'s shape.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct GroupNorm {
+    /// Groups, which must divide the channels; as many as channels make it an instance norm.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Whether there are a weight and a bias.
+    pub affine: bool,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+impl GroupNorm {
+    /// Elements of a chunk: enough chunks to fill a large GPU, long enough to make their merging cheap.
+    fn chunk_len(x: Shape) -> usize {
+        (x.numel() / 512).next_multiple_of(1024).clamp(1024, 16_384)
+    }
+
+    fn chunks(&self, x: Shape) -> usize {
+        (x.item() / self.groups).div_ceil(Self::chunk_len(x))
+    }
+}
+
+impl Op for GroupNorm {
+    fn name(&self) -> &'static str {
+        "group_norm"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        let [x, rest @ ..] = inputs else {
+            return Err("it takes at least x".into());
+        };
+        if self.groups == 0 || x.c() % self.groups != 0 {
+            return Err(format!("{} groups must divide the channels", self.groups));
+        }
+        let channels = Shape::new(1, x.c(), 1, 1);
+        let expected = if self.affine { 2 } else { 0 };
+        if rest.len() != expected || rest.iter().any(|s| *s != channels) {
+            return Err(format!(
+                "it takes x and {expected} tensors of shape {channels}"
+            ));
+        }
+        Ok(*x)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn absorb_consumer(
+        &self,
+        next: &dyn Op,
+        _slot: usize,
+        _shapes: &[Shape],
+    ) -> Option<Arc<dyn Op>> {
+        let activation = next.as_any().downcast_ref::<Pointwise>()?.as_activation()?;
+        (self.activation == Activation::None).then(|| {
+            Arc::new(Self {
+                activation,
+                ..*self
+            }) as _
+        })
+    }
+
+    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
+        let x = inputs[0];
+        vec![2 * x.n() * self.groups * self.chunks(x), 2 * x.n() * x.c()]
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let x = inputs[0];
+        let (channels, plane) = (x.shape.c(), x.shape.plane());
+        let per_group = channels / self.groups;
+        for n in 0..x.shape.n() {
+            let groups = x.item(n).par_chunks(per_group * plane);
+            let moments: Vec<Moments> = groups.map(Moments::of).collect();
+            let rows = out.item(n).par_chunks_mut(plane).enumerate();
+            rows.for_each(|(c, row)| {
+                let Moments { mean, .. } = moments[c / per_group];
+                let rstd = 1.0 / (moments[c / per_group].variance() + f64::from(self.eps)).sqrt();
+                let (weight, bias) = match inputs {
+                    [_, weight, bias] => (weight.data[c].into(), bias.data[c].into()),
+                    _ => (1.0, 0.0),
+                };
+                let scale = rstd * weight;
+                // What the mean loses as an f32 goes into the shift.
+                let centre = mean as f32;
+                let shift = bias - (mean - f64::from(centre)) * scale;
+                let blocks = row
+                    .par_chunks_mut(BLOCK)
+                    .zip(x.plane(n, c).par_chunks(BLOCK));
+                blocks.for_each(|(out, x)| {
+                    let line = [centre, scale as f32, shift as f32];
+                    normalise(out, x, line, self.activation);
+                });
+            });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let x = inputs[0];
+        let shape = x.shape;
+        let chunks = self.chunks(shape);
+        let offset = |i: usize| inputs.get(i).map_or(0, |slot| slot.offset);
+        let params = Params::new()
+            .slot(&x)
+            .slot(&output)
+            .u(offset(1))
+            .u(offset(2))
+            .u(usize::from(self.affine))
+            .u(shape.n())
+            .u(shape.c())
+            .u(shape.plane())
+            .u(self.groups)
+            .u(shape.item() / self.groups)
+            .u(Self::chunk_len(shape))
+            .u(chunks)
+            .f(self.eps);
+        let weight = |i: usize| inputs.get(i).map_or(Bind::Absent, |_| Bind::Input(i));
+        let binds = vec![
+            Bind::Input(0),
+            weight(1),
+            weight(2),
+            Bind::Scratch(0),
+            Bind::Scratch(1),
+            Bind::Output,
+        ];
+        let kernel = |entry: &'static str, activation: Activation| Kernel {
+            body: Some(format!("    return {};", activation_call(activation, "v"))),
+            ..Kernel::new("group_norm").entry(entry)
+        };
+        let runs = shape.n() * self.groups;
+        let blocks = shape.n() * shape.c() * shape.plane().div_ceil(1024);
+        [
+            (kernel("moments", Activation::None), runs * chunks),
+            (kernel("merge", Activation::None), runs),
+            (kernel("main", self.activation), blocks),
+        ]
+        .into_iter()
+        .map(|(kernel, count)| Dispatch::folded(kernel, params.clone(), binds.clone(), count))
+        .collect()
+    }
+}
+
+/// `out[i] = activation((x[i] - centre) * scale + shift)`. Subtracting first keeps a constant group exact: its scale is
+/// over 300.
+pub(super) fn normalise(
+    out: &mut [f32],
+    x: &[f32],
+    [centre, scale, shift]: [f32; 3],
+    activation: Activation,
+) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = activation.apply((x - centre) * scale + shift);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::*;
+
+    fn norm(groups: usize, affine: bool) -> GroupNorm {
+        GroupNorm {
+            groups,
+            eps: 1e-5,
+            affine,
+            activation: Activation::None,
+        }
+    }
+
+    fn shapes(op: &GroupNorm, x: Shape) -> Vec<Shape> {
+        let channels = Shape::new(1, x.c(), 1, 1);
+        let mut shapes = vec![x];
+        shapes.resize(if op.affine { 3 } else { 1 }, channels);
+        shapes
+    }
+
+    /// The definition, in `f64`.
+    fn oracle(op: &GroupNorm, shape: Shape, data: &[Vec<f32>]) -> Vec<f32> {
+        let len = shape.item() / op.groups;
+        let mut out = Vec::with_capacity(shape.numel());
+        for (run, group) in data[0].chunks(len).enumerate() {
+            let wide = || group.iter().map(|&v| f64::from(v));
+            let mean = wide().sum::<f64>() / len as f64;
+            let variance = wide().map(|v| (v - mean) * (v - mean)).sum::<f64>() / len as f64;
+            for (i, v) in wide().enumerate() {
+                let c = ((run % op.groups) * len + i) / shape.plane();
+                let y = (v - mean) / (variance + f64::from(op.eps)).sqrt();
+                let y = match data {
+                    [_, w, b] => y * f64::from(w[c]) + f64::from(b[c]),
+                    _ => y,
+                };
+                out.push(match op.activation {
+                    Activation::Silu => y / (1.0 + (-y).exp()),
+                    _ => y,
+                } as f32);
+            }
+        }
+        out
+    }
+
+    /// Compares both devices with the oracle on values around `centre`.
+    fn check(op: GroupNorm, x: Shape, centre: f32) {
+        let shapes = shapes(&op, x);
+        let mut data: Vec<Vec<f32>> = (0..shapes.len())
+            .map(|i| random(shapes[i].numel(), i as u64))
+            .collect();
+        data[0].iter_mut().for_each(|v| *v += centre);
+        let cpu = check_twins_on(op, &shapes, &data, 1e-5);
+        let error = relative_l2(&cpu, &oracle(&op, x, &data));
+        assert!(error <= 1e-6, "{op:?} on {x}: {error:e}");
+    }
+
+    #[test]
+    fn groups_of_every_size() {
+        for (groups, x) in [
+            (1, Shape::new(2, 6, 33, 65)),
+            (3, Shape::new(2, 6, 5, 7)),
+            (6, Shape::new(3, 6, 130, 31)),
+            (32, Shape::new(1, 128, 16, 16)),
+            (1, Shape::new(1, 2, 3, 2501)),
+            (70, Shape::new(1, 70, 1, 1)),
+        ] {
+            for affine in [false, true] {
+                let op = norm(groups, affine);
+                check(op, x, 0.5);
+                check_kernels(&op, &shapes(&op, x));
+            }
+        }
+    }
+
+    #[test]
+    fn a_group_of_millions_far_from_zero() {
+        check(norm(1, true), Shape::new(1, 192, 256, 256), 2.0);
+    }
+
+    #[test]
+    fn more_groups_than_a_dispatch_has_workgroups() {
+        check(norm(70_000, true), Shape::new(1, 70_000, 1, 2), 0.0);
+    }
+
+    #[test]
+    fn parts_of_concatenations() {
+        let op = norm(4, true);
+        check_views(op, &shapes(&op, Shape::new(3, 8, 9, 5)), 1e-6);
+    }
+
+    #[test]
+    fn an_activation_joins() {
+        let silu = Pointwise::act(Activation::Silu);
+        let joined = norm(2, true).absorb_consumer(&silu, 0, &[Shape::new(1, 4, 3, 3)]);
+        let joined: GroupNorm = *joined
+            .expect("it joins")
+            .as_any()
+            .downcast_ref()
+            .expect("norm");
+        assert_eq!(joined.activation, Activation::Silu);
+        check(joined, Shape::new(2, 4, 17, 3), 0.2);
+        assert!(joined.absorb_consumer(&silu, 0, &[]).is_none());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let x = Shape::new(1, 6, 2, 2);
+        assert!(norm(4, false).infer(&[x]).is_err());
+        assert!(norm(0, false).infer(&[x]).is_err());
+        assert!(norm(2, true).infer(&[x]).is_err());
+        assert!(norm(2, true).infer(&[x, x, x]).is_err());
+        assert!(norm(2, false).infer(&[]).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn any_shape(n in 1..4usize, groups in 1..6usize, per in 1..4usize, h in 1..40usize, w in 1..40usize, affine: bool) {
+            // Groups of one or two elements are all rounding: their deviations are near eps.
+            prop_assume!(per * h * w > 2);
+            check(norm(groups, affine), Shape::new(n, groups * per, h, w), 0.1);
+        }
+    }
+}

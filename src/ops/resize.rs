@@ -1,0 +1,230 @@
+//! Upsampling by two: nearest and bilinear.
+
+use std::any::Any;
+
+use rayon::prelude::*;
+
+use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+
+/// Doubles height and width: each pixel becomes four.
+///
+/// Input: `[n, c, h, w]`. Result: `[n, c, 2h, 2w]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UpsampleNearest2;
+
+/// Doubles height and width by bilinear interpolation with aligned corners: the corner pixels keep their values
+/// (PyTorch's `align_corners=True`).
+///
+/// Input: `[n, c, h, w]`. Result: `[n, c, 2h, 2w]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UpsampleBilinear2;
+
+fn doubled(inputs: &[Shape]) -> Result<Shape, String> {
+    match inputs {
+        [x] if x.numel() > 0 => Ok(Shape::new(x.n(), x.c(), 2 * x.h(), 2 * x.w())),
+        [_] => Err("it takes a tensor that is not empty".into()),
+        _ => Err("it takes one tensor".into()),
+    }
+}
+
+fn dispatch(file: &'static str, tile: [usize; 2], inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+    let x = inputs[0].shape;
+    let params = Params::new()
+        .slot(&inputs[0])
+        .slot(&output)
+        .u(x.n())
+        .u(x.c())
+        .u(x.h())
+        .u(x.w());
+    let [rows, columns] = tile;
+    let tiles = output.shape.h().div_ceil(rows) * output.shape.w().div_ceil(columns);
+    let binds = vec![Bind::Input(0), Bind::Output];
+    vec![Dispatch::folded(
+        Kernel::new(file),
+        params,
+        binds,
+        x.n() * x.c() * tiles,
+    )]
+}
+
+impl Op for UpsampleNearest2 {
+    fn name(&self) -> &'static str {
+        "upsample_nearest2"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        doubled(inputs)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let x = inputs[0];
+        let width = x.shape.w();
+        for n in 0..x.shape.n() {
+            let rows = x.item(n).par_chunks(width);
+            let pairs = out.item(n).par_chunks_mut(4 * width);
+            pairs.zip(rows).for_each(|(pair, row)| {
+                let (above, below) = pair.split_at_mut(2 * width);
+                for (two, &v) in above.as_chunks_mut::<2>().0.iter_mut().zip(row) {
+                    *two = [v, v];
+                }
+                below.copy_from_slice(above);
+            });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        dispatch("upsample_nearest2", [8, 128], inputs, output)
+    }
+}
+
+/// The two neighbours of output position `o` on an axis of `len` inputs, and the weight of the second.
+///
+/// The place in the input, `o * (len - 1) / (2 * len - 1)`, is half of `o` less the fraction `f = o / (2 * len - 1)`:
+/// exact however long the axis is, where the usual product with a rounded scale is not.
+fn neighbours(o: usize, len: usize) -> (usize, usize, f32) {
+    let near = o / 2;
+    let f = o as f32 / (2 * len - 1) as f32;
+    if o % 2 == 1 {
+        (near, (near + 1).min(len - 1), 0.5 - 0.5 * f)
+    } else {
+        (near, near.saturating_sub(1), 0.5 * f)
+    }
+}
+
+impl Op for UpsampleBilinear2 {
+    fn name(&self) -> &'static str {
+        "upsample_bilinear2"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        doubled(inputs)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let x = inputs[0];
+        let (height, width) = (x.shape.h(), x.shape.w());
+        let columns: Vec<_> = (0..2 * width).map(|o| neighbours(o, width)).collect();
+        for n in 0..x.shape.n() {
+            let rows = out.item(n).par_chunks_mut(2 * width).enumerate();
+            rows.for_each(|(i, row)| {
+                let plane = x.plane(n, i / (2 * height));
+                let (near, other, down) = neighbours(i % (2 * height), height);
+                let near = &plane[near * width..][..width];
+                let other = &plane[other * width..][..width];
+                let between: Vec<f32> = near
+                    .iter()
+                    .zip(other)
+                    .map(|(a, b)| mix(*a, *b, down))
+                    .collect();
+                for (out, &(near, other, right)) in row.iter_mut().zip(&columns) {
+                    *out = mix(between[near], between[other], right);
+                }
+            });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        dispatch("upsample_bilinear2", [8, 64], inputs, output)
+    }
+}
+
+/// `a` where `t` is 0, `b` where it is 1.
+fn mix(a: f32, b: f32, t: f32) -> f32 {
+    a * (1.0 - t) + b * t
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::*;
+
+    const SHAPES: [Shape; 5] = [
+        Shape::new(2, 3, 9, 70),
+        Shape::new(1, 2, 1, 1),
+        Shape::new(1, 1, 1, 2100),
+        Shape::new(3, 1, 1055, 1),
+        Shape::new(1, 70_000, 1, 1),
+    ];
+
+    /// `value(plane, y, x)` for every output pixel, as PyTorch defines it, in `f64`.
+    fn expected(x: Shape, data: &[f32], value: impl Fn(&[f32], usize, usize) -> f64) -> Vec<f32> {
+        let mut out = Vec::with_capacity(4 * x.numel());
+        for plane in data.chunks(x.plane()) {
+            for i in 0..4 * x.plane() {
+                out.push(value(plane, i / (2 * x.w()), i % (2 * x.w())) as f32);
+            }
+        }
+        out
+    }
+
+    fn check_nearest(x: Shape) {
+        let data = random(x.numel(), 5);
+        let cpu = check_twins_on(UpsampleNearest2, &[x], std::slice::from_ref(&data), 0.0);
+        let oracle = |plane: &[f32], i: usize, j: usize| f64::from(plane[i / 2 * x.w() + j / 2]);
+        assert_eq!(cpu, expected(x, &data, oracle));
+    }
+
+    fn check_bilinear(x: Shape) {
+        let data = random(x.numel(), 6);
+        let cpu = check_twins_on(UpsampleBilinear2, &[x], std::slice::from_ref(&data), 1e-6);
+        let place = |o: usize, len: usize| {
+            let at = o as f64 * (len - 1) as f64 / (2 * len - 1) as f64;
+            let low = at.floor();
+            (low as usize, (low as usize + 1).min(len - 1), at - low)
+        };
+        let oracle = |plane: &[f32], i: usize, j: usize| {
+            let (y0, y1, down) = place(i, x.h());
+            let (x0, x1, right) = place(j, x.w());
+            let at = |y: usize, c: usize| f64::from(plane[y * x.w() + c]);
+            let across = |y: usize| (1.0 - right) * at(y, x0) + right * at(y, x1);
+            (1.0 - down) * across(y0) + down * across(y1)
+        };
+        let error = relative_l2(&cpu, &expected(x, &data, oracle));
+        assert!(error <= 1e-6, "{x}: {error:e}");
+    }
+
+    #[test]
+    fn sizes_of_all_kinds() {
+        for x in SHAPES {
+            check_nearest(x);
+            check_bilinear(x);
+        }
+        check_kernels(&UpsampleNearest2, &SHAPES[..1]);
+        check_kernels(&UpsampleBilinear2, &SHAPES[..1]);
+    }
+
+    #[test]
+    fn parts_of_concatenations() {
+        check_views(UpsampleNearest2, &[Shape::new(3, 2, 5, 7)], 0.0);
+        check_views(UpsampleBilinear2, &[Shape::new(3, 2, 5, 7)], 1e-6);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let x = Shape::new(1, 2, 3, 4);
+        assert_eq!(UpsampleNearest2.infer(&[x]), Ok(Shape::new(1, 2, 6, 8)));
+        assert!(UpsampleBilinear2.infer(&[x, x]).is_err());
+        assert!(UpsampleBilinear2.infer(&[Shape::new(1, 2, 0, 4)]).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn any_shape(n in 1..4usize, c in 1..5usize, h in 1..40usize, w in 1..80usize) {
+            check_nearest(Shape::new(n, c, h, w));
+            check_bilinear(Shape::new(n, c, h, w));
+        }
+    }
+}
