@@ -2,7 +2,7 @@
 
 use super::Conv;
 use super::epilogue::Output;
-use super::scratch::with_scratch;
+use super::scratch::Scratch;
 use super::source::Source;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -68,29 +68,30 @@ impl WithSimd for Task<'_> {
         let phase_len = padded_width + (kw - 1) * spec.dilation[1] / spec.stride[1] + 1;
         let row_len = phase_len * spec.stride[1];
         let staged_rows = (self.rows.len() - 1) * spec.stride[0] + (kh - 1) * spec.dilation[0] + 1;
-        with_scratch(self.rows.len() * padded_width, |sums| {
-            with_scratch(staged_rows * row_len, |staged| {
-                sums.fill(0.0);
-                for ic in 0..group_in {
-                    self.stage(group * group_in + ic, staged, row_len);
-                    let taps = &self.run.conv.packed[(self.oc * group_in + ic) * kh * kw..];
-                    for (y, sums) in sums.chunks_exact_mut(padded_width).enumerate() {
-                        let rows = &staged[y * spec.stride[0] * row_len..];
-                        for (i, sums) in sums.chunks_exact_mut(span).enumerate() {
-                            self.accumulate(simd, &rows[i * span..], row_len, taps, sums);
-                        }
-                    }
+        let mut sums = Scratch::take(self.rows.len() * padded_width);
+        let sums = &mut *sums;
+        let mut staged = Scratch::take(staged_rows * row_len);
+        let staged = &mut *staged;
+        sums.fill(0.0);
+        for ic in 0..group_in {
+            self.stage(group * group_in + ic, staged, row_len);
+            let taps = &self.run.conv.packed[(self.oc * group_in + ic) * kh * kw..];
+            for (y, sums) in sums.chunks_exact_mut(padded_width).enumerate() {
+                let rows = &staged[y * spec.stride[0] * row_len..];
+                for (i, sums) in sums.chunks_exact_mut(span).enumerate() {
+                    self.accumulate(simd, &rows[i * span..], row_len, taps, sums);
                 }
-            });
-            for (sums, y) in sums.chunks_exact(padded_width).zip(self.rows.clone()) {
-                // SAFETY: each row of each channel is one task's.
-                unsafe {
-                    self.run
-                        .out
-                        .write([self.n, self.oc, y * width], &sums[..width])
-                };
             }
-        });
+        }
+
+        for (sums, y) in sums.chunks_exact(padded_width).zip(self.rows.clone()) {
+            // SAFETY: each row of each channel is one task's.
+            unsafe {
+                self.run
+                    .out
+                    .write([self.n, self.oc, y * width], &sums[..width])
+            };
+        }
     }
 }
 
@@ -102,24 +103,24 @@ impl Task<'_> {
         let stride = spec.stride[1];
         let first = (self.rows.start * spec.stride[0]) as isize - spec.padding[0] as isize;
         let column = -(spec.padding[1] as isize);
-        with_scratch(row_len, |row| {
-            for (y, out) in staged.chunks_exact_mut(row_len).enumerate() {
-                if stride == 1 {
-                    self.run
-                        .source
-                        .fill([self.n, c], first + y as isize, column, out);
-                    continue;
-                }
+        let mut row = Scratch::take(row_len);
+        let row = &mut *row;
+        for (y, out) in staged.chunks_exact_mut(row_len).enumerate() {
+            if stride == 1 {
                 self.run
                     .source
-                    .fill([self.n, c], first + y as isize, column, row);
-                for (phase, out) in out.chunks_exact_mut(row_len / stride).enumerate() {
-                    for (out, value) in out.iter_mut().zip(row[phase..].iter().step_by(stride)) {
-                        *out = *value;
-                    }
+                    .fill([self.n, c], first + y as isize, column, out);
+                continue;
+            }
+            self.run
+                .source
+                .fill([self.n, c], first + y as isize, column, row);
+            for (phase, out) in out.chunks_exact_mut(row_len / stride).enumerate() {
+                for (out, value) in out.iter_mut().zip(row[phase..].iter().step_by(stride)) {
+                    *out = *value;
                 }
             }
-        });
+        }
     }
 
     /// Adds one input channel's products to a span of sums.
@@ -137,7 +138,8 @@ impl Task<'_> {
         let stride = spec.stride[1];
         let phase_len = row_len / stride;
         let (sums, _) = S::as_mut_simd_f32s(sums);
-        let mut kept: [S::f32s; VECTORS] = std::array::from_fn(|j| sums[j]);
+        let mut kept = [simd.splat_f32s(0.0); VECTORS];
+        kept.copy_from_slice(sums);
         for ky in 0..kh {
             for kx in 0..kw {
                 let shift = kx * spec.dilation[1];

@@ -2,7 +2,7 @@
 
 use super::epilogue::Output;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
-use super::scratch::with_scratch;
+use super::scratch::Scratch;
 use super::source::Source;
 use super::{Conv, ConvSpec};
 use crate::tensor::Shape;
@@ -114,39 +114,40 @@ impl WithSimd for Task<'_> {
         let group_oc = weight_shape.n() / spec.groups;
         let group_blocks = group_oc.div_ceil(OC_BLOCK);
         let rows = self.blocks.len() * OC_BLOCK;
-        with_scratch(rows * width, |sums| {
-            with_scratch(step.min(weight_shape.c()) * taps * width, |panels| {
-                for first in (0..weight_shape.c()).step_by(step) {
-                    let channels = first..weight_shape.c().min(first + step);
-                    let k = channels.len() * taps;
-                    self.gather(simd, channels, &mut panels[..k * width]);
-                    for (i, sums) in sums.chunks_exact_mut(OC_BLOCK * width).enumerate() {
-                        let block = self.group * group_blocks + self.blocks.start + i;
-                        let a = &packed[(block * depth + first * taps) * OC_BLOCK..];
-                        let mut start = 0;
-                        while start < width {
-                            let vectors = ((width - start) / lanes).min(PANEL_VECTORS);
-                            simd.vectorize(Product {
-                                a: &a[..k * OC_BLOCK],
-                                b: &panels[start * k..][..vectors * lanes * k],
-                                vectors,
-                                c: &mut sums[start..],
-                                c_stride: width,
-                                accumulate: first > 0,
-                            });
-                            start += vectors * lanes;
-                        }
-                    }
+        let mut sums = Scratch::take(rows * width);
+        let sums = &mut *sums;
+        let mut panels = Scratch::take(step.min(weight_shape.c()) * taps * width);
+        let panels = &mut *panels;
+        for first in (0..weight_shape.c()).step_by(step) {
+            let channels = first..weight_shape.c().min(first + step);
+            let k = channels.len() * taps;
+            self.gather(simd, channels, &mut panels[..k * width]);
+            for (i, sums) in sums.chunks_exact_mut(OC_BLOCK * width).enumerate() {
+                let block = self.group * group_blocks + self.blocks.start + i;
+                let a = &packed[(block * depth + first * taps) * OC_BLOCK..];
+                let mut start = 0;
+                while start < width {
+                    let vectors = ((width - start) / lanes).min(PANEL_VECTORS);
+                    simd.vectorize(Product {
+                        a: &a[..k * OC_BLOCK],
+                        b: &panels[start * k..][..vectors * lanes * k],
+                        vectors,
+                        c: &mut sums[start..],
+                        c_stride: width,
+                        accumulate: first > 0,
+                    });
+                    start += vectors * lanes;
                 }
-            });
-            let first = self.blocks.start * OC_BLOCK;
-            let channels = first..group_oc.min(first + rows);
-            for (sums, c) in sums.chunks_exact(width).zip(channels) {
-                let place = [self.n, self.group * group_oc + c, self.pixels.start];
-                // SAFETY: each channel and pixel is one task's.
-                unsafe { self.run.out.write(place, &sums[..self.pixels.len()]) };
             }
-        });
+        }
+
+        let first = self.blocks.start * OC_BLOCK;
+        let channels = first..group_oc.min(first + rows);
+        for (sums, c) in sums.chunks_exact(width).zip(channels) {
+            let place = [self.n, self.group * group_oc + c, self.pixels.start];
+            // SAFETY: each channel and pixel is one task's.
+            unsafe { self.run.out.write(place, &sums[..self.pixels.len()]) };
+        }
     }
 }
 
@@ -213,18 +214,18 @@ impl Task<'_> {
         let spec = self.run.conv.spec;
         let (stride, dilation) = (spec.stride[1], spec.dilation[1]);
         let reach = (len - 1) * stride + (spec.kernel[1] - 1) * dilation + 1;
-        with_scratch(reach, |staged| {
-            self.run.source.fill([self.n, c], row, column, staged);
-            for (kx, panel) in panel.chunks_exact_mut(width).enumerate() {
-                let from = &staged[kx * dilation..];
-                let out = &mut panel[at..][..len];
-                match stride {
-                    1 => out.copy_from_slice(&from[..len]),
-                    2 => pick(out, from, 2),
-                    _ => pick(out, from, stride),
-                }
+        let mut staged = Scratch::take(reach);
+        let staged = &mut *staged;
+        self.run.source.fill([self.n, c], row, column, staged);
+        for (kx, panel) in panel.chunks_exact_mut(width).enumerate() {
+            let from = &staged[kx * dilation..];
+            let out = &mut panel[at..][..len];
+            match stride {
+                1 => out.copy_from_slice(&from[..len]),
+                2 => pick(out, from, 2),
+                _ => pick(out, from, stride),
             }
-        });
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 
 /// A cache line, so that vectors loaded from scratch never straddle two.
 #[derive(Clone, Copy)]
@@ -14,18 +15,49 @@ unsafe impl Zeroable for Line {}
 unsafe impl Pod for Line {}
 
 thread_local! {
-    /// Pieces not in use; nested calls take the same ones in the same order each time.
+    /// Pieces not in use, the one used last on top.
     static SCRATCH: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with `len` floats of this thread's scratch, their values unspecified. Calls may nest.
-pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut lines = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-    let needed = len.div_ceil(16);
-    if lines.len() < needed {
-        lines.resize(needed, Line([0.0; 16]));
+/// A piece of this thread's working memory, given back when dropped.
+///
+/// A guard and not a function that takes a closure: a closure's body would not be compiled for wide vectors.
+pub(super) struct Scratch {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Scratch {
+    /// Takes `len` floats, their values unspecified.
+    pub(super) fn take(len: usize) -> Self {
+        let mut lines = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let needed = len.div_ceil(16);
+        if lines.len() < needed {
+            lines.resize(needed, Line([0.0; 16]));
+        }
+        Self { lines, len }
     }
-    let result = f(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
-    SCRATCH.with_borrow_mut(|pieces| pieces.push(lines));
-    result
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        SCRATCH.with_borrow_mut(|pieces| pieces.push(lines));
+    }
+}
+
+impl Deref for Scratch {
+    type Target = [f32];
+
+    #[inline(always)]
+    fn deref(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl DerefMut for Scratch {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
 }

@@ -5,7 +5,7 @@
 
 use super::epilogue::Output;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
-use super::scratch::with_scratch;
+use super::scratch::Scratch;
 use super::source::Source;
 use super::{Conv, ConvSpec};
 use crate::tensor::Shape;
@@ -201,16 +201,16 @@ impl<S: Simd> Job<'_, S> {
     fn by_panels(&self) {
         (0..self.tiling.panels()).into_par_iter().for_each(|panel| {
             let width = self.tiling.panel(panel).len() * S::F32_LANES;
-            with_scratch(POINTS * self.ic * width, |v| {
-                for first in (0..self.ic).step_by(IC_CHUNK) {
-                    let channels = first..self.ic.min(first + IC_CHUNK);
-                    let v = &mut v[POINTS * first * width..][..POINTS * channels.len() * width];
-                    self.transform(panel, channels, v);
-                }
-                for chunk in 0..self.oc.div_ceil(OC_CHUNK) {
-                    self.multiply(panel, chunk, IC_CHUNK, v);
-                }
-            });
+            let mut v = Scratch::take(POINTS * self.ic * width);
+            let v = &mut *v;
+            for first in (0..self.ic).step_by(IC_CHUNK) {
+                let channels = first..self.ic.min(first + IC_CHUNK);
+                let v = &mut v[POINTS * first * width..][..POINTS * channels.len() * width];
+                self.transform(panel, channels, v);
+            }
+            for chunk in 0..self.oc.div_ceil(OC_CHUNK) {
+                self.multiply(panel, chunk, IC_CHUNK, v);
+            }
         });
     }
 
@@ -222,30 +222,30 @@ impl<S: Simd> Job<'_, S> {
             .map(|panel| self.tiling.panel(panel).len() * S::F32_LANES)
             .collect();
         let total: usize = widths.iter().sum();
-        with_scratch(POINTS * self.ic * total, |v| {
-            let mut pieces = Vec::new();
-            let mut rest = &mut *v;
-            for (panel, width) in widths.iter().enumerate() {
-                for first in (0..self.ic).step_by(piece) {
-                    let channels = first..self.ic.min(first + piece);
-                    let (v, after) = rest.split_at_mut(POINTS * channels.len() * width);
-                    pieces.push((panel, channels, v));
-                    rest = after;
-                }
+        let mut v = Scratch::take(POINTS * self.ic * total);
+        let v = &mut *v;
+        let mut pieces = Vec::new();
+        let mut rest = &mut *v;
+        for (panel, width) in widths.iter().enumerate() {
+            for first in (0..self.ic).step_by(piece) {
+                let channels = first..self.ic.min(first + piece);
+                let (v, after) = rest.split_at_mut(POINTS * channels.len() * width);
+                pieces.push((panel, channels, v));
+                rest = after;
             }
-            pieces
-                .into_par_iter()
-                .for_each(|(panel, channels, v)| self.transform(panel, channels, v));
-            let v = &*v;
-            let chunks = self.oc.div_ceil(OC_CHUNK);
-            (0..chunks).into_par_iter().for_each(|chunk| {
-                let mut rest = v;
-                for (panel, width) in widths.iter().enumerate() {
-                    let (v, after) = rest.split_at(POINTS * self.ic * width);
-                    self.multiply(panel, chunk, piece, v);
-                    rest = after;
-                }
-            });
+        }
+        pieces
+            .into_par_iter()
+            .for_each(|(panel, channels, v)| self.transform(panel, channels, v));
+        let v = &*v;
+        let chunks = self.oc.div_ceil(OC_CHUNK);
+        (0..chunks).into_par_iter().for_each(|chunk| {
+            let mut rest = v;
+            for (panel, width) in widths.iter().enumerate() {
+                let (v, after) = rest.split_at(POINTS * self.ic * width);
+                self.multiply(panel, chunk, piece, v);
+                rest = after;
+            }
         });
     }
 
@@ -270,32 +270,32 @@ impl<S: Simd> Job<'_, S> {
         let blocks = (self.oc - first).min(OC_CHUNK).div_ceil(OC_BLOCK);
         let channels = blocks * OC_BLOCK;
         let u = &self.run.conv.packed[first * self.ic * POINTS..][..channels * self.ic * POINTS];
-        with_scratch(POINTS * channels * width, |m| {
-            for (point, m) in m.chunks_exact_mut(channels * width).enumerate() {
-                for start in (0..self.ic).step_by(piece) {
-                    let len = piece.min(self.ic - start);
-                    let b = &v[(POINTS * start + point * len) * width..][..len * width];
-                    for (block, c) in m.chunks_exact_mut(OC_BLOCK * width).enumerate() {
-                        let a = (point * blocks + block) * self.ic + start;
-                        self.simd.vectorize(Product {
-                            a: &u[a * OC_BLOCK..][..len * OC_BLOCK],
-                            b,
-                            vectors: groups.len(),
-                            c,
-                            c_stride: width,
-                            accumulate: start > 0,
-                        });
-                    }
+        let mut m = Scratch::take(POINTS * channels * width);
+        let m = &mut *m;
+        for (point, m) in m.chunks_exact_mut(channels * width).enumerate() {
+            for start in (0..self.ic).step_by(piece) {
+                let len = piece.min(self.ic - start);
+                let b = &v[(POINTS * start + point * len) * width..][..len * width];
+                for (block, c) in m.chunks_exact_mut(OC_BLOCK * width).enumerate() {
+                    let a = (point * blocks + block) * self.ic + start;
+                    self.simd.vectorize(Product {
+                        a: &u[a * OC_BLOCK..][..len * OC_BLOCK],
+                        b,
+                        vectors: groups.len(),
+                        c,
+                        c_stride: width,
+                        accumulate: start > 0,
+                    });
                 }
             }
-            self.simd.vectorize(TransformBack {
-                out: self.run.out,
-                tiling: &self.tiling,
-                groups,
-                channels: first..self.oc.min(first + channels),
-                m,
-                m_stride: channels * width,
-            });
+        }
+        self.simd.vectorize(TransformBack {
+            out: self.run.out,
+            tiling: &self.tiling,
+            groups,
+            channels: first..self.oc.min(first + channels),
+            m,
+            m_stride: channels * width,
         });
     }
 }
@@ -323,30 +323,30 @@ impl WithSimd for Transform<'_> {
         let columns = across * TILE + 2;
         // The last vector reads two pixels more than the last tile needs.
         let staged_stride = columns + 2;
-        with_scratch(rows * staged_stride, |staged| {
-            for (g, group) in self.groups.clone().enumerate() {
-                let [n, row, column] = self.tiling.corner(group);
-                let row = row as isize - self.padding[0] as isize;
-                let column = column as isize - self.padding[1] as isize;
-                for (i, c) in self.channels.clone().enumerate() {
-                    let stored = self
-                        .source
-                        .stored([n, c], [row, column], [rows, columns], 2);
-                    let (pixels, stride) = match stored {
-                        Some(pixels) => (pixels, self.source.x.shape.w()),
-                        None => {
-                            for (y, out) in staged.chunks_exact_mut(staged_stride).enumerate() {
-                                self.source.fill([n, c], row + y as isize, column, out);
-                            }
-                            (&*staged, staged_stride)
+        let mut staged = Scratch::take(rows * staged_stride);
+        let staged = &mut *staged;
+        for (g, group) in self.groups.clone().enumerate() {
+            let [n, row, column] = self.tiling.corner(group);
+            let row = row as isize - self.padding[0] as isize;
+            let column = column as isize - self.padding[1] as isize;
+            for (i, c) in self.channels.clone().enumerate() {
+                let stored = self
+                    .source
+                    .stored([n, c], [row, column], [rows, columns], 2);
+                let (pixels, stride) = match stored {
+                    Some(pixels) => (pixels, self.source.x.shape.w()),
+                    None => {
+                        for (y, out) in staged.chunks_exact_mut(staged_stride).enumerate() {
+                            self.source.fill([n, c], row + y as isize, column, out);
                         }
-                    };
-                    let v = &mut self.v[i * width + g * lanes..];
-                    let vectors = self.tiling.vectors(lanes, stride);
-                    transform_group(simd, pixels, stride, vectors, v, point_stride);
-                }
+                        (&*staged, staged_stride)
+                    }
+                };
+                let v = &mut self.v[i * width + g * lanes..];
+                let vectors = self.tiling.vectors(lanes, stride);
+                transform_group(simd, pixels, stride, vectors, v, point_stride);
             }
-        });
+        }
     }
 }
 
@@ -360,21 +360,26 @@ fn transform_group<S: Simd>(
     v: &mut [f32],
     point_stride: usize,
 ) {
-    let mut half = [[simd.splat_f32s(0.0); PATCH]; PATCH];
-    for (y, half) in half.iter_mut().enumerate() {
-        let at = |shift: usize| {
-            simd.deinterleave_shfl_f32s(
-                vectors.map(|at| load::<S>(pixels, at + y * stride + shift)),
-            )
-        };
-        let [a, b, c, d] = at(0);
-        let [e, f, _, _] = at(TILE);
-        *half = transform_patch(simd, [a, b, c, d, e, f]);
+    let zero = simd.splat_f32s(0.0);
+    let mut half = [[zero; PATCH]; PATCH];
+    for y in 0..PATCH {
+        let (mut first, mut shifted) = ([zero; TILE], [zero; TILE]);
+        for j in 0..TILE {
+            first[j] = load::<S>(pixels, vectors[j] + y * stride);
+            shifted[j] = load::<S>(pixels, vectors[j] + y * stride + TILE);
+        }
+        let [a, b, c, d] = simd.deinterleave_shfl_f32s(first);
+        let [e, f, _, _] = simd.deinterleave_shfl_f32s(shifted);
+        half[y] = transform_patch(simd, [a, b, c, d, e, f]);
     }
     for x in 0..PATCH {
-        let column = transform_patch(simd, half.map(|row| row[x]));
-        for (y, value) in column.into_iter().enumerate() {
-            store::<S>(v, (y * PATCH + x) * point_stride, value);
+        let mut column = [zero; PATCH];
+        for y in 0..PATCH {
+            column[y] = half[y][x];
+        }
+        let column = transform_patch(simd, column);
+        for y in 0..PATCH {
+            store::<S>(v, (y * PATCH + x) * point_stride, column[y]);
         }
     }
 }
@@ -382,18 +387,17 @@ fn transform_group<S: Simd>(
 /// `B^T d` along one axis.
 #[inline(always)]
 fn transform_patch<S: Simd>(simd: S, d: [S::f32s; PATCH]) -> [S::f32s; PATCH] {
-    let times = |k: f32, a, b| simd.mul_add_e_f32s(simd.splat_f32s(k), a, b);
-    let even = times(-4.0, d[2], d[4]);
-    let odd = times(-4.0, d[1], d[3]);
+    let even = times(simd, -4.0, d[2], d[4]);
+    let odd = times(simd, -4.0, d[1], d[3]);
     let even_half = simd.sub_f32s(d[4], d[2]);
     let odd_half = simd.sub_f32s(d[3], d[1]);
     [
-        times(4.0, simd.sub_f32s(d[0], d[2]), even_half),
+        times(simd, 4.0, simd.sub_f32s(d[0], d[2]), even_half),
         simd.add_f32s(even, odd),
         simd.sub_f32s(even, odd),
-        times(2.0, odd_half, even_half),
-        times(-2.0, odd_half, even_half),
-        times(-4.0, odd_half, simd.sub_f32s(d[5], d[3])),
+        times(simd, 2.0, odd_half, even_half),
+        times(simd, -2.0, odd_half, even_half),
+        times(simd, -4.0, odd_half, simd.sub_f32s(d[5], d[3])),
     ]
 }
 
@@ -418,27 +422,27 @@ impl WithSimd for TransformBack<'_> {
         let stride = across * TILE;
         let shape = self.out.shape;
         let vectors = self.tiling.vectors(lanes, stride);
-        with_scratch(TILE * TILE * lanes, |rows| {
-            for (i, c) in self.channels.clone().enumerate() {
-                for (g, group) in self.groups.clone().enumerate() {
-                    let m = &self.m[i * width + g * lanes..];
-                    transform_group_back(simd, m, self.m_stride, vectors, stride, rows);
-                    let [n, y, x] = self.tiling.corner(group);
-                    let height = (down * TILE).min(shape.h() - y);
-                    // Rows as wide as the image are one run of pixels.
-                    let (runs, len) = if shape.w() == stride {
-                        (1, height * stride)
-                    } else {
-                        (height, stride.min(shape.w() - x))
-                    };
-                    for run in 0..runs {
-                        let pixel = (y + run) * shape.w() + x;
-                        // SAFETY: each group and each chunk of channels is one task's.
-                        unsafe { self.out.write([n, c, pixel], &rows[run * stride..][..len]) };
-                    }
+        let mut rows = Scratch::take(TILE * TILE * lanes);
+        let rows = &mut *rows;
+        for (i, c) in self.channels.clone().enumerate() {
+            for (g, group) in self.groups.clone().enumerate() {
+                let m = &self.m[i * width + g * lanes..];
+                transform_group_back(simd, m, self.m_stride, vectors, stride, rows);
+                let [n, y, x] = self.tiling.corner(group);
+                let height = (down * TILE).min(shape.h() - y);
+                // Rows as wide as the image are one run of pixels.
+                let (runs, len) = if shape.w() == stride {
+                    (1, height * stride)
+                } else {
+                    (height, stride.min(shape.w() - x))
+                };
+                for run in 0..runs {
+                    let pixel = (y + run) * shape.w() + x;
+                    // SAFETY: each group and each chunk of channels is one task's.
+                    unsafe { self.out.write([n, c, pixel], &rows[run * stride..][..len]) };
                 }
             }
-        });
+        }
     }
 }
 
@@ -452,17 +456,22 @@ fn transform_group_back<S: Simd>(
     stride: usize,
     rows: &mut [f32],
 ) {
-    let mut half = [[simd.splat_f32s(0.0); PATCH]; TILE];
+    let zero = simd.splat_f32s(0.0);
+    let mut half = [[zero; PATCH]; TILE];
     for x in 0..PATCH {
-        let column = std::array::from_fn(|y| load::<S>(m, (y * PATCH + x) * m_stride));
-        for (half, value) in half.iter_mut().zip(transform_tile(simd, column)) {
-            half[x] = value;
+        let mut column = [zero; PATCH];
+        for y in 0..PATCH {
+            column[y] = load::<S>(m, (y * PATCH + x) * m_stride);
+        }
+        let column = transform_tile(simd, column);
+        for y in 0..TILE {
+            half[y][x] = column[y];
         }
     }
-    for (y, half) in half.into_iter().enumerate() {
-        let pixels = simd.interleave_shfl_f32s(transform_tile(simd, half));
-        for (at, pixels) in vectors.into_iter().zip(pixels) {
-            store::<S>(rows, at + y * stride, pixels);
+    for y in 0..TILE {
+        let pixels = simd.interleave_shfl_f32s(transform_tile(simd, half[y]));
+        for j in 0..TILE {
+            store::<S>(rows, vectors[j] + y * stride, pixels[j]);
         }
     }
 }
@@ -470,17 +479,22 @@ fn transform_group_back<S: Simd>(
 /// `A^T m` along one axis.
 #[inline(always)]
 fn transform_tile<S: Simd>(simd: S, m: [S::f32s; PATCH]) -> [S::f32s; TILE] {
-    let times = |k: f32, a, b| simd.mul_add_e_f32s(simd.splat_f32s(k), a, b);
     let near = simd.add_f32s(m[1], m[2]);
     let near_odd = simd.sub_f32s(m[1], m[2]);
     let far = simd.add_f32s(m[3], m[4]);
     let far_odd = simd.sub_f32s(m[3], m[4]);
     [
         simd.add_f32s(simd.add_f32s(m[0], near), far),
-        times(2.0, far_odd, near_odd),
-        times(4.0, far, near),
-        times(8.0, far_odd, simd.add_f32s(near_odd, m[5])),
+        times(simd, 2.0, far_odd, near_odd),
+        times(simd, 4.0, far, near),
+        times(simd, 8.0, far_odd, simd.add_f32s(near_odd, m[5])),
     ]
+}
+
+/// `k * a + b`.
+#[inline(always)]
+fn times<S: Simd>(simd: S, k: f32, a: S::f32s, b: S::f32s) -> S::f32s {
+    simd.mul_add_e_f32s(simd.splat_f32s(k), a, b)
 }
 
 #[inline(always)]
