@@ -3,6 +3,7 @@
 use std::io::Cursor;
 use std::path::Path;
 
+use image::error::UnsupportedErrorKind;
 use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
 };
@@ -18,7 +19,7 @@ impl Image {
     ///
     /// 8 and 16 bit grey and RGB keep their samples, fewer bits and PNG palettes become 8 bit. Alpha is flattened over black (see
     /// [`Image`]). The first page of a TIFF and the first frame of an animated PNG are read, EXIF orientation and
-    /// colour profiles are not applied, as in the reference.
+    /// colour profiles are not applied, as in the reference. Decoded JPEG may differ from libjpeg's by a few grey levels.
     ///
     /// # Errors
     /// [`ImagingError`]'s `Unreadable`, `NotAnImage`, `Damaged`, `Unsupported` (CMYK, float, ...) or `TooLarge`.
@@ -110,11 +111,13 @@ fn decoding_error(error: ImageError, path: &Path, format: &'static str) -> Imagi
     let path = path.to_path_buf();
     match error {
         ImageError::Limits(_) => ImagingError::TooLarge { path },
-        ImageError::Unsupported(e) => ImagingError::Unsupported {
-            path,
-            format,
-            what: e.to_string(),
-        },
+        ImageError::Unsupported(e) => {
+            let what = match e.kind() {
+                UnsupportedErrorKind::Color(_) => "an unusual kind of sample".into(),
+                _ => e.to_string(),
+            };
+            ImagingError::Unsupported { path, format, what }
+        }
         ImageError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
             ImagingError::Damaged {
                 path,

@@ -169,4 +169,27 @@ mod tests {
         assert!(matches!(error, ImagingError::Unwritable { .. }), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_file_is_replaced_whole_and_readable_by_all() {
+        use std::io::Read;
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.csv");
+        write_whole(&path, b"the old one").unwrap();
+        let mut reader = std::fs::File::open(&path).unwrap();
+        write_whole(&path, b"new").unwrap();
+        // Who had the old file open still sees all of it: it was never written over.
+        let mut seen = String::new();
+        reader.read_to_string(&mut seen).unwrap();
+        assert_eq!(
+            (seen.as_str(), std::fs::read(&path).unwrap().as_slice()),
+            ("the old one", &b"new"[..])
+        );
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, b"").unwrap();
+        let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode();
+        assert_eq!(mode(&path), mode(&plain));
+    }
 }
