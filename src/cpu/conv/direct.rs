@@ -3,7 +3,7 @@
 use super::Conv;
 use super::epilogue::Output;
 use super::scratch::Scratch;
-use super::source::Source;
+use super::source::{Source, split_phases};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -74,7 +74,7 @@ impl WithSimd for Task<'_> {
         let staged = &mut *staged;
         sums.fill(0.0);
         for ic in 0..group_in {
-            self.stage(group * group_in + ic, staged, row_len);
+            self.stage(simd, group * group_in + ic, staged, row_len);
             let taps = &self.run.conv.packed[(self.oc * group_in + ic) * kh * kw..];
             for (y, sums) in sums.chunks_exact_mut(padded_width).enumerate() {
                 let rows = &staged[y * spec.stride[0] * row_len..];
@@ -98,27 +98,20 @@ impl WithSimd for Task<'_> {
 impl Task<'_> {
     /// Fills `staged` with the padded input rows that the task's output rows need.
     #[inline(always)]
-    fn stage(&self, c: usize, staged: &mut [f32], row_len: usize) {
+    fn stage<S: Simd>(&self, simd: S, c: usize, staged: &mut [f32], row_len: usize) {
         let spec = self.run.conv.spec;
         let stride = spec.stride[1];
         let first = (self.rows.start * spec.stride[0]) as isize - spec.padding[0] as isize;
         let column = -(spec.padding[1] as isize);
         let mut row = Scratch::take(row_len);
-        let row = &mut *row;
         for (y, out) in staged.chunks_exact_mut(row_len).enumerate() {
+            let from = [first + y as isize, column];
+            let source = self.run.source;
             if stride == 1 {
-                self.run
-                    .source
-                    .fill([self.n, c], first + y as isize, column, out);
-                continue;
-            }
-            self.run
-                .source
-                .fill([self.n, c], first + y as isize, column, row);
-            for (phase, out) in out.chunks_exact_mut(row_len / stride).enumerate() {
-                for (out, value) in out.iter_mut().zip(row[phase..].iter().step_by(stride)) {
-                    *out = *value;
-                }
+                source.fill(simd, [self.n, c], from, out, row_len);
+            } else {
+                source.fill(simd, [self.n, c], from, &mut row, row_len);
+                split_phases(&row, stride, out);
             }
         }
     }

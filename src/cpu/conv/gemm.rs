@@ -3,7 +3,7 @@
 use super::epilogue::Output;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
-use super::source::Source;
+use super::source::{Source, copy, split_phases};
 use super::{Conv, ConvSpec};
 use crate::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd};
@@ -121,7 +121,7 @@ impl WithSimd for Task<'_> {
         for first in (0..weight_shape.c()).step_by(step) {
             let channels = first..weight_shape.c().min(first + step);
             let k = channels.len() * taps;
-            self.gather(simd, channels, &mut panels[..k * width]);
+            self.gather(simd, channels, &mut *panels, width);
             for (i, sums) in sums.chunks_exact_mut(OC_BLOCK * width).enumerate() {
                 let block = self.group * group_blocks + self.blocks.start + i;
                 let a = &packed[(block * depth + first * taps) * OC_BLOCK..];
@@ -151,88 +151,123 @@ impl WithSimd for Task<'_> {
     }
 }
 
+/// The pixels of a panel that lie in one output row.
+struct Segment {
+    /// The first one's place in the panel.
+    at: usize,
+    len: usize,
+    /// Where in the input the first one's patch begins.
+    corner: [isize; 2],
+}
+
 impl Task<'_> {
-    /// Gathers the patches of some input channels of the group: panels of `[ic][kh][kw][pixel]`.
+    /// Gathers the patches of some input channels of the group: panels of `[ic][kh][kw][pixel]`, the unused pixels of
+    /// the last vector unspecified.
     #[inline(always)]
-    fn gather<S: Simd>(&self, _: S, channels: Range<usize>, panels: &mut [f32]) {
+    fn gather<S: Simd>(&self, simd: S, channels: Range<usize>, panels: &mut [f32], width: usize) {
         let weight = self.run.conv.weight_shape;
         let taps = weight.plane();
-        let k = channels.len() * taps;
-        let most = PANEL_VECTORS * S::F32_LANES;
-        let mut pixel = self.pixels.start;
-        for panel in panels.chunks_mut(most * k) {
-            let width = panel.len() / k;
-            let end = self.pixels.end.min(pixel + width);
-            for (panel, c) in panel.chunks_exact_mut(taps * width).zip(channels.clone()) {
-                self.gather_channel(self.group * weight.c() + c, pixel..end, panel, width);
+        let depth = channels.len() * taps;
+        let first = self.group * weight.c();
+        let channels = first + channels.start..first + channels.end;
+        let mut start = 0;
+        while start < width {
+            let pixel = self.pixels.start + start;
+            let len = (width - start).min(PANEL_VECTORS * S::F32_LANES);
+            let pixels = pixel..self.pixels.end.min(pixel + len);
+            let panel = &mut panels[start * depth..];
+            if self.is_pointwise() {
+                for (i, c) in channels.clone().enumerate() {
+                    let from = &self.run.source.x.plane(self.n, c)[pixel..];
+                    copy::<S>(from, &mut panel[i * len..], pixels.len());
+                }
+            } else {
+                let segments = self.segments(pixels);
+                self.gather_panel(simd, &segments, channels.clone(), panel, len);
             }
-            pixel = end;
+            start += len;
         }
     }
 
-    /// Gathers the patches of one input channel for a panel's pixels: `[kh][kw][width]`, zeros after the last pixel.
+    /// Whether patches are the pixels themselves.
     #[inline(always)]
-    fn gather_channel(&self, c: usize, pixels: Range<usize>, panel: &mut [f32], width: usize) {
+    fn is_pointwise(&self) -> bool {
+        let spec = self.run.conv.spec;
+        let plain = spec.stride == [1; 2] && spec.padding == [0; 2] && !spec.upsample;
+        plain && spec.kernel == [1; 2]
+    }
+
+    /// The output rows that some pixels lie in.
+    fn segments(&self, pixels: Range<usize>) -> Vec<Segment> {
         let spec = self.run.conv.spec;
         let columns = self.run.out.shape.w();
-        let [kh, kw] = spec.kernel;
+        let mut segments = Vec::with_capacity(pixels.len() / columns + 2);
         let mut pixel = pixels.start;
         while pixel < pixels.end {
-            // The pixels of one output row.
-            let (oy, ox) = (pixel / columns, pixel % columns);
-            let len = (columns - ox).min(pixels.end - pixel);
-            let at = pixel - pixels.start;
-            let row = (oy * spec.stride[0]) as isize - spec.padding[0] as isize;
-            let column = (ox * spec.stride[1]) as isize - spec.padding[1] as isize;
-            for ky in 0..kh {
-                let row = row + (ky * spec.dilation[0]) as isize;
-                let panel = &mut panel[ky * kw * width..][..kw * width];
-                if kw == 1 && spec.stride[1] == 1 {
-                    let out = &mut panel[at..][..len];
-                    self.run.source.fill([self.n, c], row, column, out);
-                } else {
-                    self.gather_row([c, at, len], row, column, panel, width);
-                }
-            }
+            let place = [pixel / columns, pixel % columns];
+            let len = (columns - place[1]).min(pixels.end - pixel);
+            segments.push(Segment {
+                at: pixel - pixels.start,
+                len,
+                corner: std::array::from_fn(|axis| {
+                    (place[axis] * spec.stride[axis]) as isize - spec.padding[axis] as isize
+                }),
+            });
             pixel += len;
         }
-        for row in panel.chunks_exact_mut(width) {
-            row[pixels.len()..].fill(0.0);
-        }
+        segments
     }
 
-    /// Gathers `len` pixels from place `at` on for every tap of one kernel row.
+    /// Gathers one panel, `width` pixels wide.
     #[inline(always)]
-    fn gather_row(
+    fn gather_panel<S: Simd>(
         &self,
-        [c, at, len]: [usize; 3],
-        row: isize,
-        column: isize,
+        simd: S,
+        segments: &[Segment],
+        channels: Range<usize>,
         panel: &mut [f32],
         width: usize,
     ) {
         let spec = self.run.conv.spec;
-        let (stride, dilation) = (spec.stride[1], spec.dilation[1]);
-        let reach = (len - 1) * stride + (spec.kernel[1] - 1) * dilation + 1;
-        let mut staged = Scratch::take(reach);
-        let staged = &mut *staged;
-        self.run.source.fill([self.n, c], row, column, staged);
-        for (kx, panel) in panel.chunks_exact_mut(width).enumerate() {
-            let from = &staged[kx * dilation..];
-            let out = &mut panel[at..][..len];
-            match stride {
-                1 => out.copy_from_slice(&from[..len]),
-                2 => pick(out, from, 2),
-                _ => pick(out, from, stride),
+        let ([kh, kw], [_, stride], [_, dilation]) = (spec.kernel, spec.stride, spec.dilation);
+        let longest = segments.iter().map(|s| s.len).max().unwrap_or(0);
+        // Columns are staged by their remainder modulo the stride, with room for a whole vector at the end.
+        let phase_len = longest + (kw - 1) * dilation / stride + S::F32_LANES;
+        let row_len = phase_len * stride;
+        let mut staged = Scratch::take(segments.len() * kh * row_len);
+        let mut row = Scratch::take(row_len);
+        for (i, c) in channels.enumerate() {
+            for (j, staged) in staged.chunks_exact_mut(row_len).enumerate() {
+                let (segment, ky) = (&segments[j / kh], j % kh);
+                let from = [
+                    segment.corner[0] + (ky * spec.dilation[0]) as isize,
+                    segment.corner[1],
+                ];
+                let needed = (segment.len - 1) * stride + (kw - 1) * dilation + 1;
+                if stride == 1 {
+                    self.run
+                        .source
+                        .fill(simd, [self.n, c], from, staged, needed);
+                } else {
+                    self.run
+                        .source
+                        .fill(simd, [self.n, c], from, &mut row, needed);
+                    match stride {
+                        2 => split_phases(&row, 2, staged),
+                        _ => split_phases(&row, stride, staged),
+                    }
+                }
+            }
+            for tap in 0..kh * kw {
+                let (ky, shift) = (tap / kw, tap % kw * dilation);
+                let within = shift % stride * phase_len + shift / stride;
+                // In order: what a copy writes too much, the next one overwrites.
+                for (j, segment) in segments.iter().enumerate() {
+                    let from = &staged[(j * kh + ky) * row_len + within..];
+                    let to = &mut panel[(i * kh * kw + tap) * width + segment.at..];
+                    copy::<S>(from, to, segment.len);
+                }
             }
         }
-    }
-}
-
-/// Every `stride`-th value. Inlined where the stride is a constant, this vectorises.
-#[inline(always)]
-fn pick(out: &mut [f32], from: &[f32], stride: usize) {
-    for (out, value) in out.iter_mut().zip(from.iter().step_by(stride)) {
-        *out = *value;
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{ConvSpec, PaddingMode};
 use crate::cpu::view::View;
+use pulp::Simd;
 
 /// The upsampled and padded input. Rows and columns are counted from the first unpadded pixel and may be negative.
 pub(super) struct Source<'a> {
@@ -47,50 +48,134 @@ impl<'a> Source<'a> {
         (start + needed <= plane.len()).then(|| &plane[start..])
     }
 
-    /// Fills `out` with the pixels of `row` from `column` on.
+    /// Fills `out` with `len` pixels of `row` from `column` on. What `out` has beyond `len` may be overwritten.
     #[inline(always)]
-    pub(super) fn fill(&self, [n, c]: [usize; 2], row: isize, column: isize, out: &mut [f32]) {
+    pub(super) fn fill<S: Simd>(
+        &self,
+        simd: S,
+        [n, c]: [usize; 2],
+        [row, column]: [isize; 2],
+        out: &mut [f32],
+        len: usize,
+    ) {
         let row = match self.mode {
             PaddingMode::Zeros if row < 0 || row >= self.height => {
-                out.fill(0.0);
-                return;
+                return clear(simd, out, len);
             }
             PaddingMode::Zeros => row,
             PaddingMode::Reflect => reflect(row, self.height),
         };
         let row = if self.upsample { row / 2 } else { row } as usize;
+        let plane = self.x.plane(n, c);
         let stored = self.x.shape.w();
-        let pixels = &self.x.plane(n, c)[row * stored..][..stored];
-        let len = out.len() as isize;
-        let start = (-column).clamp(0, len) as usize;
-        let end = (self.width - column).clamp(start as isize, len) as usize;
-        let (left, rest) = out.split_at_mut(start);
-        let (inside, right) = rest.split_at_mut(end - start);
-        if !inside.is_empty() {
+        let start = (-column).clamp(0, len as isize) as usize;
+        let end = (self.width - column).clamp(start as isize, len as isize) as usize;
+        if start > 0 {
+            self.fill_beyond(simd, &plane[row * stored..], column, out, start);
+        }
+        if end > start {
             let first = (column + start as isize) as usize;
             if self.upsample {
-                for (i, out) in inside.iter_mut().enumerate() {
-                    *out = pixels[(first + i) / 2];
-                }
+                enlarge(&plane[row * stored..], first, &mut out[start..end]);
             } else {
-                inside.copy_from_slice(&pixels[first..][..inside.len()]);
+                copy::<S>(
+                    &plane[row * stored + first..],
+                    &mut out[start..],
+                    end - start,
+                );
             }
         }
-        self.fill_beyond(pixels, column, left);
-        self.fill_beyond(pixels, column + end as isize, right);
+        if len > end {
+            let column = column + end as isize;
+            self.fill_beyond(
+                simd,
+                &plane[row * stored..],
+                column,
+                &mut out[end..],
+                len - end,
+            );
+        }
     }
 
-    /// Fills `out` with padding, from `column` on.
+    /// Fills `out` with `len` pixels of padding, from `column` on.
     #[inline(always)]
-    fn fill_beyond(&self, pixels: &[f32], column: isize, out: &mut [f32]) {
+    fn fill_beyond<S: Simd>(
+        &self,
+        simd: S,
+        pixels: &[f32],
+        column: isize,
+        out: &mut [f32],
+        len: usize,
+    ) {
         match self.mode {
-            PaddingMode::Zeros => out.fill(0.0),
+            PaddingMode::Zeros => clear(simd, out, len),
             PaddingMode::Reflect => {
-                for (i, out) in out.iter_mut().enumerate() {
+                for (i, out) in out[..len].iter_mut().enumerate() {
                     let column = reflect(column + i as isize, self.width) as usize;
                     *out = pixels[if self.upsample { column / 2 } else { column }];
                 }
             }
+        }
+    }
+}
+
+/// Copies `len` values, in whole vectors if both sides have room for the excess: a call of `memcpy` would cost more
+/// than such short copies.
+#[inline(always)]
+pub(super) fn copy<S: Simd>(from: &[f32], to: &mut [f32], len: usize) {
+    let (f, _) = S::as_simd_f32s(from);
+    let (t, _) = S::as_mut_simd_f32s(to);
+    let vectors = len.div_ceil(S::F32_LANES);
+    if f.len() < vectors || t.len() < vectors {
+        to[..len].copy_from_slice(&from[..len]);
+        return;
+    }
+    match vectors {
+        1 => t[..1].copy_from_slice(&f[..1]),
+        2 => t[..2].copy_from_slice(&f[..2]),
+        3 => t[..3].copy_from_slice(&f[..3]),
+        4 => t[..4].copy_from_slice(&f[..4]),
+        5 => t[..5].copy_from_slice(&f[..5]),
+        _ => to[..len].copy_from_slice(&from[..len]),
+    }
+}
+
+/// Sets `len` values to zero, a whole vector of them if that is enough and there is room.
+#[inline(always)]
+fn clear<S: Simd>(simd: S, out: &mut [f32], len: usize) {
+    match S::as_mut_simd_f32s(out).0.first_mut() {
+        Some(first) if len <= S::F32_LANES => *first = simd.splat_f32s(0.0),
+        _ => out[..len].fill(0.0),
+    }
+}
+
+/// Fills `out` with every pixel of the row twice, from the doubled row's pixel `first` on.
+#[inline(always)]
+fn enlarge(pixels: &[f32], first: usize, out: &mut [f32]) {
+    let (head, out) = out.split_at_mut((first % 2).min(out.len()));
+    if let Some(head) = head.first_mut() {
+        *head = pixels[first / 2];
+    }
+    let pixels = &pixels[first.div_ceil(2)..];
+    let whole = out.len() / 2;
+    for (pair, &pixel) in out.chunks_exact_mut(2).zip(pixels) {
+        pair[0] = pixel;
+        pair[1] = pixel;
+    }
+    if let Some(tail) = out.get_mut(2 * whole) {
+        *tail = pixels[whole];
+    }
+}
+
+/// Sorts a row by the remainder of its columns modulo `stride`: every `stride`-th value, one phase after the other.
+/// What a tap of a strided convolution reads then lies together. `out` is as long as the whole phases that it takes.
+#[inline(always)]
+pub(super) fn split_phases(row: &[f32], stride: usize, out: &mut [f32]) {
+    let len = out.len() / stride;
+    for (phase, out) in out.chunks_exact_mut(len).enumerate() {
+        let values = row[phase..].iter().step_by(stride);
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = *value;
         }
     }
 }

@@ -300,6 +300,10 @@ impl<S: Simd> Job<'_, S> {
     }
 }
 
+/// Values that begin on a cache line: vectors kept on the stack must not straddle two.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
 /// The input transform, see [`Job::transform`].
 struct Transform<'a> {
     source: &'a Source<'a>,
@@ -323,7 +327,7 @@ impl WithSimd for Transform<'_> {
         let columns = across * TILE + 2;
         // The last vector reads two pixels more than the last tile needs.
         let staged_stride = columns + 2;
-        let mut staged = Scratch::take(rows * staged_stride);
+        let mut staged = Scratch::take(rows * staged_stride + lanes);
         let staged = &mut *staged;
         for (g, group) in self.groups.clone().enumerate() {
             let [n, row, column] = self.tiling.corner(group);
@@ -336,8 +340,10 @@ impl WithSimd for Transform<'_> {
                 let (pixels, stride) = match stored {
                     Some(pixels) => (pixels, self.source.x.shape.w()),
                     None => {
-                        for (y, out) in staged.chunks_exact_mut(staged_stride).enumerate() {
-                            self.source.fill([n, c], row + y as isize, column, out);
+                        for y in 0..rows {
+                            let out = &mut staged[y * staged_stride..];
+                            let from = [row + y as isize, column];
+                            self.source.fill(simd, [n, c], from, out, staged_stride);
                         }
                         (&*staged, staged_stride)
                     }
@@ -361,7 +367,7 @@ fn transform_group<S: Simd>(
     point_stride: usize,
 ) {
     let zero = simd.splat_f32s(0.0);
-    let mut half = [[zero; PATCH]; PATCH];
+    let mut half = Aligned([[zero; PATCH]; PATCH]);
     for y in 0..PATCH {
         let (mut first, mut shifted) = ([zero; TILE], [zero; TILE]);
         for j in 0..TILE {
@@ -370,12 +376,12 @@ fn transform_group<S: Simd>(
         }
         let [a, b, c, d] = simd.deinterleave_shfl_f32s(first);
         let [e, f, _, _] = simd.deinterleave_shfl_f32s(shifted);
-        half[y] = transform_patch(simd, [a, b, c, d, e, f]);
+        half.0[y] = transform_patch(simd, [a, b, c, d, e, f]);
     }
     for x in 0..PATCH {
         let mut column = [zero; PATCH];
         for y in 0..PATCH {
-            column[y] = half[y][x];
+            column[y] = half.0[y][x];
         }
         let column = transform_patch(simd, column);
         for y in 0..PATCH {
@@ -457,7 +463,7 @@ fn transform_group_back<S: Simd>(
     rows: &mut [f32],
 ) {
     let zero = simd.splat_f32s(0.0);
-    let mut half = [[zero; PATCH]; TILE];
+    let mut half = Aligned([[zero; PATCH]; TILE]);
     for x in 0..PATCH {
         let mut column = [zero; PATCH];
         for y in 0..PATCH {
@@ -465,11 +471,11 @@ fn transform_group_back<S: Simd>(
         }
         let column = transform_tile(simd, column);
         for y in 0..TILE {
-            half[y][x] = column[y];
+            half.0[y][x] = column[y];
         }
     }
     for y in 0..TILE {
-        let pixels = simd.interleave_shfl_f32s(transform_tile(simd, half[y]));
+        let pixels = simd.interleave_shfl_f32s(transform_tile(simd, half.0[y]));
         for j in 0..TILE {
             store::<S>(rows, vectors[j] + y * stride, pixels[j]);
         }
