@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use pulp::Arch;
 use rayon::prelude::*;
 
 use super::activation::Activation;
@@ -13,7 +14,7 @@ use crate::cpu::view::{View, ViewMut};
 use crate::tensor::Shape;
 
 /// Elements that one CPU task normalises.
-const BLOCK: usize = 1 << 14;
+pub(super) const BLOCK: usize = 1 << 14;
 
 /// Normalises each group of neighbouring channels to mean 0 and variance 1, then scales and shifts each channel and
 /// applies an activation.
@@ -171,9 +172,7 @@ pub(super) fn normalise(
     [centre, scale, shift]: [f32; 3],
     activation: Activation,
 ) {
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = activation.apply((x - centre) * scale + shift);
-    }
+    Arch::new().dispatch(|| activation.map(x, out, |x| (x - centre) * scale + shift));
 }
 
 #[cfg(test)]

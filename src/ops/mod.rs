@@ -8,12 +8,16 @@ use crate::cpu::view::{View, ViewMut};
 use crate::tensor::Shape;
 
 pub mod activation;
+pub mod attention;
+pub mod batch_norm;
 pub mod group_norm;
 pub mod kernel;
 pub mod linear;
 pub mod pointwise;
 pub mod positional_encoding;
+pub mod reduce;
 pub mod resize;
+pub mod softmax;
 #[cfg(test)]
 pub mod testing;
 

@@ -1,0 +1,60 @@
+// Softmax along rows. A workgroup computes one row.
+
+struct Params {
+    x_offset: u32,
+    x_batch_stride: u32,
+    out_offset: u32,
+    out_batch_stride: u32,
+    batch: u32,
+    // Rows of one item.
+    rows: u32,
+    width: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;
+
+// Largest element and sum of exponentials relative to it, of each lane's part.
+var<workgroup> parts: array<vec2<f32>, 64>;
+
+fn join(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
+    let top = max(a.x, b.x);
+    return vec2(top, a.y * exp(a.x - top) + b.y * exp(b.x - top));
+}
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = group.y * groups.x + group.x;
+    let item = index / p.rows;
+    if item >= p.batch {
+        return;
+    }
+    let row = (index % p.rows) * p.width;
+    let source = p.x_offset + item * p.x_batch_stride + row;
+    // Lanes beyond the row's end hold its first element with no weight.
+    var own = vec2(x[source], 0.0);
+    for (var i = lane; i < p.width; i += 64u) {
+        own.x = max(own.x, x[source + i]);
+    }
+    for (var i = lane; i < p.width; i += 64u) {
+        own.y += exp(x[source + i] - own.x);
+    }
+    parts[lane] = own;
+    for (var half = 32u; half > 0u; half >>= 1u) {
+        workgroupBarrier();
+        if lane < half {
+            parts[lane] = join(parts[lane], parts[lane + half]);
+        }
+    }
+    workgroupBarrier();
+    let all = parts[0];
+    let to = p.out_offset + item * p.out_batch_stride + row;
+    for (var i = lane; i < p.width; i += 64u) {
+        out[to + i] = exp(x[source + i] - all.x) / all.y;
+    }
+}

@@ -1,0 +1,250 @@
+//! Self-attention of one head over all pixels (Vaswani et al. 2017).
+
+use std::any::Any;
+
+use rayon::prelude::*;
+
+use super::softmax::softmax_row;
+use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+
+/// Queries that one CPU task takes.
+const QUERIES: usize = 32;
+/// Channels and queries of one workgroup of the kernel.
+const TILE: [usize; 2] = [32, 64];
+/// Loop rounds of the kernel, under the 65,535 that llvmpipe allows: 125 x 125 pixels of 256 channels.
+const MAX_ROUNDS: usize = 65_000;
+
+/// `softmax(q . k / sqrt(c)) v` for every pixel over all pixels.
+///
+/// Input: `[n, 3c, h, w]`, the channels of `q`, `k` and `v` one after the other. Result: `[n, c, h, w]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SelfAttention;
+
+impl Op for SelfAttention {
+    fn name(&self) -> &'static str {
+        "self_attention"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        match inputs {
+            [x] if x.c() % 3 == 0 && x.numel() > 0 => {
+                let rounds = x.plane().div_ceil(8) * ((x.c() / 3).div_ceil(8) + 1);
+                if rounds > MAX_ROUNDS {
+                    return Err("its kernel does not reach so many pixels and channels".into());
+                }
+                Ok(Shape::new(x.n(), x.c() / 3, x.h(), x.w()))
+            }
+            _ => Err("it takes one tensor of q, k and v of as many channels each".into()),
+        }
+    }
+
+    /// Both matrix products.
+    fn macs(&self, inputs: &[Shape], output: Shape) -> u64 {
+        2 * (output.numel() * inputs[0].plane()) as u64
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let channels = out.shape.c();
+        let tokens = out.shape.plane();
+        for n in 0..out.shape.n() {
+            let (q, kv) = inputs[0].item(n).split_at(channels * tokens);
+            let (k, v) = kv.split_at(channels * tokens);
+            let blocks: Vec<Vec<f32>> = (0..tokens.div_ceil(QUERIES))
+                .into_par_iter()
+                .map(|block| attend(&q[block * QUERIES..], k, v, [channels, tokens], block))
+                .collect();
+            let rows = out.item(n).par_chunks_mut(tokens).enumerate();
+            rows.for_each(|(c, row)| {
+                for (part, block) in row.chunks_mut(QUERIES).zip(&blocks) {
+                    part.copy_from_slice(&block[c * part.len()..][..part.len()]);
+                }
+            });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let shape = output.shape;
+        let params = Params::new()
+            .slot(&inputs[0])
+            .slot(&output)
+            .u(shape.n())
+            .u(shape.c())
+            .u(shape.plane())
+            .f(1.0 / (shape.c() as f32).sqrt());
+        let tiles = shape.c().div_ceil(TILE[0]) * shape.plane().div_ceil(TILE[1]);
+        let binds = vec![Bind::Input(0), Bind::Output];
+        let kernel = Kernel::new("attention");
+        vec![Dispatch::folded(kernel, params, binds, shape.n() * tiles)]
+    }
+}
+
+/// The result for one block of queries, `[channels, queries]`. `q` starts at the block's first query; all three have
+/// rows of `tokens`.
+fn attend(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    [channels, tokens]: [usize; 2],
+    block: usize,
+) -> Vec<f32> {
+    let queries = QUERIES.min(tokens - block * QUERIES);
+    let mut weights = vec![0.0; queries * tokens];
+    let q = Matrix {
+        data: q,
+        strides: [1, tokens],
+    };
+    let k = Matrix {
+        data: k,
+        strides: [tokens, 1],
+    };
+    let scale = 1.0 / (channels as f32).sqrt();
+    product([queries, tokens, channels], scale, q, k, &mut weights);
+    weights.chunks_mut(tokens).for_each(softmax_row);
+    let mut out = vec![0.0; channels * queries];
+    let v = Matrix {
+        data: v,
+        strides: [tokens, 1],
+    };
+    let weights = Matrix {
+        data: &weights,
+        strides: [1, tokens],
+    };
+    product([channels, queries, tokens], 1.0, v, weights, &mut out);
+    out
+}
+
+/// A matrix inside a slice.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    data: &'a [f32],
+    /// Elements from row to row and from column to column.
+    strides: [usize; 2],
+}
+
+impl Matrix<'_> {
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        let last = (rows - 1) * self.strides[0] + (columns - 1) * self.strides[1];
+        last < self.data.len()
+    }
+}
+
+/// `out = scale * a * b`, where `a` is `m` by `k`, `b` is `k` by `n` and `out`, row-major, `m` by `n`; none is empty.
+fn product([m, n, k]: [usize; 3], scale: f32, a: Matrix, b: Matrix, out: &mut [f32]) {
+    assert!(a.holds(m, k) && b.holds(k, n) && out.len() == m * n);
+    let [ar, ac] = a.strides.map(usize::cast_signed);
+    let [br, bc] = b.strides.map(usize::cast_signed);
+    // SAFETY: the assertion above says that every element the strides reach lies inside its slice.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n.cast_signed(),
+            false,
+            a.data.as_ptr(),
+            ac,
+            ar,
+            b.data.as_ptr(),
+            bc,
+            br,
+            0.0,
+            scale,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::*;
+
+    /// The definition, in `f64`.
+    fn oracle(x: Shape, data: &[f32]) -> Vec<f32> {
+        let (c, tokens) = (x.c() / 3, x.plane());
+        let mut out = vec![0f32; x.numel() / 3];
+        for (item, out) in data.chunks(x.item()).zip(out.chunks_mut(c * tokens)) {
+            let at =
+                |part: usize, ch: usize, i: usize| f64::from(item[(part * c + ch) * tokens + i]);
+            for i in 0..tokens {
+                let score = |j: usize| (0..c).map(|ch| at(0, ch, i) * at(1, ch, j)).sum::<f64>();
+                let scores: Vec<f64> = (0..tokens).map(|j| score(j) / (c as f64).sqrt()).collect();
+                let top = scores.iter().copied().fold(f64::MIN, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for ch in 0..c {
+                    let sum: f64 = (0..tokens).map(|j| weights[j] * at(2, ch, j)).sum();
+                    out[ch * tokens + i] = (sum / total) as f32;
+                }
+            }
+        }
+        out
+    }
+
+    fn check(x: Shape, range: f32) {
+        let mut data = random(x.numel(), 8);
+        data.iter_mut().for_each(|v| *v *= range);
+        let cpu = check_twins_on(SelfAttention, &[x], std::slice::from_ref(&data), 1e-5);
+        let error = relative_l2(&cpu, &oracle(x, &data));
+        assert!(error <= 1e-6, "{x}: {error:e}");
+    }
+
+    #[test]
+    fn sizes_of_all_kinds() {
+        check(Shape::new(1, 3 * 256, 16, 16), 1.0);
+        check(Shape::new(2, 3 * 37, 9, 15), 2.0);
+        check(Shape::new(1, 3, 1, 1), 1.0);
+        check(Shape::new(1, 3 * 2, 1, 2100), 1.0);
+        check_kernels(&SelfAttention, &[Shape::new(1, 6, 3, 4)]);
+    }
+
+    #[test]
+    fn a_few_keys_with_all_the_weight() {
+        check(Shape::new(1, 3 * 33, 5, 5), 6.0);
+        check(Shape::new(1, 3, 1, 50), 30.0);
+    }
+
+    #[test]
+    fn parts_of_concatenations() {
+        check_views(SelfAttention, &[Shape::new(3, 15, 5, 7)], 1e-5);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let x = Shape::new(2, 12, 3, 5);
+        let out = SelfAttention.infer(&[x]);
+        assert_eq!(out, Ok(Shape::new(2, 4, 3, 5)));
+        assert_eq!(
+            SelfAttention.macs(&[x], Shape::new(2, 4, 3, 5)),
+            2 * 2 * 4 * 15 * 15
+        );
+        assert!(SelfAttention.infer(&[Shape::new(2, 11, 3, 5)]).is_err());
+        assert!(SelfAttention.infer(&[x, x]).is_err());
+        assert!(
+            SelfAttention
+                .infer(&[Shape::new(1, 768, 128, 128)])
+                .is_err()
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn any_shape(n in 1..3usize, c in 1..70usize, h in 1..12usize, w in 1..12usize) {
+            check(Shape::new(n, 3 * c, h, w), 1.5);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Reductions: mean and maximum over channels, mean over planes.
+
+use std::any::Any;
+
+use rayon::prelude::*;
+
+use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::cpu::moments::sum;
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+
+/// Pixels that one CPU task reduces.
+const PIXELS: usize = 1024;
+
+/// The mean over channels. Input: `[n, c, h, w]`. Result: `[n, 1, h, w]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChannelMean;
+
+/// The maximum over channels. Input: `[n, c, h, w]`. Result: `[n, 1, h, w]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChannelMax;
+
+/// The mean of each plane. Input: `[n, c, h, w]`. Result: `[n, c, 1, 1]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GlobalAvgPool;
+
+/// The most channels that the kernels' loops reach: llvmpipe ends them after 65,535 rounds.
+const MAX_CHANNELS: usize = 1 << 18;
+
+/// The result of a reduction over the channels of the only input.
+fn over_channels(inputs: &[Shape]) -> Result<Shape, String> {
+    let x = single(inputs)?;
+    if x.c() > MAX_CHANNELS {
+        return Err(format!("it takes at most {MAX_CHANNELS} channels"));
+    }
+    Ok(Shape::new(x.n(), 1, x.h(), x.w()))
+}
+
+/// The only input, which must have something to reduce.
+fn single(inputs: &[Shape]) -> Result<Shape, String> {
+    match inputs {
+        [x] if x.numel() > 0 => Ok(*x),
+        [_] => Err("it takes a tensor that is not empty".into()),
+        _ => Err("it takes one tensor".into()),
+    }
+}
+
+/// Launches a kernel of the usual parameters on `count` workgroups.
+fn dispatch(file: &'static str, inputs: &[Slot], output: Slot, count: usize) -> Vec<Dispatch> {
+    let x = inputs[0].shape;
+    let params = Params::new()
+        .slot(&inputs[0])
+        .slot(&output)
+        .u(x.n())
+        .u(x.c())
+        .u(x.plane());
+    let binds = vec![Bind::Input(0), Bind::Output];
+    vec![Dispatch::folded(Kernel::new(file), params, binds, count)]
+}
+
+/// Reduces the channels of each block of pixels: `reduce(block, channel)` for every channel in order, where `channel(c)`
+/// are the block's pixels in channel `c`.
+fn reduce_channels<'a>(
+    x: View<'a>,
+    mut out: ViewMut,
+    reduce: impl Fn(&mut [f32], &dyn Fn(usize) -> &'a [f32]) + Sync,
+) {
+    for n in 0..x.shape.n() {
+        let blocks = out.item(n).par_chunks_mut(PIXELS).enumerate();
+        blocks.for_each(|(block, out)| {
+            let len = out.len();
+            reduce(out, &|c| &x.plane(n, c)[block * PIXELS..][..len]);
+        });
+    }
+}
+
+impl Op for ChannelMean {
+    fn name(&self) -> &'static str {
+        "channel_mean"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        over_channels(inputs)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], out: ViewMut) {
+        let channels = inputs[0].shape.c();
+        reduce_channels(inputs[0], out, |out, channel| {
+            let mut sums = [0f64; PIXELS];
+            for c in 0..channels {
+                for (sum, &v) in sums.iter_mut().zip(channel(c)) {
+                    *sum += f64::from(v);
+                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = (sum / channels as f64) as f32;
+            }
+        });
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let count = output.shape.n() * output.shape.plane().div_ceil(64);
+        dispatch("channel_mean", inputs, output, count)
+    }
+}
+
+impl Op for ChannelMax {
+    fn name(&self) -> &'static str {
+        "channel_max"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        over_channels(inputs)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], out: ViewMut) {
+        let channels = inputs[0].shape.c();
+        reduce_channels(inputs[0], out, |out, channel| {
+            out.copy_from_slice(channel(0));
+            for c in 1..channels {
+                for (top, &v) in out.iter_mut().zip(channel(c)) {
+                    // A NaN wins and stays.
+                    *top = if v > *top || v.is_nan() { v } else { *top };
+                }
+            }
+        });
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let count = output.shape.n() * output.shape.plane().div_ceil(64);
+        dispatch("channel_max", inputs, output, count)
+    }
+}
+
+impl Op for GlobalAvgPool {
+    fn name(&self) -> &'static str {
+        "global_avg_pool"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        single(inputs).map(|x| Shape::new(x.n(), x.c(), 1, 1))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let x = inputs[0];
+        for n in 0..x.shape.n() {
+            let channels = out.item(n).par_iter_mut().enumerate();
+            channels.for_each(|(c, out)| {
+                *out = (sum(x.plane(n, c)) / x.shape.plane() as f64) as f32;
+            });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        dispatch("global_avg_pool", inputs, output, output.shape.numel())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::*;
+
+    const SHAPES: [Shape; 6] = [
+        Shape::new(2, 5, 33, 65),
+        Shape::new(1, 3, 2, 2500),
+        Shape::new(3, 70_000, 1, 1),
+        Shape::new(70_000, 2, 1, 1),
+        Shape::new(1, 1, 2049, 1025),
+        Shape::new(1, 1, 5000, 2001),
+    ];
+
+    fn check(op: impl Op + Clone, x: Shape, value: impl Fn(&[f32], Shape) -> Vec<f64>) {
+        let mut data = random(x.numel(), 3);
+        data.iter_mut().for_each(|v| *v += 0.1);
+        let cpu = check_twins_on(op, &[x], std::slice::from_ref(&data), 1e-5);
+        let items = data.chunks(x.item()).flat_map(|item| value(item, x));
+        let expected: Vec<f32> = items.map(|v| v as f32).collect();
+        let error = relative_l2(&cpu, &expected);
+        assert!(error <= 1e-6, "{x}: {error:e}");
+    }
+
+    fn check_all(x: Shape) {
+        fn over_channels(item: &[f32], x: Shape, f: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+            let column = |i: usize| item[i..].iter().step_by(x.plane()).map(|&v| f64::from(v));
+            (0..x.plane())
+                .filter_map(|i| column(i).reduce(&f))
+                .collect()
+        }
+        check(ChannelMax, x, |item, x| over_channels(item, x, f64::max));
+        check(ChannelMean, x, |item, x| {
+            let sums = over_channels(item, x, |a, b| a + b);
+            sums.iter().map(|v| v / x.c() as f64).collect()
+        });
+        check(GlobalAvgPool, x, |item, x| {
+            let sum = |plane: &[f32]| plane.iter().map(|&v| f64::from(v)).sum::<f64>();
+            let planes = item.chunks(x.plane());
+            planes.map(|plane| sum(plane) / x.plane() as f64).collect()
+        });
+    }
+
+    #[test]
+    fn sizes_of_all_kinds() {
+        SHAPES.into_iter().for_each(check_all);
+        check_kernels(&ChannelMean, &SHAPES[..1]);
+        check_kernels(&ChannelMax, &SHAPES[..1]);
+        check_kernels(&GlobalAvgPool, &SHAPES[..1]);
+    }
+
+    #[test]
+    fn parts_of_concatenations() {
+        let x = [Shape::new(3, 4, 9, 8)];
+        check_views(ChannelMean, &x, 1e-5);
+        check_views(ChannelMax, &x, 0.0);
+        check_views(GlobalAvgPool, &x, 1e-5);
+    }
+
+    #[test]
+    fn a_nan_is_the_maximum() {
+        let x = [1.0, f32::NAN, 3.0];
+        let mut out = [0.0];
+        let view = View::contiguous(&x, Shape::new(1, 3, 1, 1));
+        ChannelMax.cpu(
+            &[view],
+            ViewMut::contiguous(&mut out, Shape::new(1, 1, 1, 1)),
+        );
+        assert!(out[0].is_nan());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let x = Shape::new(2, 3, 4, 5);
+        assert_eq!(ChannelMean.infer(&[x]), Ok(Shape::new(2, 1, 4, 5)));
+        assert_eq!(ChannelMax.infer(&[x]), Ok(Shape::new(2, 1, 4, 5)));
+        assert_eq!(GlobalAvgPool.infer(&[x]), Ok(Shape::new(2, 3, 1, 1)));
+        assert!(ChannelMax.infer(&[x, x]).is_err());
+        assert!(ChannelMax.infer(&[Shape::new(1, 0, 2, 2)]).is_err());
+        assert!(ChannelMean.infer(&[Shape::new(1, 1 << 19, 1, 1)]).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn any_shape(n in 1..4usize, c in 1..50usize, h in 1..40usize, w in 1..40usize) {
+            check_all(Shape::new(n, c, h, w));
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Softmax over channels or along rows.
+
+use std::any::Any;
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::cpu::math::exp;
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+
+/// Pixels that one CPU task takes.
+const PIXELS: usize = 512;
+/// The most channels that the kernel's loops reach: llvmpipe ends them after 65,535 rounds.
+const MAX_CHANNELS: usize = 1 << 16;
+
+/// The axis that sums to one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Axis {
+    /// Channels, PyTorch's dimension 1.
+    Channels,
+    /// Width, the last dimension.
+    Width,
+}
+
+/// `exp(x) / sum(exp(x))` along an axis, relative to the axis' maximum so that nothing overflows.
+///
+/// Input and result: `[n, c, h, w]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Softmax {
+    /// The axis that sums to one.
+    pub axis: Axis,
+}
+
+/// Softmax of one row, in place.
+pub(super) fn softmax_row(row: &mut [f32]) {
+    Arch::new().dispatch(|| {
+        let top = row
+            .iter()
+            .fold(f32::NEG_INFINITY, |top, &v| if v > top { v } else { top });
+        row.iter_mut().for_each(|v| *v = exp(*v - top));
+        let total: f64 = row.iter().map(|&v| f64::from(v)).sum();
+        let scale = (1.0 / total) as f32;
+        row.iter_mut().for_each(|v| *v *= scale);
+    });
+}
+
+/// Softmax over the channels of `out`'s block of pixels of one item; `x` is the item, `first` the block's first pixel.
+fn top_and_scale(x: &[f32], plane: usize, first: usize, len: usize) -> Vec<[f32; 2]> {
+    let blocks = || x.chunks(plane).map(|channel| &channel[first..][..len]);
+    Arch::new().dispatch(|| {
+        let mut lines = vec![[f32::NEG_INFINITY, 0.0]; len];
+        for block in blocks() {
+            for (line, &v) in lines.iter_mut().zip(block) {
+                line[0] = if v > line[0] { v } else { line[0] };
+            }
+        }
+        let mut totals = vec![0f64; len];
+        for block in blocks() {
+            for ((total, line), &v) in totals.iter_mut().zip(&lines).zip(block) {
+                *total += f64::from(exp(v - line[0]));
+            }
+        }
+        for (line, total) in lines.iter_mut().zip(totals) {
+            line[1] = (1.0 / total) as f32;
+        }
+        lines
+    })
+}
+
+impl Softmax {
+    fn cpu_channels(x: View, mut out: ViewMut) {
+        let plane = x.shape.plane();
+        for n in 0..x.shape.n() {
+            let item = x.item(n);
+            let blocks: Vec<usize> = (0..plane).step_by(PIXELS).collect();
+            let of_block =
+                |&first: &usize| top_and_scale(item, plane, first, PIXELS.min(plane - first));
+            let lines: Vec<[f32; 2]> = blocks.par_iter().flat_map_iter(of_block).collect();
+            let rows = out
+                .item(n)
+                .par_chunks_mut(plane)
+                .zip(item.par_chunks(plane));
+            rows.for_each(|(out, x)| {
+                Arch::new().dispatch(|| {
+                    for ((out, &v), [top, scale]) in out.iter_mut().zip(x).zip(&lines) {
+                        *out = exp(v - top) * scale;
+                    }
+                });
+            });
+        }
+    }
+}
+
+impl Op for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        match inputs {
+            [x] if self.axis == Axis::Channels && x.c() > MAX_CHANNELS => {
+                Err(format!("it takes at most {MAX_CHANNELS} channels"))
+            }
+            [x] if x.numel() > 0 => Ok(*x),
+            [_] => Err("it takes a tensor that is not empty".into()),
+            _ => Err("it takes one tensor".into()),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let x = inputs[0];
+        match self.axis {
+            Axis::Channels => Self::cpu_channels(x, out),
+            Axis::Width => {
+                let width = x.shape.w();
+                for n in 0..x.shape.n() {
+                    let rows = out.item(n).par_chunks_mut(width);
+                    rows.zip(x.item(n).par_chunks(width)).for_each(|(out, x)| {
+                        out.copy_from_slice(x);
+                        softmax_row(out);
+                    });
+                }
+            }
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let x = output.shape;
+        let params = Params::new().slot(&inputs[0]).slot(&output).u(x.n());
+        let binds = vec![Bind::Input(0), Bind::Output];
+        let (file, params, count) = match self.axis {
+            Axis::Channels => {
+                let groups = x.n() * x.plane().div_ceil(64);
+                ("softmax_channels", params.u(x.c()).u(x.plane()), groups)
+            }
+            Axis::Width => {
+                let rows = x.c() * x.h();
+                ("softmax_width", params.u(rows).u(x.w()), x.n() * rows)
+            }
+        };
+        vec![Dispatch::folded(Kernel::new(file), params, binds, count)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::*;
+
+    const AXES: [Axis; 2] = [Axis::Channels, Axis::Width];
+
+    /// Compares both devices with the definition in `f64` on values up to `range` either side of zero.
+    fn check(x: Shape, range: f32) {
+        let mut data = random(x.numel(), 4);
+        data.iter_mut().for_each(|v| *v *= range);
+        for axis in AXES {
+            let cpu = check_twins_on(Softmax { axis }, &[x], std::slice::from_ref(&data), 1e-5);
+            let line = |i: usize| match axis {
+                Axis::Channels => (i / x.item() * x.item() + i % x.plane(), x.plane(), x.c()),
+                Axis::Width => (i / x.w() * x.w(), 1, x.w()),
+            };
+            let value = |i: usize| {
+                let (first, step, len) = line(i);
+                let relative =
+                    |k: usize| (f64::from(data[first + k * step]) - f64::from(data[i])).exp();
+                (1.0 / (0..len).map(relative).sum::<f64>()) as f32
+            };
+            let expected: Vec<f32> = (0..x.numel()).map(value).collect();
+            let error = relative_l2(&cpu, &expected);
+            assert!(error <= 1e-6, "{axis:?} on {x}: {error:e}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_all_kinds() {
+        check(Shape::new(2, 5, 33, 65), 3.0);
+        check(Shape::new(1, 3, 2, 2500), 20.0);
+        check(Shape::new(2, 2500, 1, 3), 5.0);
+        check(Shape::new(1, 35_000, 2, 1), 1.0);
+        for axis in AXES {
+            check_kernels(&Softmax { axis }, &[Shape::new(1, 2, 3, 4)]);
+        }
+    }
+
+    #[test]
+    fn huge_values_do_not_overflow() {
+        check(Shape::new(1, 4, 3, 70), 1e4);
+    }
+
+    #[test]
+    fn parts_of_concatenations() {
+        for axis in AXES {
+            check_views(Softmax { axis }, &[Shape::new(3, 4, 5, 7)], 1e-5);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let op = Softmax { axis: Axis::Width };
+        assert!(op.infer(&[]).is_err());
+        let wide = Shape::new(1, 1 << 17, 1, 1);
+        assert!(op.infer(&[wide]).is_ok());
+        assert!(
+            Softmax {
+                axis: Axis::Channels
+            }
+            .infer(&[wide])
+            .is_err()
+        );
+        assert!(op.infer(&[Shape::new(1, 2, 3, 0)]).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        #[test]
+        fn any_shape(n in 1..4usize, c in 1..30usize, h in 1..20usize, w in 1..90usize) {
+            check(Shape::new(n, c, h, w), 4.0);
+        }
+    }
+}
