@@ -13,3 +13,15 @@ fn tanh_safe(x: f32) -> f32 {
     // tanh(10) is 1 in f32; built from exp, it would overflow for larger inputs.
     return tanh(clamp(x, -10.0, 10.0));
 }
+
+// The activation of this number: 0 none, 1 ReLU, 2 SiLU, 3 leaky ReLU, 4 tanh, 5 sigmoid.
+fn activate(code: u32, slope: f32, x: f32) -> f32 {
+    switch code {
+        case 1u: { return max(x, 0.0); }
+        case 2u: { return silu(x); }
+        case 3u: { return select(slope * x, x, x > 0.0); }
+        case 4u: { return tanh_safe(x); }
+        case 5u: { return sigmoid(x); }
+        default: { return x; }
+    }
+}

@@ -19,6 +19,11 @@ pub enum Kind {
     Param,
     /// The channel concatenation of the node's inputs. The plan makes it a view: its parts are written in place.
     Concat,
+    /// The channels of the node's input from `start` on, as many as its shape has: a view as well.
+    Slice {
+        /// First channel.
+        start: usize,
+    },
     /// The result of an operation.
     Op(Arc<dyn Op>),
 }
@@ -68,6 +73,7 @@ pub enum GraphError {
 pub struct Graph {
     nodes: Vec<Node>,
     params: BTreeMap<String, NodeId>,
+    marks: Vec<(String, NodeId)>,
     scope: Vec<String>,
 }
 
@@ -95,6 +101,17 @@ impl Graph {
     /// The weights used so far, by name.
     pub fn params(&self) -> &BTreeMap<String, NodeId> {
         &self.params
+    }
+
+    /// Gives `id` the name of the current scope, as the output of that module, and returns it.
+    pub fn mark(&mut self, id: NodeId) -> NodeId {
+        self.marks.push((self.scoped(""), id));
+        id
+    }
+
+    /// The outputs of modules by name, in the order they were marked; a module applied twice is here twice.
+    pub fn marks(&self) -> &[(String, NodeId)] {
+        &self.marks
     }
 
     /// Appends a node as it is.
@@ -157,10 +174,8 @@ impl Graph {
 
     /// `name` under the current scope, as checkpoints write it.
     pub fn scoped(&self, name: &str) -> String {
-        let mut parts: Vec<&str> = self.scope.iter().map(String::as_str).collect();
-        if !name.is_empty() {
-            parts.push(name);
-        }
+        let scope = self.scope.iter().map(String::as_str);
+        let parts: Vec<&str> = scope.chain([name]).filter(|part| !part.is_empty()).collect();
         parts.join(".")
     }
 
@@ -208,6 +223,33 @@ impl Graph {
             kind: Kind::Concat,
             inputs: parts.to_vec(),
             shape,
+            name: layer,
+        }))
+    }
+}
+
+impl Graph {
+    /// `count` channels of `x` from `start` on, as a view.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] if `x` has not that many.
+    pub fn slice(
+        &mut self,
+        name: &str,
+        x: NodeId,
+        start: usize,
+        count: usize,
+    ) -> Result<NodeId, GraphError> {
+        let shape = self.shape(x);
+        let layer = self.scoped(name);
+        if count == 0 || start + count > shape.c() {
+            let reason = format!("channels {start}..{} are not all there", start + count);
+            return Err(shape_error(&layer, "slice", &[shape], reason));
+        }
+        Ok(self.push(Node {
+            kind: Kind::Slice { start },
+            inputs: vec![x],
+            shape: Shape::new(shape.n(), count, shape.h(), shape.w()),
             name: layer,
         }))
     }

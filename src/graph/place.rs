@@ -102,6 +102,15 @@ fn lay_out(graph: &Graph) -> Vec<Placed> {
             offset += graph.shape(*part).item();
         }
     }
+    for (i, node) in graph.nodes().iter().enumerate() {
+        if let Kind::Slice { start } = node.kind {
+            let whole = placed[node.inputs[0].0];
+            let slot = &mut placed[i];
+            slot.root = whole.root;
+            slot.slot.offset = whole.slot.offset + start * node.shape.plane();
+            slot.slot.batch_stride = whole.slot.batch_stride;
+        }
+    }
     placed
 }
 

@@ -196,7 +196,7 @@ impl<'a> Layout<'a> {
             constant.push(match node.kind {
                 Kind::Input => false,
                 Kind::Param => true,
-                Kind::Concat | Kind::Op(_) => {
+                Kind::Concat | Kind::Slice { .. } | Kind::Op(_) => {
                     !node.inputs.is_empty() && node.inputs.iter().all(|id| constant[id.0])
                 }
             });
@@ -241,7 +241,7 @@ impl<'a> Layout<'a> {
                     touch(NodeId(i), i);
                     node.inputs.iter().for_each(|&id| touch(id, i));
                 }
-                Kind::Param | Kind::Concat => {}
+                Kind::Param | Kind::Concat | Kind::Slice { .. } => {}
             }
         }
         for &id in self.outputs {
@@ -351,7 +351,7 @@ impl<'a> Layout<'a> {
             match &node.kind {
                 Kind::Input => plan.inputs.push((node.name.clone(), here)),
                 Kind::Param => plan.params.push((node.name.clone(), here)),
-                Kind::Concat => {}
+                Kind::Concat | Kind::Slice { .. } => {}
                 Kind::Op(op) => {
                     let step = Step {
                         op: op.clone(),

@@ -1,0 +1,379 @@
+//! DM-FNet (arXiv 2506.15218): fuses two images by the features that a diffusion UNet has of them at several noise steps.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::fusion_head::{HeadConfig, MIN_COARSE_SIDE, NotAHead, fusion_head};
+use super::unet::{NotAUnet, UnetConfig, unet};
+use crate::device::{Device, Executable, ParamSource, RunError};
+use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, q_sample};
+use crate::graph::{Graph, GraphError, NodeId};
+use crate::imaging::{FusionPair, Image, ImagingError, Padding, pad_to_multiple};
+use crate::tensor::{Shape, Tensor};
+use crate::weights::{SCHEDULE_BUFFERS, Weights, WeightsError};
+
+/// The modalities in the order the reference passes them through the UNet at each step.
+pub const MODALITIES: [&str; 2] = ["MRI", "Other"];
+
+/// What a checkpoint does not say of a model: the file `model.json` beside the weights.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelFile {
+    /// The network's name.
+    pub model: String,
+    /// Groups of the UNet's norms.
+    pub norm_groups: usize,
+    /// Noise steps whose features are fused.
+    pub time_steps: Vec<usize>,
+    /// The noise schedule of the fusion.
+    pub schedule: ScheduleConfig,
+}
+
+impl Default for ModelFile {
+    fn default() -> Self {
+        Self {
+            model: "dm-fnet".into(),
+            norm_groups: 32,
+            time_steps: vec![5, 10, 20],
+            schedule: ScheduleConfig::default(),
+        }
+    }
+}
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A checkpoint cannot be read or does not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The UNet's size cannot be told.
+    #[error(transparent)]
+    Unet(#[from] NotAUnet),
+    /// The head's size cannot be told.
+    #[error(transparent)]
+    Head(#[from] NotAHead),
+    /// A folder of weights has no such file.
+    #[error("{folder} has no {name}.safetensors or {name}.pth: --weights takes a folder with unet and head")]
+    MissingFile {
+        /// The folder.
+        folder: String,
+        /// The file's name without extension.
+        name: &'static str,
+    },
+    /// `model.json` cannot be understood.
+    #[error("{path}: {reason}")]
+    ModelFile {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// UNet and head do not belong together.
+    #[error("this head does not go with this UNet: {0}")]
+    Mismatch(String),
+    /// The noise steps cannot be used.
+    #[error("noise steps {steps:?}: {reason}")]
+    Steps {
+        /// The steps.
+        steps: Vec<usize>,
+        /// Why not.
+        reason: String,
+    },
+    /// The network does not take these shapes.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// The network cannot run on this device.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The images cannot be used.
+    #[error(transparent)]
+    Imaging(#[from] ImagingError),
+}
+
+/// The two networks of DM-FNet with their weights.
+#[derive(Clone, Debug)]
+pub struct DmFnet {
+    /// The UNet's size.
+    pub unet: UnetConfig,
+    /// The head's size.
+    pub head: HeadConfig,
+    /// Noise steps whose features are fused, in order.
+    pub time_steps: Vec<usize>,
+    /// The noise schedule.
+    pub schedule: NoiseSchedule,
+    unet_weights: Weights,
+    head_weights: Weights,
+}
+
+impl ParamSource for DmFnet {
+    fn param(&self, name: &str) -> Option<&Tensor> {
+        self.unet_weights.get(name).or_else(|| self.head_weights.get(name))
+    }
+}
+
+impl DmFnet {
+    /// Loads `unet` and `head` (`.safetensors` or `.pth`) and `model.json`, if it is there, from a folder.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a file is missing, unreadable or of another architecture, or a weight is not finite.
+    pub fn load(folder: impl AsRef<Path>) -> Result<Self, ModelError> {
+        let folder = folder.as_ref();
+        let file = |name: &'static str| {
+            let paths = ["safetensors", "pth"].map(|e| folder.join(format!("{name}.{e}")));
+            paths.into_iter().find(|p| p.is_file()).ok_or_else(|| ModelError::MissingFile {
+                folder: folder.display().to_string(),
+                name,
+            })
+        };
+        let config = read_model_file(&folder.join("model.json"))?;
+        let (unet, head) = (file("unet")?, file("head")?);
+        Self::new(Weights::load(unet)?, Weights::load(head)?, &config)
+    }
+
+    /// The model of two checkpoints.
+    ///
+    /// # Errors
+    /// [`ModelError`] if they do not fit the architecture or each other.
+    pub fn new(unet_weights: Weights, head_weights: Weights, file: &ModelFile) -> Result<Self, ModelError> {
+        let unet = UnetConfig::from_weights(&unet_weights, file.norm_groups)?;
+        let head = HeadConfig::from_weights(&head_weights)?;
+        unet_weights.check_finite()?;
+        head_weights.check_finite()?;
+        let widths: Vec<usize> = unet.channel_mults.iter().rev().map(|m| m * unet.inner_channel).collect();
+        if widths != head.dims {
+            let reason = format!("the UNet's levels have {widths:?} channels, the head reads {:?}", head.dims);
+            return Err(ModelError::Mismatch(reason));
+        }
+        let model = Self {
+            unet,
+            head,
+            time_steps: file.time_steps.clone(),
+            schedule: NoiseSchedule::new(&file.schedule),
+            unet_weights,
+            head_weights,
+        };
+        model.check_steps(&model.time_steps)?;
+        model.check_names()?;
+        Ok(model)
+    }
+
+    /// The same model, fusing the features of other noise steps.
+    ///
+    /// # Errors
+    /// [`ModelError::Steps`] if the head was trained for another number of steps or a step is not on the schedule.
+    pub fn with_steps(mut self, steps: &[usize]) -> Result<Self, ModelError> {
+        self.check_steps(steps)?;
+        self.time_steps = steps.to_vec();
+        Ok(self)
+    }
+
+    fn check_steps(&self, steps: &[usize]) -> Result<(), ModelError> {
+        let fail = |reason: String| {
+            Err(ModelError::Steps {
+                steps: steps.to_vec(),
+                reason,
+            })
+        };
+        let (wanted, last) = (self.head.time_steps, self.schedule.len());
+        if steps.len() != wanted {
+            return fail(format!("this head fuses {wanted} steps"));
+        }
+        if steps.iter().any(|t| !(1..=last).contains(t)) {
+            return fail(format!("the schedule has steps 1 to {last}"));
+        }
+        Ok(())
+    }
+
+    /// Compares the checkpoints' names and shapes with the networks'.
+    fn check_names(&self) -> Result<(), ModelError> {
+        let side = self.multiple() * MIN_COARSE_SIDE;
+        let (graph, _) = self.graph(side, side)?;
+        let of = |weights: &Weights, unet: bool| -> Vec<(String, Vec<usize>)> {
+            let expected = graph.params().iter().filter(|(name, _)| name.starts_with("denoise_fn.") == unet);
+            expected
+                .map(|(name, id)| {
+                    let shape = graph.shape(*id);
+                    let same = weights.get(name).filter(|t| t.shape() == Some(shape));
+                    (name.clone(), same.map_or(shape.0.to_vec(), |t| t.dims().to_vec()))
+                })
+                .collect()
+        };
+        self.unet_weights.check(&of(&self.unet_weights, true), &SCHEDULE_BUFFERS)?;
+        self.head_weights.check(&of(&self.head_weights, false), &[])?;
+        Ok(())
+    }
+
+    /// Height and width of the network's input must be multiples of this.
+    pub fn multiple(&self) -> usize {
+        self.unet.multiple()
+    }
+
+    /// The whole network for images of `height` x `width` and its output. Inputs: `x_t.MRI.tN`, `x_t.Other.tN` and
+    /// `level.MRI.tN`, `level.Other.tN` of each noise step N.
+    ///
+    /// # Errors
+    /// [`GraphError`] if the size is not a multiple of [`DmFnet::multiple`] or too small.
+    pub fn graph(&self, height: usize, width: usize) -> Result<(Graph, NodeId), GraphError> {
+        let mut g = Graph::new();
+        let mut features: [Vec<Vec<NodeId>>; 2] = [Vec::new(), Vec::new()];
+        for t in &self.time_steps {
+            for (modality, features) in MODALITIES.iter().zip(&mut features) {
+                let x = g.input(&format!("x_t.{modality}.t{t}"), Shape::new(1, self.unet.in_channel, height, width));
+                let level = g.input(&format!("level.{modality}.t{t}"), Shape::new(1, 1, 1, 1));
+                let out = unet(&mut g, &self.unet, x, level)?;
+                features.push(self.head_features(&out.decoder));
+            }
+        }
+        let [mri, other] = &features;
+        if self.time_steps.len() == 1 {
+            self.declare_unused(&mut g)?;
+        }
+        let fused = fusion_head(&mut g, &self.head, mri, other)?;
+        Ok((g, fused))
+    }
+
+    /// The first block of each level of the decoder, coarsest first: `feat_scales` 14, 11, 8, 5, 2 of the published size.
+    fn head_features(&self, decoder: &[NodeId]) -> Vec<NodeId> {
+        let per_level = self.unet.res_blocks + 1;
+        (1..=self.head.dims.len()).rev().map(|level| decoder[level * per_level - 1]).collect()
+    }
+
+    /// The merging blocks' weights, which a head of a single step has and does not use.
+    fn declare_unused(&self, g: &mut Graph) -> Result<(), GraphError> {
+        for (level, &dim) in self.head.dims.iter().enumerate() {
+            g.scope(&format!("decoder.{}.block", 2 * level), |g| {
+                g.param("0.weight", Shape::new(dim, dim, 1, 1))?;
+                g.param("0.bias", Shape::new(1, dim, 1, 1))?;
+                g.param("2.weight", Shape::new(dim, dim, 3, 3))?;
+                g.param("2.bias", Shape::new(1, dim, 1, 1))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn read_model_file(path: &Path) -> Result<ModelFile, ModelError> {
+    let fail = |reason: String| ModelError::ModelFile {
+        path: path.display().to_string(),
+        reason,
+    };
+    match std::fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text).map_err(|e| fail(e.to_string())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(ModelFile::default()),
+        Err(e) => Err(fail(e.to_string())),
+    }
+}
+
+/// The noise of one fusion: for each step and modality the level and a standard normal image.
+#[derive(Clone, Debug)]
+pub struct FusionNoise {
+    /// Square roots of alpha_bar, `[step][modality]`.
+    pub levels: Vec<[f32; 2]>,
+    /// Standard normal planes of the padded size, `[step][modality]`.
+    pub planes: Vec<[Vec<f32>; 2]>,
+}
+
+/// DM-FNet on a device, fusing images one after the other.
+#[derive(Debug)]
+pub struct Fuser {
+    model: DmFnet,
+    device: Device,
+    /// The last plan and its size: a folder's images usually have one size.
+    planned: Mutex<HashMap<(usize, usize), Arc<Executable>>>,
+}
+
+impl Fuser {
+    /// A fuser of `model` on `device`.
+    pub fn new(model: DmFnet, device: Device) -> Self {
+        Self {
+            model,
+            device,
+            planned: Mutex::default(),
+        }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &DmFnet {
+        &self.model
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The plan for padded images of this size, made at its first use.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the network does not fit the device.
+    pub fn executable(&self, height: usize, width: usize) -> Result<Arc<Executable>, ModelError> {
+        let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = planned.get(&(height, width)) {
+            return Ok(known.clone());
+        }
+        let (graph, fused) = self.model.graph(height, width)?;
+        // The old plan's memory goes before the new one's is taken.
+        planned.clear();
+        let executable = Arc::new(self.device.compile(&graph, &[fused], &self.model)?);
+        planned.insert((height, width), executable.clone());
+        Ok(executable)
+    }
+
+    /// Fuses a pair; `seed` determines the noise, so the same seed gives the same bytes on one device.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the network does not fit the device or fails on it.
+    pub fn fuse(&self, pair: &FusionPair, seed: u64) -> Result<Image, ModelError> {
+        let padding = self.padding(pair.height(), pair.width());
+        let plane = padding.padded_height * padding.padded_width;
+        let mut source = NoiseSource::new(seed);
+        let mut noise = FusionNoise { levels: Vec::new(), planes: Vec::new() };
+        for &t in &self.model.time_steps {
+            let mut draw = || (source.level(&self.model.schedule, t), source.normal(plane));
+            let ((a, x), (b, y)) = (draw(), draw());
+            noise.levels.push([a, b]);
+            noise.planes.push([x, y]);
+        }
+        let fused = self.fuse_planes(&pair.mri_input(), &pair.other_input(), pair.height(), pair.width(), &noise)?;
+        Ok(pair.fused_image(&fused)?)
+    }
+
+    /// How planes of this size are padded for the network.
+    pub fn padding(&self, height: usize, width: usize) -> Padding {
+        let multiple = self.model.multiple();
+        Padding::new(height, width, multiple, multiple * MIN_COARSE_SIDE)
+    }
+
+    /// Fuses two planes in [-1, 1] (row-major, `height` x `width`) with given noise; the result is in (-1, 1).
+    ///
+    /// # Errors
+    /// [`ModelError`] if the network does not fit the device or fails on it.
+    pub fn fuse_planes(
+        &self,
+        mri: &[f32],
+        other: &[f32],
+        height: usize,
+        width: usize,
+        noise: &FusionNoise,
+    ) -> Result<Vec<f32>, ModelError> {
+        let multiple = self.model.multiple();
+        let side = multiple * MIN_COARSE_SIDE;
+        let padded = [mri, other].map(|plane| pad_to_multiple(plane, height, width, multiple, side).0);
+        let padding = self.padding(height, width);
+        let executable = self.executable(padding.padded_height, padding.padded_width)?;
+        let mut named: Vec<(String, Vec<f32>)> = Vec::new();
+        for ((t, levels), planes) in self.model.time_steps.iter().zip(&noise.levels).zip(&noise.planes) {
+            for m in 0..2 {
+                let x_t = q_sample(&padded[m], levels[m], &planes[m]);
+                named.push((format!("x_t.{}.t{t}", MODALITIES[m]), x_t));
+                named.push((format!("level.{}.t{t}", MODALITIES[m]), vec![levels[m]]));
+            }
+        }
+        let inputs: Vec<(&str, &[f32])> = named.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
+        let fused = executable.run(&inputs)?.swap_remove(0);
+        Ok(padding.crop(&fused))
+    }
+}

@@ -1,0 +1,106 @@
+//! Layers that several networks are made of.
+
+use crate::graph::{Graph, GraphError, NodeId};
+use crate::ops::activation::Activation;
+use crate::ops::conv2d::{Conv2d, ConvSpec, PaddingMode};
+use crate::ops::group_norm::GroupNorm;
+use crate::ops::linear::Linear;
+use crate::ops::pointwise::Pointwise;
+use crate::tensor::Shape;
+
+/// PyTorch's epsilon of its norms.
+pub const NORM_EPS: f32 = 1e-5;
+
+/// A convolution with bias under the scope `name`, weights `weight` and `bias`.
+///
+/// # Errors
+/// [`GraphError`] if the shapes do not fit.
+pub fn conv(
+    g: &mut Graph,
+    name: &str,
+    x: NodeId,
+    out_channels: usize,
+    spec: ConvSpec,
+) -> Result<NodeId, GraphError> {
+    g.scope(name, |g| {
+        let in_channels = g.shape(x).c() / spec.groups;
+        let [kh, kw] = spec.kernel;
+        let weight = g.param("weight", Shape::new(out_channels, in_channels, kh, kw))?;
+        let bias = g.param("bias", Shape::new(1, out_channels, 1, 1))?;
+        g.apply("", Conv2d::with_bias(spec), &[x, weight, bias])
+    })
+}
+
+/// A convolution without bias under the scope `name`.
+///
+/// # Errors
+/// [`GraphError`] if the shapes do not fit.
+pub fn conv_without_bias(
+    g: &mut Graph,
+    name: &str,
+    x: NodeId,
+    out_channels: usize,
+    spec: ConvSpec,
+) -> Result<NodeId, GraphError> {
+    g.scope(name, |g| {
+        let in_channels = g.shape(x).c() / spec.groups;
+        let [kh, kw] = spec.kernel;
+        let weight = g.param("weight", Shape::new(out_channels, in_channels, kh, kw))?;
+        g.apply("", Conv2d::new(spec), &[x, weight])
+    })
+}
+
+/// A square convolution that reflects at the borders and keeps the size.
+pub fn reflect(kernel: usize) -> ConvSpec {
+    ConvSpec {
+        padding_mode: PaddingMode::Reflect,
+        ..ConvSpec::same(kernel)
+    }
+}
+
+/// A group norm with scale and shift under the scope `name`.
+///
+/// # Errors
+/// [`GraphError`] if the groups do not divide the channels.
+pub fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result<NodeId, GraphError> {
+    g.scope(name, |g| {
+        let channels = Shape::new(1, g.shape(x).c(), 1, 1);
+        let weight = g.param("weight", channels)?;
+        let bias = g.param("bias", channels)?;
+        let norm = GroupNorm {
+            groups,
+            eps: NORM_EPS,
+            affine: true,
+            activation: Activation::None,
+        };
+        g.apply("", norm, &[x, weight, bias])
+    })
+}
+
+/// A linear layer with bias under the scope `name`.
+///
+/// # Errors
+/// [`GraphError`] if the shapes do not fit.
+pub fn linear(g: &mut Graph, name: &str, x: NodeId, out_features: usize) -> Result<NodeId, GraphError> {
+    g.scope(name, |g| {
+        let weight = g.param("weight", Shape::new(out_features, g.shape(x).c(), 1, 1))?;
+        let bias = g.param("bias", Shape::new(1, out_features, 1, 1))?;
+        g.apply("", Linear::with_bias(), &[x, weight, bias])
+    })
+}
+
+/// An activation.
+///
+/// # Errors
+/// None; the signature is that of the other layers.
+pub fn act(g: &mut Graph, x: NodeId, activation: Activation) -> Result<NodeId, GraphError> {
+    g.apply("act", Pointwise::act(activation), &[x])
+}
+
+/// The sum of two tensors.
+///
+/// # Errors
+/// [`GraphError`] if they cannot be broadcast.
+pub fn add(g: &mut Graph, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
+    g.apply("", Pointwise::add(), &[a, b])
+}

@@ -1,0 +1,209 @@
+//! Two-dimensional convolution (cross-correlation, as in PyTorch): any kernel, stride, dilation, groups and padding,
+//! with what usually follows it in one step.
+
+mod cpu;
+mod gpu;
+
+use std::any::Any;
+use std::sync::Arc;
+
+pub use crate::cpu::conv::{ConvSpec, PaddingMode};
+
+use super::activation::Activation;
+use super::pointwise::Pointwise;
+use super::resize::UpsampleNearest2;
+use super::{Dispatch, GpuTraits, Op, Slot, Specialized, Target};
+use crate::cpu::conv::{Epilogue, conv2d_reference};
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+
+/// `activation(conv(x, weight) + bias + channel_add + residual)`.
+///
+/// Inputs: x `[n, ic, h, w]`, weight `[oc, ic / groups, kh, kw]`, then those of bias `[1, oc, 1, 1]`, channel_add
+/// `[n or 1, oc, 1, 1]` and residual `[n, oc, oh, ow]` that are set.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Conv2d {
+    /// The hyperparameters.
+    pub spec: ConvSpec,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Whether a vector is added to every pixel of each batch item.
+    pub channel_add: bool,
+    /// Whether a tensor of the result's shape is added.
+    pub residual: bool,
+    /// What is applied last.
+    pub activation: Activation,
+}
+
+/// The inputs of a [`Conv2d`] by what they are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operands<T> {
+    /// The input and its index.
+    pub x: T,
+    /// The weight.
+    pub weight: T,
+    /// The bias with its place among the inputs.
+    pub bias: Option<(usize, T)>,
+    /// The vector added to every pixel.
+    pub channel_add: Option<(usize, T)>,
+    /// The tensor added.
+    pub residual: Option<(usize, T)>,
+}
+
+impl Conv2d {
+    /// A convolution and nothing else.
+    pub fn new(spec: ConvSpec) -> Self {
+        Self {
+            spec,
+            bias: false,
+            channel_add: false,
+            residual: false,
+            activation: Activation::None,
+        }
+    }
+
+    /// A convolution with a bias.
+    pub fn with_bias(spec: ConvSpec) -> Self {
+        Self {
+            bias: true,
+            ..Self::new(spec)
+        }
+    }
+
+    /// Tells the inputs apart.
+    pub(crate) fn operands<T: Copy>(&self, inputs: &[T]) -> Operands<T> {
+        let mut next = 2;
+        let mut take = |there: bool| {
+            there.then(|| {
+                next += 1;
+                (next - 1, inputs[next - 1])
+            })
+        };
+        Operands {
+            x: inputs[0],
+            weight: inputs[1],
+            bias: take(self.bias),
+            channel_add: take(self.channel_add),
+            residual: take(self.residual),
+        }
+    }
+
+    fn input_count(&self) -> usize {
+        2 + [self.bias, self.channel_add, self.residual].iter().filter(|there| **there).count()
+    }
+
+    /// The shape of the result; `weight` is that before any packing.
+    fn infer_with(&self, inputs: &[Shape], weight: Shape) -> Result<Shape, String> {
+        if inputs.len() != self.input_count() {
+            return Err(format!("it takes {} tensors", self.input_count()));
+        }
+        let of = self.operands(inputs);
+        let spec = &self.spec;
+        let [kh, kw] = spec.kernel;
+        if (weight.h(), weight.w()) != (kh, kw) {
+            return Err(format!("the kernel should be {kh}x{kw}"));
+        }
+        let groups = spec.groups;
+        if groups == 0 || of.x.c() != weight.c() * groups || weight.n() % groups != 0 {
+            return Err(format!("{} input channels do not go with {groups} groups of this weight", of.x.c()));
+        }
+        let output = spec.output_shape(of.x, weight).ok_or("the input is smaller than the kernel or its reflection")?;
+        let channels = |shape: Shape| shape.c() == output.c() && shape.plane() == 1;
+        if of.bias.is_some_and(|(_, s)| !channels(s) || s.n() != 1) {
+            return Err("the bias needs one value per output channel".into());
+        }
+        if of.channel_add.is_some_and(|(_, s)| !channels(s) || (s.n() != 1 && s.n() != output.n())) {
+            return Err("the added vector needs one value per output channel".into());
+        }
+        if of.residual.is_some_and(|(_, s)| s != output) {
+            return Err(format!("the added tensor should be {output}"));
+        }
+        Ok(output)
+    }
+
+    /// The epilogue of the CPU twins.
+    fn epilogue<'a>(&self, of: &Operands<View<'a>>) -> Epilogue<'a> {
+        Epilogue {
+            bias: of.bias.map(|(_, view)| view.item(0)),
+            channel_add: of.channel_add.map(|(_, view)| view),
+            residual: of.residual.map(|(_, view)| view),
+            activation: self.activation,
+        }
+    }
+
+    /// This convolution with a sum that follows it, if the other summand is one it can add itself.
+    fn absorb_add(&self, other: Shape, output: Shape) -> Option<Self> {
+        let vector = other.plane() == 1
+            && output.plane() != 1
+            && other.c() == output.c()
+            && (other.n() == 1 || other.n() == output.n());
+        if vector && !self.channel_add && !self.residual {
+            // The vector comes after the bias and before the residual, as the inputs of the joined node do.
+            return Some(Self { channel_add: true, ..*self });
+        }
+        (other == output && !self.residual).then_some(Self { residual: true, ..*self })
+    }
+}
+
+impl Op for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        let weight = *inputs.get(1).ok_or("it takes an input and a weight")?;
+        self.infer_with(inputs, weight)
+    }
+
+    fn macs(&self, inputs: &[Shape], output: Shape) -> u64 {
+        (output.numel() * inputs[1].item()) as u64
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn absorb_consumer(&self, next: &dyn Op, slot: usize, shapes: &[Shape]) -> Option<Arc<dyn Op>> {
+        let next = next.as_any().downcast_ref::<Pointwise>()?;
+        if self.activation != Activation::None {
+            return None;
+        }
+        if let Some(activation) = next.as_activation() {
+            return Some(Arc::new(Self { activation, ..*self }));
+        }
+        if !next.is_add() || shapes.len() != 2 {
+            return None;
+        }
+        let joined = self.absorb_add(shapes[1 - slot], shapes[slot])?;
+        Some(Arc::new(joined))
+    }
+
+    fn absorb_producer(&self, previous: &dyn Op, slot: usize) -> Option<Arc<dyn Op>> {
+        previous.as_any().downcast_ref::<UpsampleNearest2>()?;
+        if slot != 0 || self.spec.upsample {
+            return None;
+        }
+        let spec = ConvSpec { upsample: true, ..self.spec };
+        Some(Arc::new(Self { spec, ..*self }))
+    }
+
+    fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
+        match target {
+            Target::Cpu => Some(cpu::specialize(*self, inputs)),
+            Target::Gpu(traits) => gpu::specialize(*self, traits, inputs),
+        }
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let of = self.operands(inputs);
+        let weight: Vec<f32> = (0..of.weight.shape.n()).flat_map(|n| of.weight.item(n)).copied().collect();
+        let result = conv2d_reference(&self.spec, of.x, &weight, of.weight.shape, &self.epilogue(&of));
+        for (n, item) in result.chunks(out.shape.item()).enumerate() {
+            out.item(n).copy_from_slice(item);
+        }
+    }
+
+    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        gpu::direct(self, traits, inputs, output)
+    }
+}
