@@ -1,5 +1,93 @@
 //! The subcommands of `medfuse`, one file each.
 
+pub mod devices;
 pub mod eval;
 pub mod phantom;
+pub mod fuse;
 pub mod weights;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::device::Device;
+use crate::models::dm_fnet::DmFnet;
+
+/// Fuses registered pairs of medical images (MRI with CT, PET or SPECT) on any GPU, without CUDA.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Fuse(fuse::FuseArgs),
+    Eval(eval::EvalArgs),
+    Weights(weights::WeightsArgs),
+    Devices(devices::DevicesArgs),
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    /// What made the subcommand as a whole impossible; what failed for single files is reported and in the exit code.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Fuse(args) => fuse::run(args),
+            Command::Eval(args) => eval::run(args),
+            Command::Weights(args) => weights::run(args),
+            Command::Devices(args) => devices::run(args),
+        }
+    }
+}
+
+/// The device of a command.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Where to run: auto (a hardware GPU, else cpu), cpu, gpu, an adapter's number or part of its name
+    #[arg(long, default_value = "auto", value_name = "WHICH")]
+    pub device: String,
+}
+
+impl DeviceArgs {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// If it is not there or does not open.
+    pub fn open(&self) -> anyhow::Result<Device> {
+        Ok(Device::select(&self.device)?)
+    }
+}
+
+/// The model of a command.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Folder with unet and head (.safetensors or .pth) and, if not the reference's values, model.json
+    /// [default: the weights that ship with medfuse]
+    #[arg(long, value_name = "DIR")]
+    pub weights: Option<PathBuf>,
+    /// Noise steps whose features are fused, such as 5,10,20 [default: the model's]
+    #[arg(long, value_name = "T,T,...", value_delimiter = ',')]
+    pub steps: Option<Vec<usize>>,
+}
+
+impl ModelArgs {
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// If its files are missing, unreadable or of another architecture.
+    pub fn load(&self) -> anyhow::Result<DmFnet> {
+        let model = match &self.weights {
+            Some(folder) => DmFnet::load(folder)?,
+            None => DmFnet::shipped()?,
+        };
+        Ok(match &self.steps {
+            Some(steps) => model.with_steps(steps)?,
+            None => model,
+        })
+    }
+}

@@ -1,0 +1,199 @@
+//! `medfuse fuse`: one pair, or two folders.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::{DeviceArgs, ModelArgs};
+use crate::imaging::FusionPair;
+use crate::imaging::pairs::match_folders;
+use crate::models::dm_fnet::Fuser;
+
+/// Quality of JPEG results.
+const JPEG_QUALITY: u8 = 95;
+
+/// Fuse two registered images, or two folders of them paired by file name
+///
+/// The result has the other image's colour; a folder's results have the other images' names. Images whose sides are
+/// not multiples of the network's stride are padded by reflection and cropped back.
+#[derive(Debug, Args)]
+pub struct FuseArgs {
+    /// The MRI, or a folder of them
+    mri: PathBuf,
+    /// The CT, PET or SPECT image, or a folder of them
+    other: PathBuf,
+    /// The fused image, or the folder for them
+    #[arg(short, long)]
+    out: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Seed of the noise: the same seed gives the same bytes on one device
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print JSON: the device, and for each pair its file and seconds or what went wrong
+    #[arg(long)]
+    json: bool,
+}
+
+/// A pair of files and where its result goes.
+struct Job {
+    name: String,
+    mri: PathBuf,
+    other: PathBuf,
+    out: PathBuf,
+}
+
+/// What became of a job: its seconds or what went wrong.
+type Outcome = (Job, Result<f64, String>);
+
+/// Fuses the pair or the folders.
+///
+/// # Errors
+/// If the model or the device cannot be had, a folder cannot be listed or written, or a single pair fails.
+pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
+    let (jobs, unpaired) = jobs(&args)?;
+    let model = args.model.load()?;
+    let device = args.device.open()?;
+    eprintln!("device: {}", device.describe());
+    let device_name = device.describe();
+    let fuser = Fuser::new(model, device);
+    let stop = stop_flag()?;
+    let bar = progress(jobs.len() as u64);
+    let mut done: Vec<Outcome> = Vec::new();
+    let total = jobs.len();
+    for job in jobs {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        bar.set_message(job.name.clone());
+        let result = fuse_files(&fuser, &job, args.seed).map_err(|e| format!("{e:#}"));
+        bar.inc(1);
+        done.push((job, result));
+    }
+    bar.finish_and_clear();
+    let stopped = done.len() < total;
+    if args.json {
+        println!("{:#}", report(&device_name, &done, &unpaired, stopped));
+    }
+    Ok(summarise(&done, &unpaired, total, stopped))
+}
+
+/// The pairs of the two arguments, and the names that have no partner with the reason.
+fn jobs(args: &FuseArgs) -> anyhow::Result<(Vec<Job>, Vec<(String, String)>)> {
+    for path in [&args.mri, &args.other] {
+        if !path.exists() {
+            bail!("{}: no such file or folder", path.display());
+        }
+    }
+    match (args.mri.is_dir(), args.other.is_dir()) {
+        (false, false) => {
+            let job = Job {
+                name: args.mri.display().to_string(),
+                mri: args.mri.clone(),
+                other: args.other.clone(),
+                out: args.out.clone(),
+            };
+            Ok((vec![job], Vec::new()))
+        }
+        (true, true) => folder_jobs(args),
+        _ => bail!("MRI and OTHER must be two images or two folders"),
+    }
+}
+
+fn folder_jobs(args: &FuseArgs) -> anyhow::Result<(Vec<Job>, Vec<(String, String)>)> {
+    let matched = match_folders([args.mri.as_path(), args.other.as_path()])?;
+    if matched.groups.is_empty() {
+        bail!(
+            "no file name is in both {} and {} (PNG, JPEG, BMP, TIFF)",
+            args.mri.display(),
+            args.other.display()
+        );
+    }
+    std::fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot make the output folder {}", args.out.display()))?;
+    let jobs = matched.groups.into_iter().map(|group| {
+        let [mri, other] = group.paths;
+        let out = args.out.join(other.file_name().unwrap_or_default());
+        Job { name: group.name, mri, other, out }
+    });
+    let unpaired = matched.unmatched.into_iter().map(|u| (u.name, u.reason.to_string()));
+    Ok((jobs.collect(), unpaired.collect()))
+}
+
+fn fuse_files(fuser: &Fuser, job: &Job, seed: u64) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    check_writable(&job.out)?;
+    let pair = FusionPair::load(&job.mri, &job.other)?;
+    let fused = fuser.fuse(&pair, seed)?;
+    fused.save(&job.out, JPEG_QUALITY)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Finds out before the long computation whether the result has a place to go.
+fn check_writable(out: &Path) -> anyhow::Result<()> {
+    crate::imaging::format_for(out)?;
+    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::NamedTempFile::new_in(folder)
+        .with_context(|| format!("cannot write to the folder {}", folder.display()))?;
+    Ok(())
+}
+
+/// A flag that Ctrl-C sets: the pair in work is finished, then the command stops. A second Ctrl-C ends it at once.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this pair (once more to stop now)");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
+}
+
+fn progress(len: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed}, {eta} left)")
+        .expect("the template is well-formed");
+    // Hidden by indicatif when the standard error is not a terminal.
+    ProgressBar::new(len).with_style(style)
+}
+
+fn report(
+    device: &str,
+    done: &[Outcome],
+    unpaired: &[(String, String)],
+    stopped: bool,
+) -> serde_json::Value {
+    let row = |(job, result): &Outcome| match result {
+        Ok(seconds) => json!({"name": job.name, "out": job.out, "seconds": seconds}),
+        Err(error) => json!({"name": job.name, "error": error}),
+    };
+    let unpaired = unpaired.iter().map(|(name, reason)| json!({"name": name, "error": reason}));
+    let pairs: Vec<_> = done.iter().map(row).chain(unpaired).collect();
+    json!({"device": device, "stopped": stopped, "pairs": pairs})
+}
+
+/// Says on the standard error what failed; the exit code is 1 then, and 130 when the command was stopped.
+fn summarise(done: &[Outcome], unpaired: &[(String, String)], total: usize, stopped: bool) -> ExitCode {
+    let failed = done.iter().filter_map(|(job, result)| Some((&job.name, result.as_ref().err()?)));
+    let failed: Vec<_> = failed.chain(unpaired.iter().map(|(n, r)| (n, r))).collect();
+    for (name, reason) in &failed {
+        eprintln!("{name}: {reason}");
+    }
+    let fused = done.iter().filter(|(_, result)| result.is_ok()).count();
+    eprintln!("{fused} of {} pairs fused", total + unpaired.len());
+    if stopped {
+        return ExitCode::from(130);
+    }
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
