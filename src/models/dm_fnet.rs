@@ -133,6 +133,18 @@ impl DmFnet {
         Self::new(Weights::load(unet)?, Weights::load(head)?, &config)
     }
 
+    /// The model whose weights ship inside medfuse; `weights/dm-fnet-small/card.md` says what it is.
+    ///
+    /// # Errors
+    /// None that is not a bug: the files are embedded and tested.
+    pub fn shipped() -> Result<Self, ModelError> {
+        let weights = |bytes: &[u8], name: &str| Weights::from_safetensors(bytes, name);
+        let unet = weights(include_bytes!("../../weights/dm-fnet-small/unet.safetensors"), "shipped unet")?;
+        let head = weights(include_bytes!("../../weights/dm-fnet-small/head.safetensors"), "shipped head")?;
+        let file = parse_model_file(include_str!("../../weights/dm-fnet-small/model.json"), "shipped model.json")?;
+        Self::new(unet, head, &file)
+    }
+
     /// The model of two checkpoints.
     ///
     /// # Errors
@@ -256,15 +268,21 @@ impl DmFnet {
 }
 
 fn read_model_file(path: &Path) -> Result<ModelFile, ModelError> {
-    let fail = |reason: String| ModelError::ModelFile {
-        path: path.display().to_string(),
-        reason,
-    };
+    let name = path.display().to_string();
     match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).map_err(|e| fail(e.to_string())),
+        Ok(text) => parse_model_file(&text, &name),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(ModelFile::default()),
-        Err(e) => Err(fail(e.to_string())),
+        Err(e) => Err(ModelError::ModelFile { path: name, reason: e.to_string() }),
     }
+}
+
+fn parse_model_file(text: &str, name: &str) -> Result<ModelFile, ModelError> {
+    let fail = |reason: String| ModelError::ModelFile { path: name.to_owned(), reason };
+    let file: ModelFile = serde_json::from_str(text).map_err(|e| fail(e.to_string()))?;
+    if file.model != "dm-fnet" {
+        return Err(fail(format!("it describes the model {:?}, not dm-fnet", file.model)));
+    }
+    Ok(file)
 }
 
 /// The noise of one fusion: for each step and modality the level and a standard normal image.

@@ -113,6 +113,14 @@ impl Weights {
         }
     }
 
+    /// The weights in the bytes of a `.safetensors` file that is embedded in a program; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn from_safetensors(bytes: &[u8], name: &str) -> Result<Self, WeightsError> {
+        safetensors::parse(bytes, Path::new(name))
+    }
+
     fn empty(path: PathBuf, format: Format) -> Self {
         Self {
             path,

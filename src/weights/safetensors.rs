@@ -17,11 +17,16 @@ pub(super) fn load(path: &Path) -> Result<Weights, WeightsError> {
         path: path.to_path_buf(),
         source,
     })?;
+    parse(&bytes, path)
+}
+
+/// The weights in the bytes of a `.safetensors` file; `path` is what errors call it.
+pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Weights, WeightsError> {
     let damaged = |reason: String| WeightsError::Damaged {
         path: path.to_path_buf(),
         reason,
     };
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(e.to_string()))?;
     let mut weights = Weights::empty(path.to_path_buf(), Format::Safetensors);
     for (name, view) in file.iter() {
         let stored = stored_type(view.dtype()).ok_or_else(|| WeightsError::UnsupportedType {
