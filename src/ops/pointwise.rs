@@ -347,9 +347,8 @@ impl Pointwise {
                     }
                 }
                 Instr::Act(activation, a) => {
-                    for (v, a) in value.iter_mut().zip(&done[a]) {
-                        *v = activation.apply(*a);
-                    }
+                    value.copy_from_slice(&done[a][..len]);
+                    activation.apply_slice(value);
                 }
                 Instr::Add(a, b) => binary(value, a, b, |a, b| a + b),
                 Instr::Sub(a, b) => binary(value, a, b, |a, b| a - b),
