@@ -44,6 +44,12 @@ pub enum RunError {
         /// Elements needed.
         expected: usize,
     },
+    /// The result holds NaN or infinities.
+    #[error("the result holds NaN or infinities{}", .layer.as_ref().map_or(String::new(), |l| format!("; the first layer that made them is {l}")))]
+    NotFinite {
+        /// The first layer that made them, where it is known.
+        layer: Option<String>,
+    },
 }
 
 /// Where graphs run.
@@ -190,9 +196,30 @@ impl Executable {
             }
             data.push(values);
         }
-        Ok(match self {
+        let outputs = match self {
             Self::Cpu(exe) => exe.run(&data),
             Self::Gpu(exe) => exe.run(&data)?,
+        };
+        if outputs.iter().flatten().all(|v| v.is_finite()) {
+            return Ok(outputs);
+        }
+        Err(RunError::NotFinite {
+            layer: self.first_not_finite(&data),
         })
+    }
+
+    /// The first layer whose result is not finite on these inputs. Only the CPU twins can look at every layer.
+    fn first_not_finite(&self, inputs: &[&[f32]]) -> Option<String> {
+        let Self::Cpu(exe) = self else {
+            return None;
+        };
+        let mut first = None;
+        exe.run_observed(inputs, |step, _, result| {
+            let finite = (0..result.shape.n()).all(|n| result.item(n).iter().all(|v| v.is_finite()));
+            if !finite && first.is_none() {
+                first = Some(step.name.clone());
+            }
+        });
+        first
     }
 }

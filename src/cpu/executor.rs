@@ -40,23 +40,27 @@ impl CpuExecutable {
 
     /// Runs the plan on `inputs` (in the order of [`Plan::inputs`]); returns the outputs, each contiguous.
     pub fn run(&self, inputs: &[&[f32]]) -> Vec<Vec<f32>> {
-        self.run_observed(inputs, |_, _| {})
+        self.run_observed(inputs, |_, _, _| {})
     }
 
-    /// Like [`CpuExecutable::run`]; `observe` gets each step's index and its seconds.
+    /// Like [`CpuExecutable::run`]; `observe` gets each step, its seconds and its result.
     pub fn run_observed(
         &self,
         inputs: &[&[f32]],
-        mut observe: impl FnMut(usize, f64),
+        mut observe: impl FnMut(&Step, f64, View),
     ) -> Vec<Vec<f32>> {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
             upload(&mut buffers, location, data);
         }
-        for (i, step) in self.plan.steps.iter().enumerate() {
+        for step in &self.plan.steps {
             let start = std::time::Instant::now();
             run_step(&mut buffers, step);
-            observe(i, start.elapsed().as_secs_f64());
+            observe(
+                step,
+                start.elapsed().as_secs_f64(),
+                view(&buffers, &step.output),
+            );
         }
         let read = |location: &Location| {
             let view = view(&buffers, location);

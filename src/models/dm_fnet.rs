@@ -391,7 +391,15 @@ impl Fuser {
             }
         }
         let inputs: Vec<(&str, &[f32])> = named.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
-        let fused = executable.run(&inputs)?.swap_remove(0);
-        Ok(padding.crop(&fused))
+        match executable.run(&inputs) {
+            Ok(mut outputs) => Ok(padding.crop(&outputs.swap_remove(0))),
+            // A GPU cannot say which layer it was; the CPU twins can.
+            Err(RunError::NotFinite { layer: None }) => {
+                let on_cpu = Self::new(self.model.clone(), Device::Cpu);
+                on_cpu.executable(padding.padded_height, padding.padded_width)?.run(&inputs)?;
+                Err(RunError::NotFinite { layer: None }.into())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
