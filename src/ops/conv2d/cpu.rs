@@ -73,6 +73,10 @@ impl Op for Packed {
         self.conv.infer_with(inputs, self.weight)
     }
 
+    fn macs(&self, _inputs: &[Shape], output: Shape) -> u64 {
+        (output.numel() * self.weight.item()) as u64
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
