@@ -26,17 +26,25 @@ pub fn run(args: DevicesArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if found.is_empty() {
-        println!("no GPU adapter (a software one on Debian and Ubuntu: apt-get install mesa-vulkan-drivers)");
+        println!(
+            "no GPU adapter (a software one on Debian and Ubuntu: apt-get install mesa-vulkan-drivers)"
+        );
     }
     found.iter().for_each(print_adapter);
     println!("cpu: {}", Device::Cpu.describe());
-    println!("--device auto takes: {}", Device::select("auto")?.describe());
+    println!(
+        "--device auto takes: {}",
+        Device::select("auto")?.describe()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 fn print_adapter(r: &AdapterReport) {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    println!("{}: {} ({}, {}, driver {})", r.index, r.name, r.kind, r.backend, r.driver);
+    println!(
+        "{}: {} ({}, {}, driver {})",
+        r.index, r.name, r.kind, r.backend, r.driver
+    );
     println!(
         "   storage binding {:.0} MiB, buffer {:.0} MiB, workgroup {} invocations and {} KiB, subgroup {} to {}",
         mib(r.max_storage_binding),

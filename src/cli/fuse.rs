@@ -123,9 +123,17 @@ fn folder_jobs(args: &FuseArgs) -> anyhow::Result<(Vec<Job>, Vec<(String, String
     let jobs = matched.groups.into_iter().map(|group| {
         let [mri, other] = group.paths;
         let out = args.out.join(other.file_name().unwrap_or_default());
-        Job { name: group.name, mri, other, out }
+        Job {
+            name: group.name,
+            mri,
+            other,
+            out,
+        }
     });
-    let unpaired = matched.unmatched.into_iter().map(|u| (u.name, u.reason.to_string()));
+    let unpaired = matched
+        .unmatched
+        .into_iter()
+        .map(|u| (u.name, u.reason.to_string()));
     Ok((jobs.collect(), unpaired.collect()))
 }
 
@@ -141,7 +149,10 @@ fn fuse_files(fuser: &Fuser, job: &Job, seed: u64) -> anyhow::Result<f64> {
 /// Finds out before the long computation whether the result has a place to go.
 fn check_writable(out: &Path) -> anyhow::Result<()> {
     crate::imaging::format_for(out)?;
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = out
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     tempfile::NamedTempFile::new_in(folder)
         .with_context(|| format!("cannot write to the folder {}", folder.display()))?;
     Ok(())
@@ -178,14 +189,23 @@ fn report(
         Ok(seconds) => json!({"name": job.name, "out": job.out, "seconds": seconds}),
         Err(error) => json!({"name": job.name, "error": error}),
     };
-    let unpaired = unpaired.iter().map(|(name, reason)| json!({"name": name, "error": reason}));
+    let unpaired = unpaired
+        .iter()
+        .map(|(name, reason)| json!({"name": name, "error": reason}));
     let pairs: Vec<_> = done.iter().map(row).chain(unpaired).collect();
     json!({"device": device, "stopped": stopped, "pairs": pairs})
 }
 
 /// Says on the standard error what failed; the exit code is 1 then, and 130 when the command was stopped.
-fn summarise(done: &[Outcome], unpaired: &[(String, String)], total: usize, stopped: bool) -> ExitCode {
-    let failed = done.iter().filter_map(|(job, result)| Some((&job.name, result.as_ref().err()?)));
+fn summarise(
+    done: &[Outcome],
+    unpaired: &[(String, String)],
+    total: usize,
+    stopped: bool,
+) -> ExitCode {
+    let failed = done
+        .iter()
+        .filter_map(|(job, result)| Some((&job.name, result.as_ref().err()?)));
     let failed: Vec<_> = failed.chain(unpaired.iter().map(|(n, r)| (n, r))).collect();
     for (name, reason) in &failed {
         eprintln!("{name}: {reason}");
@@ -195,5 +215,9 @@ fn summarise(done: &[Outcome], unpaired: &[(String, String)], total: usize, stop
     if stopped {
         return ExitCode::from(130);
     }
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

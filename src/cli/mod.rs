@@ -1,9 +1,10 @@
 //! The subcommands of `medfuse`, one file each.
 
+pub mod demo;
 pub mod devices;
 pub mod eval;
-pub mod phantom;
 pub mod fuse;
+pub mod phantom;
 pub mod weights;
 
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ enum Command {
     Fuse(fuse::FuseArgs),
     Eval(eval::EvalArgs),
     Weights(weights::WeightsArgs),
+    Demo(demo::DemoArgs),
+    Phantom(phantom::PhantomArgs),
     Devices(devices::DevicesArgs),
 }
 
@@ -40,6 +43,8 @@ impl Cli {
             Command::Fuse(args) => fuse::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Weights(args) => weights::run(args),
+            Command::Demo(args) => demo::run(args),
+            Command::Phantom(args) => phantom::run(args),
             Command::Devices(args) => devices::run(args),
         }
     }
