@@ -215,7 +215,8 @@ impl Executable {
         };
         let mut first = None;
         exe.run_observed(inputs, |step, _, result| {
-            let finite = (0..result.shape.n()).all(|n| result.item(n).iter().all(|v| v.is_finite()));
+            let finite =
+                (0..result.shape.n()).all(|n| result.item(n).iter().all(|v| v.is_finite()));
             if !finite && first.is_none() {
                 first = Some(step.name.clone());
             }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::DeviceArgs;
 use crate::imaging::FusionPair;
-use crate::imaging::montage::montage;
+use crate::imaging::montage;
 use crate::imaging::phantom::{Modality, head_pair};
 use crate::models::dm_fnet::{DmFnet, Fuser};
 

@@ -175,7 +175,10 @@ impl Graph {
     /// `name` under the current scope, as checkpoints write it.
     pub fn scoped(&self, name: &str) -> String {
         let scope = self.scope.iter().map(String::as_str);
-        let parts: Vec<&str> = scope.chain([name]).filter(|part| !part.is_empty()).collect();
+        let parts: Vec<&str> = scope
+            .chain([name])
+            .filter(|part| !part.is_empty())
+            .collect();
         parts.join(".")
     }
 

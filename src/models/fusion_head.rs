@@ -68,8 +68,13 @@ impl HeadConfig {
             return Err(NotAHead("decoder.0.block.0.weight is missing".into()));
         };
         let time_steps = joined / first.max(1);
-        if !levels.iter().all(|[out, joined]| *joined == out * time_steps && time_steps > 0) {
-            return Err(NotAHead("its levels take different numbers of noise steps".into()));
+        if !levels
+            .iter()
+            .all(|[out, joined]| *joined == out * time_steps && time_steps > 0)
+        {
+            return Err(NotAHead(
+                "its levels take different numbers of noise steps".into(),
+            ));
         }
         Ok(Self {
             dims: levels.iter().map(|l| l[0]).collect(),

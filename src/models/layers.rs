@@ -62,7 +62,12 @@ pub fn reflect(kernel: usize) -> ConvSpec {
 ///
 /// # Errors
 /// [`GraphError`] if the groups do not divide the channels.
-pub fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result<NodeId, GraphError> {
+pub fn group_norm(
+    g: &mut Graph,
+    name: &str,
+    x: NodeId,
+    groups: usize,
+) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let channels = Shape::new(1, g.shape(x).c(), 1, 1);
         let weight = g.param("weight", channels)?;
@@ -81,7 +86,12 @@ pub fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn linear(g: &mut Graph, name: &str, x: NodeId, out_features: usize) -> Result<NodeId, GraphError> {
+pub fn linear(
+    g: &mut Graph,
+    name: &str,
+    x: NodeId,
+    out_features: usize,
+) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let weight = g.param("weight", Shape::new(out_features, g.shape(x).c(), 1, 1))?;
         let bias = g.param("bias", Shape::new(1, out_features, 1, 1))?;

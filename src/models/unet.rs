@@ -79,7 +79,9 @@ impl UnetConfig {
             channels > 0 && blocks == res_blocks && channels % inner_channel == 0
         };
         if inner_channel == 0 || !levels.iter().all(even) {
-            return Err(NotAUnet("its levels are not even in their residual blocks".into()));
+            return Err(NotAUnet(
+                "its levels are not even in their residual blocks".into(),
+            ));
         }
         Ok(Self {
             in_channel: first[1],
@@ -111,7 +113,12 @@ pub struct UnetOutputs {
 ///
 /// # Errors
 /// [`GraphError`] if height or width is not a multiple of [`UnetConfig::multiple`].
-pub fn unet(g: &mut Graph, cfg: &UnetConfig, x: NodeId, level: NodeId) -> Result<UnetOutputs, GraphError> {
+pub fn unet(
+    g: &mut Graph,
+    cfg: &UnetConfig,
+    x: NodeId,
+    level: NodeId,
+) -> Result<UnetOutputs, GraphError> {
     g.scope("denoise_fn", |g| {
         let builder = Builder {
             cfg,
@@ -119,7 +126,13 @@ pub fn unet(g: &mut Graph, cfg: &UnetConfig, x: NodeId, level: NodeId) -> Result
         };
         let mut skips = Vec::new();
         let x = builder.encoder(g, x, &mut skips)?;
-        let x = builder.block(g, "mid.0", x, cfg.inner_channel * cfg.channel_mults[cfg.channel_mults.len() - 1], true)?;
+        let x = builder.block(
+            g,
+            "mid.0",
+            x,
+            cfg.inner_channel * cfg.channel_mults[cfg.channel_mults.len() - 1],
+            true,
+        )?;
         let x = builder.block(g, "mid.1", x, g.shape(x).c(), false)?;
         let mut decoder = Vec::new();
         let x = builder.decoder(g, x, skips, &mut decoder)?;
@@ -136,7 +149,11 @@ pub fn unet(g: &mut Graph, cfg: &UnetConfig, x: NodeId, level: NodeId) -> Result
 ///
 /// # Errors
 /// [`GraphError`] if `level` is not `[n, 1, 1, 1]`.
-pub fn noise_level_mlp(g: &mut Graph, inner_channel: usize, level: NodeId) -> Result<NodeId, GraphError> {
+pub fn noise_level_mlp(
+    g: &mut Graph,
+    inner_channel: usize,
+    level: NodeId,
+) -> Result<NodeId, GraphError> {
     g.scope("noise_level_mlp", |g| {
         let t = g.apply("0", PositionalEncoding { dim: inner_channel }, &[level])?;
         let t = linear(g, "1", t, 4 * inner_channel)?;
@@ -150,7 +167,12 @@ pub fn noise_level_mlp(g: &mut Graph, inner_channel: usize, level: NodeId) -> Re
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn norm_act_conv(g: &mut Graph, x: NodeId, out: usize, norm_groups: usize) -> Result<NodeId, GraphError> {
+pub fn norm_act_conv(
+    g: &mut Graph,
+    x: NodeId,
+    out: usize,
+    norm_groups: usize,
+) -> Result<NodeId, GraphError> {
     g.scope("block", |g| {
         let h = group_norm(g, "0", x, norm_groups)?;
         let h = act(g, h, Activation::Silu)?;
@@ -186,7 +208,11 @@ pub fn resnet_block(
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn feature_wise_affine(g: &mut Graph, x: NodeId, embedding: NodeId) -> Result<NodeId, GraphError> {
+pub fn feature_wise_affine(
+    g: &mut Graph,
+    x: NodeId,
+    embedding: NodeId,
+) -> Result<NodeId, GraphError> {
     let shift = linear(g, "noise_func.0", embedding, g.shape(x).c())?;
     add(g, x, shift)
 }
@@ -236,7 +262,12 @@ impl Builder<'_> {
         })
     }
 
-    fn encoder(&self, g: &mut Graph, x: NodeId, skips: &mut Vec<NodeId>) -> Result<NodeId, GraphError> {
+    fn encoder(
+        &self,
+        g: &mut Graph,
+        x: NodeId,
+        skips: &mut Vec<NodeId>,
+    ) -> Result<NodeId, GraphError> {
         let cfg = self.cfg;
         let mut x = g.scope("init_conv", |g| {
             let x = conv(g, "", x, cfg.inner_channel, ConvSpec::same(3))?;
@@ -281,7 +312,13 @@ impl Builder<'_> {
                 let name = format!("ups.{index}");
                 let skip = skips.pop().expect("as many skips as blocks on the way up");
                 let joined = g.concat(&name, &[x, skip])?;
-                x = self.block(g, &name, joined, cfg.inner_channel * mult, cfg.attention[level])?;
+                x = self.block(
+                    g,
+                    &name,
+                    joined,
+                    cfg.inner_channel * mult,
+                    cfg.attention[level],
+                )?;
                 decoder.push(x);
                 index += 1;
             }

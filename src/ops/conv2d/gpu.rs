@@ -30,7 +30,10 @@ pub fn direct(conv: &Conv2d, _traits: &GpuTraits, inputs: &[Slot], output: Slot)
     let bind = |slot: Option<(usize, Slot)>| slot.map_or(Bind::Absent, |(i, _)| Bind::Input(i));
     let there = |slot: Option<(usize, Slot)>| usize::from(slot.is_some());
     let slot = |slot: Option<(usize, Slot)>| slot.map(|(_, s)| s);
-    let add_stride = of.channel_add.map_or(0, |(_, s)| if s.shape.n() == 1 { 0 } else { s.batch_stride });
+    let add_stride = of.channel_add.map_or(
+        0,
+        |(_, s)| if s.shape.n() == 1 { 0 } else { s.batch_stride },
+    );
     let shape = output.shape;
     let params = Params::new()
         .slot(&of.x)
@@ -69,5 +72,10 @@ pub fn direct(conv: &Conv2d, _traits: &GpuTraits, inputs: &[Slot], output: Slot)
         Bind::Output,
     ];
     let counts = [shape.plane().div_ceil(64).min(65_535), shape.c(), shape.n()];
-    vec![Dispatch::new(Kernel::new("conv2d_direct"), params, binds, counts)]
+    vec![Dispatch::new(
+        Kernel::new("conv2d_direct"),
+        params,
+        binds,
+        counts,
+    )]
 }

@@ -89,7 +89,10 @@ impl Conv2d {
     }
 
     fn input_count(&self) -> usize {
-        2 + [self.bias, self.channel_add, self.residual].iter().filter(|there| **there).count()
+        2 + [self.bias, self.channel_add, self.residual]
+            .iter()
+            .filter(|there| **there)
+            .count()
     }
 
     /// The shape of the result; `weight` is that before any packing.
@@ -105,14 +108,22 @@ impl Conv2d {
         }
         let groups = spec.groups;
         if groups == 0 || of.x.c() != weight.c() * groups || weight.n() % groups != 0 {
-            return Err(format!("{} input channels do not go with {groups} groups of this weight", of.x.c()));
+            return Err(format!(
+                "{} input channels do not go with {groups} groups of this weight",
+                of.x.c()
+            ));
         }
-        let output = spec.output_shape(of.x, weight).ok_or("the input is smaller than the kernel or its reflection")?;
+        let output = spec
+            .output_shape(of.x, weight)
+            .ok_or("the input is smaller than the kernel or its reflection")?;
         let channels = |shape: Shape| shape.c() == output.c() && shape.plane() == 1;
         if of.bias.is_some_and(|(_, s)| !channels(s) || s.n() != 1) {
             return Err("the bias needs one value per output channel".into());
         }
-        if of.channel_add.is_some_and(|(_, s)| !channels(s) || (s.n() != 1 && s.n() != output.n())) {
+        if of
+            .channel_add
+            .is_some_and(|(_, s)| !channels(s) || (s.n() != 1 && s.n() != output.n()))
+        {
             return Err("the added vector needs one value per output channel".into());
         }
         if of.residual.is_some_and(|(_, s)| s != output) {
@@ -139,9 +150,15 @@ impl Conv2d {
             && (other.n() == 1 || other.n() == output.n());
         if vector && !self.channel_add && !self.residual {
             // The vector comes after the bias and before the residual, as the inputs of the joined node do.
-            return Some(Self { channel_add: true, ..*self });
+            return Some(Self {
+                channel_add: true,
+                ..*self
+            });
         }
-        (other == output && !self.residual).then_some(Self { residual: true, ..*self })
+        (other == output && !self.residual).then_some(Self {
+            residual: true,
+            ..*self
+        })
     }
 }
 
@@ -169,7 +186,10 @@ impl Op for Conv2d {
             return None;
         }
         if let Some(activation) = next.as_activation() {
-            return Some(Arc::new(Self { activation, ..*self }));
+            return Some(Arc::new(Self {
+                activation,
+                ..*self
+            }));
         }
         if !next.is_add() || shapes.len() != 2 {
             return None;
@@ -183,7 +203,10 @@ impl Op for Conv2d {
         if slot != 0 || self.spec.upsample {
             return None;
         }
-        let spec = ConvSpec { upsample: true, ..self.spec };
+        let spec = ConvSpec {
+            upsample: true,
+            ..self.spec
+        };
         Some(Arc::new(Self { spec, ..*self }))
     }
 
@@ -196,8 +219,17 @@ impl Op for Conv2d {
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         let of = self.operands(inputs);
-        let weight: Vec<f32> = (0..of.weight.shape.n()).flat_map(|n| of.weight.item(n)).copied().collect();
-        let result = conv2d_reference(&self.spec, of.x, &weight, of.weight.shape, &self.epilogue(&of));
+        let weight: Vec<f32> = (0..of.weight.shape.n())
+            .flat_map(|n| of.weight.item(n))
+            .copied()
+            .collect();
+        let result = conv2d_reference(
+            &self.spec,
+            of.x,
+            &weight,
+            of.weight.shape,
+            &self.epilogue(&of),
+        );
         for (n, item) in result.chunks(out.shape.item()).enumerate() {
             out.item(n).copy_from_slice(item);
         }
