@@ -25,7 +25,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read> running_variance: array<f32>;
 @group(0) @binding(6) var<storage, read_write> out: array<f32>;
 
-fn activate(v: f32) -> f32 {
+fn activated(v: f32) -> f32 {
 //@body
 }
 
@@ -51,6 +51,6 @@ fn main(
     let shift = bias[p.bias_offset + c];
     let last = min(first + 1024u, p.plane);
     for (var i = first + lane; i < last; i += 64u) {
-        out[to + i] = activate(fma(x[source + i] - mean, scale, shift));
+        out[to + i] = activated(fma(x[source + i] - mean, scale, shift));
     }
 }

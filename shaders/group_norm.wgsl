@@ -36,7 +36,7 @@ struct Params {
 // Count, mean, squared deviations of each lane's part.
 var<workgroup> parts: array<vec3<f32>, 64>;
 
-fn activate(v: f32) -> f32 {
+fn activated(v: f32) -> f32 {
 //@body
 }
 
@@ -159,6 +159,6 @@ fn main(
     }
     let last = min(first + 1024u, p.plane);
     for (var i = first + lane; i < last; i += 64u) {
-        out[to + i] = activate(fma(x[source + i] - line.x, line.y, shift));
+        out[to + i] = activated(fma(x[source + i] - line.x, line.y, shift));
     }
 }

@@ -22,7 +22,7 @@ struct Params {
 
 var<workgroup> parts: array<f32, 64>;
 
-fn activate(v: f32) -> f32 {
+fn activated(v: f32) -> f32 {
 //@body
 }
 
@@ -56,6 +56,6 @@ fn main(
         if p.has_bias == 1u {
             value += bias[p.bias_offset + feature];
         }
-        out[p.out_offset + item * p.out_batch_stride + feature] = activate(value);
+        out[p.out_offset + item * p.out_batch_stride + feature] = activated(value);
     }
 }

@@ -10,6 +10,7 @@ use crate::tensor::Shape;
 pub mod activation;
 pub mod attention;
 pub mod batch_norm;
+pub mod conv2d;
 pub mod group_norm;
 pub mod kernel;
 pub mod linear;
