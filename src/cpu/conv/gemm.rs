@@ -10,10 +10,10 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Panels of pixels that share a pass over the weights.
-const PANELS: usize = 4;
-/// About how many products are summed before the next output channels' turn, so that the panels stay in L2.
+/// About how many products are summed before the next output channels' turn.
 const DEPTH: usize = 512;
+/// Gathered values that stay in L2 while output channels pass over them.
+const GATHERED: usize = 96 << 10;
 
 /// Elements of the packed weights: `[group][oc block][ic][kh][kw][OC_BLOCK]`, output channels filled up with zeros.
 pub(super) fn packed_len(spec: &ConvSpec, weight: Shape) -> usize {
@@ -65,7 +65,9 @@ impl WithSimd for Run<'_> {
         // Enough tasks for all threads: first fewer panels to a task, then fewer output channels.
         let wanted = 4 * rayon::current_num_threads();
         let outer = shape.n() * groups;
-        let share = (panels * outer / wanted).clamp(1, PANELS);
+        let depth = self.conv.weight_shape.item().min(DEPTH);
+        let most = (GATHERED / (depth * panel)).clamp(1, panels);
+        let share = (panels * outer / wanted).clamp(1, most);
         let parts = panels.div_ceil(share);
         let slices = wanted.div_ceil(outer * parts).clamp(1, blocks.div_ceil(4));
         (0..outer * parts * slices)
@@ -179,7 +181,7 @@ impl Task<'_> {
             if self.is_pointwise() {
                 for (i, c) in channels.clone().enumerate() {
                     let from = &self.run.source.x.plane(self.n, c)[pixel..];
-                    copy::<S>(from, &mut panel[i * len..], pixels.len());
+                    copy(simd, from, &mut panel[i * len..], pixels.len());
                 }
             } else {
                 let segments = self.segments(pixels);
@@ -252,10 +254,7 @@ impl Task<'_> {
                     self.run
                         .source
                         .fill(simd, [self.n, c], from, &mut row, needed);
-                    match stride {
-                        2 => split_phases(&row, 2, staged),
-                        _ => split_phases(&row, stride, staged),
-                    }
+                    split_phases(&row, stride, staged);
                 }
             }
             for tap in 0..kh * kw {
@@ -265,7 +264,7 @@ impl Task<'_> {
                 for (j, segment) in segments.iter().enumerate() {
                     let from = &staged[(j * kh + ky) * row_len + within..];
                     let to = &mut panel[(i * kh * kw + tap) * width + segment.at..];
-                    copy::<S>(from, to, segment.len);
+                    copy(simd, from, to, segment.len);
                 }
             }
         }

@@ -78,7 +78,8 @@ impl<'a> Source<'a> {
             if self.upsample {
                 enlarge(&plane[row * stored..], first, &mut out[start..end]);
             } else {
-                copy::<S>(
+                copy(
+                    simd,
                     &plane[row * stored + first..],
                     &mut out[start..],
                     end - start,
@@ -122,7 +123,7 @@ impl<'a> Source<'a> {
 /// Copies `len` values, in whole vectors if both sides have room for the excess: a call of `memcpy` would cost more
 /// than such short copies.
 #[inline(always)]
-pub(super) fn copy<S: Simd>(from: &[f32], to: &mut [f32], len: usize) {
+pub(super) fn copy<S: Simd>(simd: S, from: &[f32], to: &mut [f32], len: usize) {
     let (f, _) = S::as_simd_f32s(from);
     let (t, _) = S::as_mut_simd_f32s(to);
     let vectors = len.div_ceil(S::F32_LANES);
@@ -131,13 +132,21 @@ pub(super) fn copy<S: Simd>(from: &[f32], to: &mut [f32], len: usize) {
         return;
     }
     match vectors {
-        1 => t[..1].copy_from_slice(&f[..1]),
-        2 => t[..2].copy_from_slice(&f[..2]),
-        3 => t[..3].copy_from_slice(&f[..3]),
-        4 => t[..4].copy_from_slice(&f[..4]),
-        5 => t[..5].copy_from_slice(&f[..5]),
+        1 => copy_vectors::<S, 1>(simd, f, t),
+        2 => copy_vectors::<S, 2>(simd, f, t),
+        3 => copy_vectors::<S, 3>(simd, f, t),
+        4 => copy_vectors::<S, 4>(simd, f, t),
+        5 => copy_vectors::<S, 5>(simd, f, t),
         _ => to[..len].copy_from_slice(&from[..len]),
     }
+}
+
+/// Copies `N` vectors through registers.
+#[inline(always)]
+fn copy_vectors<S: Simd, const N: usize>(simd: S, from: &[S::f32s], to: &mut [S::f32s]) {
+    let mut held = [simd.splat_f32s(0.0); N];
+    held.copy_from_slice(&from[..N]);
+    to[..N].copy_from_slice(&held);
 }
 
 /// Sets `len` values to zero, a whole vector of them if that is enough and there is room.
@@ -172,6 +181,15 @@ fn enlarge(pixels: &[f32], first: usize, out: &mut [f32]) {
 #[inline(always)]
 pub(super) fn split_phases(row: &[f32], stride: usize, out: &mut [f32]) {
     let len = out.len() / stride;
+    if stride == 2 {
+        // Written apart, since this form vectorises.
+        let (even, odd) = out.split_at_mut(len);
+        for ((even, odd), pair) in even.iter_mut().zip(odd).zip(row.chunks_exact(2)) {
+            *even = pair[0];
+            *odd = pair[1];
+        }
+        return;
+    }
     for (phase, out) in out.chunks_exact_mut(len).enumerate() {
         let values = row[phase..].iter().step_by(stride);
         for (out, value) in out.iter_mut().zip(values) {

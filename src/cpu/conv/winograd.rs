@@ -327,6 +327,7 @@ impl WithSimd for Transform<'_> {
         let columns = across * TILE + 2;
         // The last vector reads two pixels more than the last tile needs.
         let staged_stride = columns + 2;
+        let mut half = Aligned([[simd.splat_f32s(0.0); PATCH]; PATCH]);
         let mut staged = Scratch::take(rows * staged_stride + lanes);
         let staged = &mut *staged;
         for (g, group) in self.groups.clone().enumerate() {
@@ -350,7 +351,7 @@ impl WithSimd for Transform<'_> {
                 };
                 let v = &mut self.v[i * width + g * lanes..];
                 let vectors = self.tiling.vectors(lanes, stride);
-                transform_group(simd, pixels, stride, vectors, v, point_stride);
+                transform_group(simd, pixels, stride, vectors, &mut half.0, v, point_stride);
             }
         }
     }
@@ -363,11 +364,11 @@ fn transform_group<S: Simd>(
     pixels: &[f32],
     stride: usize,
     vectors: [usize; TILE],
+    half: &mut [[S::f32s; PATCH]; PATCH],
     v: &mut [f32],
     point_stride: usize,
 ) {
     let zero = simd.splat_f32s(0.0);
-    let mut half = Aligned([[zero; PATCH]; PATCH]);
     for y in 0..PATCH {
         let (mut first, mut shifted) = ([zero; TILE], [zero; TILE]);
         for j in 0..TILE {
@@ -376,12 +377,12 @@ fn transform_group<S: Simd>(
         }
         let [a, b, c, d] = simd.deinterleave_shfl_f32s(first);
         let [e, f, _, _] = simd.deinterleave_shfl_f32s(shifted);
-        half.0[y] = transform_patch(simd, [a, b, c, d, e, f]);
+        half[y] = transform_patch(simd, [a, b, c, d, e, f]);
     }
     for x in 0..PATCH {
         let mut column = [zero; PATCH];
         for y in 0..PATCH {
-            column[y] = half.0[y][x];
+            column[y] = half[y][x];
         }
         let column = transform_patch(simd, column);
         for y in 0..PATCH {
@@ -428,12 +429,13 @@ impl WithSimd for TransformBack<'_> {
         let stride = across * TILE;
         let shape = self.out.shape;
         let vectors = self.tiling.vectors(lanes, stride);
+        let mut half = Aligned([[simd.splat_f32s(0.0); PATCH]; TILE]);
         let mut rows = Scratch::take(TILE * TILE * lanes);
         let rows = &mut *rows;
         for (i, c) in self.channels.clone().enumerate() {
             for (g, group) in self.groups.clone().enumerate() {
                 let m = &self.m[i * width + g * lanes..];
-                transform_group_back(simd, m, self.m_stride, vectors, stride, rows);
+                transform_group_back(simd, m, self.m_stride, vectors, stride, &mut half.0, rows);
                 let [n, y, x] = self.tiling.corner(group);
                 let height = (down * TILE).min(shape.h() - y);
                 // Rows as wide as the image are one run of pixels.
@@ -460,10 +462,10 @@ fn transform_group_back<S: Simd>(
     m_stride: usize,
     vectors: [usize; TILE],
     stride: usize,
+    half: &mut [[S::f32s; PATCH]; TILE],
     rows: &mut [f32],
 ) {
     let zero = simd.splat_f32s(0.0);
-    let mut half = Aligned([[zero; PATCH]; TILE]);
     for x in 0..PATCH {
         let mut column = [zero; PATCH];
         for y in 0..PATCH {
@@ -471,11 +473,11 @@ fn transform_group_back<S: Simd>(
         }
         let column = transform_tile(simd, column);
         for y in 0..TILE {
-            half.0[y][x] = column[y];
+            half[y][x] = column[y];
         }
     }
     for y in 0..TILE {
-        let pixels = simd.interleave_shfl_f32s(transform_tile(simd, half.0[y]));
+        let pixels = simd.interleave_shfl_f32s(transform_tile(simd, half[y]));
         for j in 0..TILE {
             store::<S>(rows, vectors[j] + y * stride, pixels[j]);
         }
