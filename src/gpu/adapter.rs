@@ -194,6 +194,9 @@ impl Gpu {
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
             software: report.kind == "software",
+            subgroup: (device.features().contains(wgpu::Features::SUBGROUP)
+                && report.subgroup[0] == report.subgroup[1])
+                .then_some(report.subgroup[0]),
         };
         Ok(Arc::new(Self {
             device,

@@ -59,6 +59,11 @@ impl Kernel {
         self.constants.push((name, value));
         self
     }
+
+    /// Sets a boolean `override` constant.
+    pub fn flag(self, name: &'static str, value: bool) -> Self {
+        self.constant(name, f64::from(u8::from(value)))
+    }
 }
 
 /// What is bound at one place of a kernel. Binding 0 is the parameters; these follow.

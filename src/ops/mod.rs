@@ -42,6 +42,8 @@ pub struct GpuTraits {
     pub max_buffer: u64,
     /// Whether this is a CPU posing as a GPU (llvmpipe and the like).
     pub software: bool,
+    /// Invocations of a subgroup, if that is always the same number and kernels may exchange values in it.
+    pub subgroup: Option<u32>,
 }
 
 /// An operation made to fit its target: what takes its place, and what is computed once from its weights.

@@ -152,6 +152,7 @@ pub fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
         max_binding: 1 << 30,
         max_buffer: 1 << 30,
         software: false,
+        subgroup: Some(8),
     };
     let output = op.infer(shapes).expect("the shapes fit");
     let mut shapes = shapes.to_vec();

@@ -1,81 +1,339 @@
-//! The choice of a convolution's kernels on a GPU.
+//! Convolutions on a GPU: which method for which shape, weights packed once, and the launches.
 
-use super::{Conv2d, PaddingMode};
+mod direct;
+mod product;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use super::{Conv2d, ConvSpec, Operands, PaddingMode};
+use crate::cpu::view::{View, ViewMut};
 use crate::ops::activation::Activation;
-use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Params, Slot, Specialized};
+use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot, Specialized};
 use crate::tensor::Shape;
+use product::Product;
 
-/// The form of `conv` that suits its shapes.
-pub fn specialize(_conv: Conv2d, _traits: &GpuTraits, _inputs: &[Shape]) -> Option<Specialized> {
-    None
+/// How a convolution is computed on a GPU.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Method {
+    /// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, 2016): 36 matrix products over 4x4 tiles of the output.
+    Winograd,
+    /// One matrix product over gathered pixels.
+    Gemm,
+    /// By definition, 4 output channels of a group at a time.
+    Direct,
+    /// By definition, one output channel at a time.
+    Depthwise,
 }
 
-/// The number by which kernels know an activation, and its slope.
-pub fn activation_code(activation: Activation) -> (usize, f32) {
-    match activation {
-        Activation::None => (0, 0.0),
-        Activation::Relu => (1, 0.0),
-        Activation::Silu => (2, 0.0),
-        Activation::LeakyRelu(slope) => (3, slope),
-        Activation::Tanh => (4, 0.0),
-        Activation::Sigmoid => (5, 0.0),
+/// What the stages cost on llvmpipe, in nanoseconds of one thread for eight lanes (Zen 5, `medfuse bench`); on other
+/// adapters their ratios are near enough to choose by.
+mod cost {
+    /// Transforms of an input tile and of an output tile.
+    pub const WINOGRAD: [f64; 2] = [520.0, 540.0];
+    /// A gathered pixel and a scattered one.
+    pub const GEMM: [f64; 2] = [18.0, 21.0];
+    /// A multiply-add of a matrix product.
+    pub const PRODUCT: f64 = 0.5;
+    /// A multiply-add of 4 output channels by definition.
+    pub const DIRECT: f64 = 6.0;
+}
+
+impl Method {
+    /// The method for an input `[n, ic, h, w]` and a weight `[oc, ic / groups, kh, kw]`.
+    pub fn choose(spec: &ConvSpec, input: Shape, weight: Shape) -> Self {
+        let group_out = weight.n() / spec.groups;
+        if group_out <= 2 {
+            return Self::Depthwise;
+        }
+        let Some(output) = spec.output_shape(input, weight) else {
+            return Self::Direct;
+        };
+        let mut best = (Self::Direct, direct_cost(spec, weight, output));
+        for method in [Self::Gemm, Self::Winograd] {
+            if let Some(product) = Product::new(method, spec, weight, output) {
+                let cost = product.cost();
+                if cost < best.1 {
+                    best = (method, cost);
+                }
+            }
+        }
+        best.0
+    }
+
+    /// Elements of the packed form of a weight, `None` if the weight is used as it is.
+    fn packed_len(self, spec: &ConvSpec, weight: Shape) -> Option<usize> {
+        match self {
+            Self::Winograd => Some(36 * weight.n().next_multiple_of(32) * even(weight.c())),
+            Self::Gemm => Some(weight.n().next_multiple_of(32) * even(weight.item())),
+            Self::Direct => Some(4 * direct::tiles(spec, weight) * weight.item()),
+            Self::Depthwise => None,
+        }
     }
 }
 
-/// The direct kernel: any hyperparameters.
-pub fn direct(conv: &Conv2d, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-    let of = conv.operands(inputs);
-    let spec = &conv.spec;
-    let (code, slope) = activation_code(conv.activation);
-    let bind = |slot: Option<(usize, Slot)>| slot.map_or(Bind::Absent, |(i, _)| Bind::Input(i));
-    let there = |slot: Option<(usize, Slot)>| usize::from(slot.is_some());
-    let slot = |slot: Option<(usize, Slot)>| slot.map(|(_, s)| s);
-    let add_stride = of.channel_add.map_or(
-        0,
-        |(_, s)| if s.shape.n() == 1 { 0 } else { s.batch_stride },
-    );
-    let shape = output.shape;
-    let params = Params::new()
-        .slot(&of.x)
-        .slot(&of.weight)
-        .optional_slot(slot(of.residual).as_ref())
-        .slot(&output)
-        .u(of.bias.map_or(0, |(_, s)| s.offset))
-        .u(of.channel_add.map_or(0, |(_, s)| s.offset))
-        .u(add_stride)
-        .u(there(of.bias) + 2 * there(of.channel_add) + 4 * there(of.residual))
-        .u(of.weight.shape.c())
-        .u(of.x.shape.h())
-        .u(of.x.shape.w())
-        .u(shape.c())
-        .u(shape.h())
-        .u(shape.w())
-        .u(spec.kernel[0])
-        .u(spec.kernel[1])
-        .u(spec.stride[0])
-        .u(spec.stride[1])
-        .u(spec.padding[0])
-        .u(spec.padding[1])
-        .u(spec.dilation[0])
-        .u(spec.dilation[1])
-        .u(shape.c() / spec.groups)
-        .u(usize::from(spec.padding_mode == PaddingMode::Reflect))
-        .u(usize::from(spec.upsample))
-        .u(code)
-        .f(slope);
-    let binds = vec![
-        Bind::Input(0),
-        Bind::Input(1),
-        bind(of.bias),
-        bind(of.channel_add),
-        bind(of.residual),
-        Bind::Output,
-    ];
-    let counts = [shape.plane().div_ceil(64).min(65_535), shape.c(), shape.n()];
-    vec![Dispatch::new(
-        Kernel::new("conv2d_direct"),
-        params,
-        binds,
-        counts,
-    )]
+fn even(n: usize) -> usize {
+    n.next_multiple_of(2)
+}
+
+fn direct_cost(spec: &ConvSpec, weight: Shape, output: Shape) -> f64 {
+    let pixels = output.n() * output.h() * output.w().next_multiple_of(64) / 8;
+    (pixels * direct::tiles(spec, weight) * weight.item()) as f64 * 4.0 * cost::DIRECT
+}
+
+/// The form of `conv` that suits its shapes.
+pub fn specialize(conv: Conv2d, inputs: &[Shape]) -> Specialized {
+    let method = Method::choose(&conv.spec, inputs[0], inputs[1]);
+    with_method(conv, method, inputs[1])
+}
+
+fn with_method(conv: Conv2d, method: Method, weight: Shape) -> Specialized {
+    let pack = Pack {
+        method,
+        spec: conv.spec,
+        weight,
+    };
+    let prepared: Vec<(usize, Arc<dyn Op>)> = match method {
+        Method::Depthwise => Vec::new(),
+        _ => vec![(1, Arc::new(pack))],
+    };
+    Specialized {
+        op: Arc::new(GpuConv2d {
+            conv,
+            method,
+            weight,
+        }),
+        prepared,
+    }
+}
+
+/// The launches of a convolution whose weight has not been packed.
+pub fn unpacked(conv: &Conv2d, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+    let call = Call {
+        conv,
+        weight: inputs[1].shape,
+        of: conv.operands(inputs),
+        output,
+    };
+    direct::dispatches(&call, Method::Depthwise)
+}
+
+/// Packs a weight for a method.
+#[derive(Clone, Copy, Debug)]
+struct Pack {
+    method: Method,
+    spec: ConvSpec,
+    weight: Shape,
+}
+
+/// A [`Conv2d`] whose weight has been packed for its method.
+#[derive(Clone, Copy, Debug)]
+struct GpuConv2d {
+    conv: Conv2d,
+    method: Method,
+    weight: Shape,
+}
+
+/// Neither operation is ever planned for the CPU.
+fn gpu_only(op: &dyn Op) -> ! {
+    unreachable!("{} is made by a GPU's plan", op.name())
+}
+
+impl Op for Pack {
+    fn name(&self) -> &'static str {
+        "conv2d_weight"
+    }
+
+    fn infer(&self, _inputs: &[Shape]) -> Result<Shape, String> {
+        let len = self.method.packed_len(&self.spec, self.weight);
+        Ok(Shape::new(1, len.unwrap_or(self.weight.numel()), 1, 1))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, _inputs: &[View], _out: ViewMut) {
+        gpu_only(self)
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let weight = self.weight;
+        let binds = vec![Bind::Input(0), Bind::Output];
+        let params = Params::new().slot(&inputs[0]);
+        if self.method == Method::Winograd {
+            let (row_blocks, depth) = (weight.n().div_ceil(32), even(weight.c()));
+            let params = params.u(weight.n()).u(weight.c()).u(row_blocks).u(depth);
+            let kernel = Kernel::new("winograd_weight");
+            return vec![Dispatch::new(kernel, params, binds, [depth, row_blocks, 1])];
+        }
+        let group_out = weight.n() / self.spec.groups;
+        let products = weight.item();
+        let (rows, depth) = match self.method {
+            Method::Gemm => (32, even(products)),
+            _ => (4, products),
+        };
+        let elements = output.shape.numel();
+        let params = params
+            .u(group_out)
+            .u(group_out.div_ceil(rows))
+            .u(products)
+            .u(depth)
+            .u(elements);
+        let kernel = Kernel::new("conv2d_weight").constant("ROWS", rows as f64);
+        let workgroups = elements.div_ceil(64).min(65_535);
+        vec![Dispatch::new(kernel, params, binds, [workgroups, 1, 1])]
+    }
+}
+
+impl Op for GpuConv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        self.conv.infer_with(inputs, self.weight)
+    }
+
+    fn macs(&self, _inputs: &[Shape], output: Shape) -> u64 {
+        (output.numel() * self.weight.item()) as u64
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn scratch(&self, _traits: &GpuTraits, _inputs: &[Shape], output: Shape) -> Vec<usize> {
+        Product::new(self.method, &self.conv.spec, self.weight, output)
+            .map_or(Vec::new(), |product| product.scratch().to_vec())
+    }
+
+    fn cpu(&self, _inputs: &[View], _out: ViewMut) {
+        gpu_only(self)
+    }
+
+    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let call = Call {
+            conv: &self.conv,
+            weight: self.weight,
+            of: self.conv.operands(inputs),
+            output,
+        };
+        match Product::new(self.method, &self.conv.spec, self.weight, output.shape) {
+            Some(product) => product.dispatches(&call, traits),
+            None => direct::dispatches(&call, self.method),
+        }
+    }
+}
+
+/// One convolution's operands, from which all its launches are made.
+struct Call<'a> {
+    conv: &'a Conv2d,
+    /// The weight's shape before packing.
+    weight: Shape,
+    of: Operands<Slot>,
+    output: Slot,
+}
+
+/// The fields of the kernels' parameters that differ between the launches of a convolution.
+#[derive(Clone, Copy, Default)]
+struct Launch {
+    depth: usize,
+    rows: usize,
+    row_quads: usize,
+    image_rows: usize,
+    first_quad: usize,
+    quads: usize,
+}
+
+impl Call<'_> {
+    /// `struct Params` of `shaders/shared/conv2d.wgsl`, for an input of `extent` lines and columns.
+    fn params(&self, extent: [usize; 2], launch: Launch) -> Params {
+        let spec = &self.conv.spec;
+        let (of, out) = (&self.of, self.output.shape);
+        let add = of.channel_add.map(|(_, slot)| Slot {
+            batch_stride: if slot.shape.n() == 1 {
+                0
+            } else {
+                slot.batch_stride
+            },
+            ..slot
+        });
+        Params::new()
+            .slot(&of.x)
+            .u(extent[0])
+            .u(extent[1])
+            .u(usize::from(spec.upsample))
+            .u(usize::from(spec.padding_mode == PaddingMode::Reflect))
+            .u(of.x.shape.c())
+            .u(spec.kernel[0])
+            .u(spec.kernel[1])
+            .u(spec.stride[0])
+            .u(spec.stride[1])
+            .u(spec.padding[0])
+            .u(spec.padding[1])
+            .u(spec.dilation[0])
+            .u(spec.dilation[1])
+            .u(self.weight.c())
+            .u(self.weight.n() / spec.groups)
+            .slot(&self.output)
+            .u(out.n())
+            .u(out.c())
+            .u(out.h())
+            .u(out.w())
+            .u(of.bias.map_or(0, |(_, slot)| slot.offset))
+            .optional_slot(add.as_ref())
+            .optional_slot(of.residual.map(|(_, slot)| slot).as_ref())
+            .slot(&of.weight)
+            .u(launch.depth)
+            .u(launch.rows)
+            .u(launch.row_quads)
+            .u(launch.image_rows)
+            .u(launch.first_quad)
+            .u(launch.quads)
+    }
+
+    /// Lines and columns of the input as the convolution sees it.
+    fn extent(&self) -> [usize; 2] {
+        let scale = if self.conv.spec.upsample { 2 } else { 1 };
+        [self.of.x.shape.h() * scale, self.of.x.shape.w() * scale]
+    }
+
+    /// A kernel that stores the result, in the variant for what follows the sums.
+    fn storing(&self, file: &'static str) -> Kernel {
+        let conv = self.conv;
+        let (code, slope) = activation_code(conv.activation);
+        Kernel::new(file)
+            .constant("ACTIVATION", code)
+            .constant("SLOPE", f64::from(slope))
+            .flag("BIAS", conv.bias)
+            .flag("CHANNEL_ADD", conv.channel_add)
+            .flag("RESIDUAL", conv.residual)
+    }
+
+    /// The bindings of what follows the sums, and of the result.
+    fn epilogue_binds(&self) -> [Bind; 4] {
+        let bind = |slot: Option<(usize, Slot)>| slot.map_or(Bind::Absent, |(i, _)| Bind::Input(i));
+        let of = &self.of;
+        [
+            bind(of.bias),
+            bind(of.channel_add),
+            bind(of.residual),
+            Bind::Output,
+        ]
+    }
+}
+
+/// The number by which kernels know an activation, and its slope.
+fn activation_code(activation: Activation) -> (f64, f32) {
+    match activation {
+        Activation::None => (0.0, 0.0),
+        Activation::Relu => (1.0, 0.0),
+        Activation::Silu => (2.0, 0.0),
+        Activation::LeakyRelu(slope) => (3.0, slope),
+        Activation::Tanh => (4.0, 0.0),
+        Activation::Sigmoid => (5.0, 0.0),
+    }
 }

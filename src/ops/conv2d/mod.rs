@@ -213,7 +213,7 @@ impl Op for Conv2d {
     fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
         match target {
             Target::Cpu => Some(cpu::specialize(*self, inputs)),
-            Target::Gpu(traits) => gpu::specialize(*self, traits, inputs),
+            Target::Gpu(_) => Some(gpu::specialize(*self, inputs)),
         }
     }
 
@@ -235,7 +235,7 @@ impl Op for Conv2d {
         }
     }
 
-    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        gpu::direct(self, traits, inputs, output)
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        gpu::unpacked(self, inputs, output)
     }
 }

@@ -1,0 +1,43 @@
+// The result of a convolution's GEMM, with bias, channel add, residual and activation, written to its tensor.
+// sums[blocks][rows + 1][32 pixels]. An invocation writes 4 neighbouring pixels of a row in 8 channels.
+// Workgroups: x over blocks, y over groups of 32 channels.
+//#use activation
+//#use conv2d
+//#use conv2d_epilogue
+
+// Whether rows are whole quads.
+override EXACT: bool = false;
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> sums: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> bias: array<f32>;
+@group(0) @binding(3) var<storage, read> channel_add: array<f32>;
+@group(0) @binding(4) var<storage, read> residual: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+
+@compute @workgroup_size(8, 4)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
+    let first = (group.y * 4u + lane.y) * 8u;
+    let quad = quad_of(group.x, lane.x);
+    let row = quad / p.row_quads;
+    let n = row / p.image_rows;
+    let left = (quad % p.row_quads) * 4u;
+    // A GEMM over whole images sees each of them as one row.
+    let plane = p.out_h * p.out_w;
+    let width = plane / p.image_rows;
+    let pixel = (row % p.image_rows) * width + left;
+    let block = group.x * (p.rows + 1u) * 8u + (quad - p.first_quad) % 8u;
+    let to = p.out_offset + n * p.out_batch_stride;
+    for (var c = 0u; c < 8u; c++) {
+        // Past the last channel it is repeated, see `quad_of`.
+        let channel = min(first + c, p.out_channels - 1u);
+        let value = sums[block + channel * 8u];
+        let shift = shift_of(n, channel);
+        let at = channel * plane + pixel;
+        for (var i = 0u; i < 4u; i++) {
+            if EXACT || left + i < width {
+                out[to + at + i] = finish(value[i] + shift, n, at + i);
+            }
+        }
+    }
+}

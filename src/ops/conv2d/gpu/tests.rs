@@ -1,0 +1,338 @@
+use super::*;
+use crate::ops::Target;
+use crate::ops::conv2d::PaddingMode::{Reflect, Zeros};
+use crate::ops::testing::{check_kernels, check_twins};
+
+/// A convolution that one method computes on a GPU, whatever its shapes.
+#[derive(Clone, Copy, Debug)]
+struct Forced {
+    conv: Conv2d,
+    method: Method,
+}
+
+impl Op for Forced {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        self.conv.infer(inputs)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
+        match target {
+            Target::Cpu => None,
+            Target::Gpu(_) => Some(with_method(self.conv, self.method, inputs[1])),
+        }
+    }
+
+    fn cpu(&self, inputs: &[View], out: ViewMut) {
+        self.conv.cpu(inputs, out);
+    }
+
+    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        self.conv.gpu(traits, inputs, output)
+    }
+}
+
+fn shapes(conv: &Conv2d, input: Shape, oc: usize) -> Vec<Shape> {
+    let [kh, kw] = conv.spec.kernel;
+    let weight = Shape::new(oc, input.c() / conv.spec.groups, kh, kw);
+    let output = conv
+        .spec
+        .output_shape(input, weight)
+        .expect("the shapes fit");
+    let mut shapes = vec![input, weight];
+    shapes.extend(conv.bias.then_some(Shape::new(1, oc, 1, 1)));
+    shapes.extend(conv.channel_add.then_some(Shape::new(input.n(), oc, 1, 1)));
+    shapes.extend(conv.residual.then_some(output));
+    shapes
+}
+
+/// Fails unless `method` computes what the reference does.
+fn check(method: Method, conv: Conv2d, input: Shape, oc: usize) {
+    check_twins(Forced { conv, method }, &shapes(&conv, input, oc), 1e-5);
+}
+
+fn everything(spec: ConvSpec, activation: Activation) -> Conv2d {
+    Conv2d {
+        spec,
+        bias: true,
+        channel_add: true,
+        residual: true,
+        activation,
+    }
+}
+
+#[test]
+fn winograd_on_odd_shapes() {
+    let same = ConvSpec::same(3);
+    let valid = ConvSpec {
+        padding: [0; 2],
+        ..same
+    };
+    let mirrored = ConvSpec {
+        padding_mode: Reflect,
+        padding: [2, 1],
+        ..same
+    };
+    let enlarged = ConvSpec {
+        upsample: true,
+        ..same
+    };
+    check(
+        Method::Winograd,
+        Conv2d::new(same),
+        Shape::new(1, 3, 7, 5),
+        5,
+    );
+    check(
+        Method::Winograd,
+        everything(same, Activation::Silu),
+        Shape::new(3, 33, 19, 37),
+        35,
+    );
+    check(
+        Method::Winograd,
+        everything(valid, Activation::Tanh),
+        Shape::new(2, 2, 18, 67),
+        40,
+    );
+    check(
+        Method::Winograd,
+        everything(mirrored, Activation::LeakyRelu(0.2)),
+        Shape::new(1, 5, 21, 9),
+        64,
+    );
+    check(
+        Method::Winograd,
+        Conv2d::with_bias(enlarged),
+        Shape::new(2, 9, 6, 11),
+        17,
+    );
+}
+
+#[test]
+fn winograd_of_many_channels_stays_accurate() {
+    check(
+        Method::Winograd,
+        Conv2d::new(ConvSpec::same(3)),
+        Shape::new(1, 512, 16, 16),
+        32,
+    );
+}
+
+#[test]
+fn winograd_in_parts() {
+    // 512 channels of 36 points take 2.4 MB a block of 32 tiles: 10 blocks at a time of the 24 here.
+    let input = Shape::new(2, 512, 48, 128);
+    let product = Product::new(
+        Method::Winograd,
+        &ConvSpec::same(3),
+        Shape::new(8, 512, 3, 3),
+        Shape::new(2, 8, 48, 128),
+    );
+    assert!(product.is_some_and(|p| p.scratch()[0] <= 24 << 18 && p.scratch()[0] > 12 << 18));
+    check(
+        Method::Winograd,
+        everything(ConvSpec::same(3), Activation::Relu),
+        input,
+        8,
+    );
+}
+
+#[test]
+fn gemm_on_odd_shapes() {
+    let point = ConvSpec::same(1);
+    let strided = ConvSpec {
+        stride: [2; 2],
+        ..ConvSpec::same(3)
+    };
+    let spread = ConvSpec {
+        dilation: [2, 3],
+        padding: [2, 3],
+        padding_mode: Reflect,
+        ..ConvSpec::same(3)
+    };
+    let oblong = ConvSpec {
+        kernel: [7, 2],
+        padding: [3, 1],
+        stride: [3, 2],
+        padding_mode: Zeros,
+        ..ConvSpec::same(7)
+    };
+    let enlarged = ConvSpec {
+        upsample: true,
+        ..ConvSpec::same(1)
+    };
+    check(Method::Gemm, Conv2d::new(point), Shape::new(1, 3, 5, 5), 2);
+    check(
+        Method::Gemm,
+        everything(point, Activation::Sigmoid),
+        Shape::new(3, 67, 13, 11),
+        70,
+    );
+    check(
+        Method::Gemm,
+        everything(strided, Activation::Silu),
+        Shape::new(2, 9, 17, 38),
+        33,
+    );
+    check(
+        Method::Gemm,
+        everything(spread, Activation::None),
+        Shape::new(2, 5, 9, 14),
+        12,
+    );
+    check(
+        Method::Gemm,
+        everything(oblong, Activation::Relu),
+        Shape::new(1, 6, 20, 23),
+        31,
+    );
+    check(
+        Method::Gemm,
+        Conv2d::with_bias(enlarged),
+        Shape::new(2, 5, 3, 5),
+        9,
+    );
+}
+
+#[test]
+fn direct_and_depthwise_on_odd_shapes() {
+    let mirrored = ConvSpec {
+        padding_mode: Reflect,
+        ..ConvSpec::same(7)
+    };
+    let strided = ConvSpec {
+        stride: [2, 3],
+        dilation: [1, 2],
+        ..ConvSpec::same(3)
+    };
+    let pairs = ConvSpec {
+        groups: 6,
+        padding_mode: Reflect,
+        ..ConvSpec::same(3)
+    };
+    let enlarged = ConvSpec {
+        upsample: true,
+        ..ConvSpec::same(3)
+    };
+    for method in [Method::Direct, Method::Depthwise] {
+        check(
+            method,
+            Conv2d::with_bias(mirrored),
+            Shape::new(1, 2, 9, 13),
+            1,
+        );
+        check(
+            method,
+            everything(strided, Activation::Tanh),
+            Shape::new(2, 3, 17, 29),
+            7,
+        );
+        check(
+            method,
+            everything(pairs, Activation::Sigmoid),
+            Shape::new(2, 12, 11, 70),
+            6,
+        );
+        check(
+            method,
+            everything(pairs, Activation::None),
+            Shape::new(1, 6, 4, 8),
+            30,
+        );
+        check(
+            method,
+            everything(enlarged, Activation::Silu),
+            Shape::new(2, 4, 5, 67),
+            5,
+        );
+        let wide = ConvSpec {
+            groups: 3,
+            ..ConvSpec::same(15)
+        };
+        check(method, Conv2d::new(wide), Shape::new(1, 3, 21, 2051), 3);
+    }
+}
+
+#[test]
+fn every_variant_is_valid() {
+    let activations = [
+        Activation::None,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::LeakyRelu(0.1),
+        Activation::Tanh,
+        Activation::Sigmoid,
+    ];
+    let strided = ConvSpec {
+        stride: [2; 2],
+        ..ConvSpec::same(3)
+    };
+    for activation in activations {
+        for spec in [ConvSpec::same(3), ConvSpec::same(1), strided] {
+            for method in [
+                Method::Winograd,
+                Method::Gemm,
+                Method::Direct,
+                Method::Depthwise,
+            ] {
+                if method == Method::Winograd && spec != ConvSpec::same(3) {
+                    continue;
+                }
+                for residual in [false, true] {
+                    let conv = Conv2d {
+                        residual,
+                        ..everything(spec, activation)
+                    };
+                    let shapes = shapes(&conv, Shape::new(1, 4, 8, 8), 4);
+                    check_kernels(&Forced { conv, method }, &shapes);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn methods_suit_their_shapes() {
+    let choose = |spec: &ConvSpec, input: [usize; 4], oc: usize| {
+        let weight = Shape::new(oc, input[1] / spec.groups, spec.kernel[0], spec.kernel[1]);
+        Method::choose(spec, Shape(input), weight)
+    };
+    let three = ConvSpec::same(3);
+    assert_eq!(choose(&three, [1, 128, 128, 128], 128), Method::Winograd);
+    assert_eq!(choose(&three, [1, 32, 256, 256], 32), Method::Winograd);
+    assert_eq!(
+        choose(&ConvSpec::same(1), [1, 128, 64, 64], 128),
+        Method::Gemm
+    );
+    assert_eq!(
+        choose(
+            &ConvSpec {
+                stride: [2; 2],
+                ..three
+            },
+            [1, 128, 128, 128],
+            128
+        ),
+        Method::Gemm
+    );
+    assert_eq!(
+        choose(
+            &ConvSpec {
+                groups: 64,
+                ..three
+            },
+            [1, 128, 64, 64],
+            64
+        ),
+        Method::Depthwise
+    );
+    assert_eq!(choose(&three, [1, 64, 256, 256], 1), Method::Depthwise);
+}
