@@ -60,6 +60,10 @@ fn join_lanes(lane: u32, own: vec3<f32>) -> vec3<f32> {
     return parts[0];
 }
 
+fn load4(at: u32) -> vec4<f32> {
+    return vec4(x[at], x[at + 64u], x[at + 128u], x[at + 192u]);
+}
+
 fn chunk_count(chunk: u32) -> u32 {
     return min(p.chunk_len, p.group_len - chunk * p.chunk_len);
 }
@@ -79,28 +83,25 @@ fn moments(
     let len = chunk_count(chunk);
     let base = p.x_offset + (run / p.groups) * p.x_batch_stride + (run % p.groups) * p.group_len
         + chunk * p.chunk_len;
-    // Two passes over a chunk, which the cache holds: deviations source the lane's own mean cannot cancel.
-    var sums = vec4(0.0);
+    // Sixteen elements at a time, read once: deviations from their own mean cannot cancel.
+    var own = vec3(0.0);
     var i = lane;
-    for (; i + 192u < len; i += 256u) {
-        sums += vec4(x[base + i], x[base + i + 64u], x[base + i + 128u], x[base + i + 192u]);
+    for (; i + 960u < len; i += 1024u) {
+        let v0 = load4(base + i);
+        let v1 = load4(base + i + 256u);
+        let v2 = load4(base + i + 512u);
+        let v3 = load4(base + i + 768u);
+        let mean = dot((v0 + v1) + (v2 + v3), vec4(0.0625));
+        let d0 = v0 - mean;
+        let d1 = v1 - mean;
+        let d2 = v2 - mean;
+        let d3 = v3 - mean;
+        let squares = dot((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3), vec4(1.0));
+        own = join(own, vec3(16.0, mean, squares));
     }
     for (; i < len; i += 64u) {
-        sums.x += x[base + i];
+        own = join(own, vec3(1.0, x[base + i], 0.0));
     }
-    let count = f32((len + 63u - lane) / 64u);
-    let mean = (sums.x + sums.y + sums.z + sums.w) / max(count, 1.0);
-    var squares = vec4(0.0);
-    i = lane;
-    for (; i + 192u < len; i += 256u) {
-        let d = vec4(x[base + i], x[base + i + 64u], x[base + i + 128u], x[base + i + 192u]) - mean;
-        squares += d * d;
-    }
-    for (; i < len; i += 64u) {
-        let d = x[base + i] - mean;
-        squares.x += d * d;
-    }
-    let own = vec3(count, mean, squares.x + squares.y + squares.z + squares.w);
     let all = join_lanes(lane, own);
     if lane == 0u {
         chunk_moments[index] = all.yz;

@@ -40,7 +40,7 @@ impl Op for PositionalEncoding {
         if level.item() != 1 {
             return Err("it takes one level per item".into());
         }
-        if self.dim < 2 || self.dim % 2 != 0 || self.dim > MAX_DIM {
+        if self.dim < 2 || !self.dim.is_multiple_of(2) || self.dim > MAX_DIM {
             return Err(format!("its dimension must be even and at most {MAX_DIM}"));
         }
         Ok(Shape::new(level.n(), self.dim, 1, 1))
