@@ -30,4 +30,5 @@ pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod tensor;
+pub mod verify;
 pub mod weights;

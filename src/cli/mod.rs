@@ -5,6 +5,7 @@ pub mod devices;
 pub mod eval;
 pub mod fuse;
 pub mod phantom;
+pub mod verify;
 pub mod weights;
 
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ pub struct Cli {
 enum Command {
     Fuse(fuse::FuseArgs),
     Eval(eval::EvalArgs),
+    Verify(verify::VerifyArgs),
     Weights(weights::WeightsArgs),
     Demo(demo::DemoArgs),
     Phantom(phantom::PhantomArgs),
@@ -42,6 +44,7 @@ impl Cli {
         match self.command {
             Command::Fuse(args) => fuse::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Verify(args) => verify::run(args),
             Command::Weights(args) => weights::run(args),
             Command::Demo(args) => demo::run(args),
             Command::Phantom(args) => phantom::run(args),

@@ -1,0 +1,307 @@
+//! Golden cases: what the reference computed, compared with what medfuse computes.
+//!
+//! A case is `NAME.safetensors`, whose tensors are inputs (`in.*`), parameters of an operation (`param.*`), outputs
+//! (`out.*`), outputs of modules on the way (`act.MODULE`, `#2` at the module's second call), weights of the loss
+//! (`w.*`) and gradients (`grad.*`), and `NAME.json` with its configuration, its files of weights and for each tensor
+//! its noise floor: how far the reference in float32 is from itself in float64.
+
+mod case;
+mod compare;
+mod error;
+mod models;
+mod network;
+mod ops;
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::device::Device;
+use crate::tensor::Shape;
+pub use case::{Array, Case, Config, NoiseFloor, Values, find_cases};
+pub use compare::{Comparison, Scale, Tolerance, compare_loss};
+pub use error::CaseError;
+use network::Results;
+
+/// What became of a tensor.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Outcome {
+    /// It was computed and compared.
+    Compared(Comparison),
+    /// There is nothing to compare it with, and why.
+    Failed(String),
+    /// It is none of those asked for.
+    NotChecked,
+}
+
+impl Outcome {
+    /// Whether it counts as failed.
+    pub fn failed(&self) -> bool {
+        match self {
+            Self::Compared(comparison) => !comparison.passed(),
+            Self::Failed(_) => true,
+            Self::NotChecked => false,
+        }
+    }
+}
+
+/// A tensor of a case and what became of it.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// Its dimensions.
+    pub dims: Vec<usize>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// Tensors that passed, failed and were not checked.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    /// Close enough.
+    pub passed: usize,
+    /// Too far off, not finite, or not computed.
+    pub failed: usize,
+    /// Not asked for.
+    pub not_checked: usize,
+}
+
+impl Counts {
+    /// The counts of both.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            not_checked: self.not_checked + other.not_checked,
+        }
+    }
+}
+
+/// What became of a case.
+#[derive(Debug)]
+pub struct Report {
+    /// The case's files without their endings.
+    pub name: String,
+    /// Why it could not be run, if it could not.
+    pub error: Option<CaseError>,
+    /// Its tensors: derived inputs, activations in the order of the graph, outputs, the rest.
+    pub checks: Vec<Check>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// The report of what is no case.
+    pub fn of_error(path: &Path, error: CaseError) -> Self {
+        Self {
+            name: path.display().to_string(),
+            error: Some(error),
+            checks: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+
+    /// How many tensors passed, failed and were not checked. A case that was not run, or in which nothing was checked
+    /// though nothing was left out on purpose, has at least one failure.
+    pub fn counts(&self) -> Counts {
+        let count =
+            |of: &dyn Fn(&Outcome) -> bool| self.checks.iter().filter(|c| of(&c.outcome)).count();
+        let mut counts = Counts {
+            failed: count(&Outcome::failed),
+            not_checked: count(&|o| *o == Outcome::NotChecked),
+            ..Counts::default()
+        };
+        counts.passed = self.checks.len() - counts.failed - counts.not_checked;
+        if counts.failed == 0 && (self.error.is_some() || self.checks.is_empty()) {
+            counts.failed = 1;
+        }
+        counts
+    }
+
+    /// The first activation, in the order of the graph, that is not close enough.
+    pub fn first_drift(&self) -> Option<&Check> {
+        self.checks
+            .iter()
+            .find(|c| c.name.starts_with("act.") && c.outcome.failed())
+    }
+}
+
+/// What a case is about, as its configuration says.
+enum Subject<'a> {
+    Op(&'a str),
+    Unet,
+    Head,
+    Pipeline,
+    Schedule,
+    Training,
+    Lkc,
+    Unknown(String),
+}
+
+impl<'a> Subject<'a> {
+    fn of(case: &'a Case) -> Self {
+        let config = Config(&case.config);
+        let has = |key: &str| case.config.get(key).is_some();
+        if has("optimizer") || has("loss") || case.train {
+            return Self::Training;
+        }
+        match (config.word("op"), config.word("net")) {
+            (Some(op), _) if ops::is_for_training(op) => Self::Training,
+            (Some(op), _) => Self::Op(op),
+            (_, Some("UNet")) => Self::Unet,
+            (_, Some("Fusion_Head")) => Self::Head,
+            (_, Some("LKC-FUNet")) => Self::Lkc,
+            (_, Some(net)) => Self::Unknown(net.to_owned()),
+            _ => match (config.word("pipeline"), config.word("schedule")) {
+                (Some(name), _) if name.contains("DM-FNet") => Self::Pipeline,
+                (Some(name), _) => Self::Unknown(name.to_owned()),
+                (_, Some(_)) => Self::Schedule,
+                _ => Self::Unknown(case.config.to_string()),
+            },
+        }
+    }
+
+    fn run(&self, case: &Case, device: &Device) -> Result<Results, CaseError> {
+        match self {
+            Self::Op(op) => ops::run(case, op, device),
+            Self::Unet => models::run_unet(case, device),
+            Self::Head => models::run_head(case, device),
+            Self::Pipeline => models::run_pipeline(case, device),
+            Self::Schedule => models::run_schedule(case),
+            Self::Training => Err(CaseError::Unimplemented("training".into())),
+            Self::Lkc => Err(CaseError::Unimplemented("LKC-FUNet".into())),
+            Self::Unknown(name) => Err(CaseError::Unknown(name.clone())),
+        }
+    }
+}
+
+/// Why a tensor is in a case.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// It is given.
+    Given,
+    /// A forward pass computes it.
+    Forward,
+    /// Training computes it.
+    Training,
+}
+
+fn role(name: &str) -> Role {
+    let starts = |prefixes: &[&str]| prefixes.iter().any(|p| name.starts_with(p));
+    if starts(&["in.", "param.", "w."]) {
+        Role::Given
+    } else if starts(&["out.", "act."]) && !starts(&["out.final."]) {
+        Role::Forward
+    } else {
+        Role::Training
+    }
+}
+
+/// Runs the case whose files have the name `path` and the endings `.safetensors` and `.json`, and compares. With
+/// `forward_only`, gradients and all else that training computes are not checked; without, they fail as long as medfuse
+/// does not compute them.
+pub fn verify(path: &Path, device: &Device, forward_only: bool) -> Report {
+    let start = Instant::now();
+    let mut report = match Case::load(path) {
+        Ok(case) => verify_case(&case, device, forward_only),
+        Err(error) => Report::of_error(path, error),
+    };
+    report.name = path.display().to_string();
+    report.seconds = start.elapsed().as_secs_f64();
+    report
+}
+
+fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
+    let subject = Subject::of(case);
+    let training = matches!(subject, Subject::Training);
+    let outcome = match training && forward_only {
+        true => Ok(Results::new(Scale::Op)),
+        false => subject.run(case, device),
+    };
+    let mut checks = Vec::new();
+    for (name, expected) in &case.tensors {
+        let outcome = match (role(name), &outcome) {
+            (Role::Given, Ok(results)) if results.arrays.contains_key(name) => {
+                compare(case, name, expected, results)
+            }
+            (Role::Given, _) => continue,
+            (Role::Training, _) if forward_only => Outcome::NotChecked,
+            (Role::Forward, _) if forward_only && training => Outcome::NotChecked,
+            (_, Err(_)) => Outcome::Failed("the case could not be run".into()),
+            (Role::Training, Ok(_)) => Outcome::Failed("gradients are not implemented yet".into()),
+            (Role::Forward, Ok(results)) => compare(case, name, expected, results),
+        };
+        checks.push(Check {
+            name: name.clone(),
+            dims: expected.dims.clone(),
+            outcome,
+        });
+    }
+    let order = outcome.as_ref().map_or(&[][..], |results| &results.order);
+    let rank = |name: &str| order.iter().position(|n| n == name).unwrap_or(usize::MAX);
+    let group = |name: &str| {
+        ["in.", "act.", "out."]
+            .iter()
+            .position(|p| name.starts_with(p))
+            .unwrap_or(3)
+    };
+    checks.sort_by_key(|c| (group(&c.name), rank(&c.name)));
+    Report {
+        name: String::new(),
+        error: outcome.err(),
+        checks,
+        seconds: 0.0,
+    }
+}
+
+fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outcome {
+    let floor = case.noise_floor.get(name).copied();
+    let loss_weights = || case.tensors.keys().any(|n| n.starts_with("w."));
+    if name == "out.loss" && loss_weights() {
+        return match (loss_products(case, results), &expected.values.to_f64()[..]) {
+            (Ok(products), [loss]) => {
+                Outcome::Compared(compare_loss(products.into_iter(), *loss, floor))
+            }
+            (Ok(_), _) => Outcome::Failed("a loss is one number".into()),
+            (Err(reason), _) => Outcome::Failed(reason),
+        };
+    }
+    let Some(found) = results.arrays.get(name) else {
+        return Outcome::Failed("medfuse does not compute this tensor".into());
+    };
+    let same_shape = match (
+        Shape::from_dims(&found.dims),
+        Shape::from_dims(&expected.dims),
+    ) {
+        (Some(a), Some(b)) => a == b,
+        _ => found.dims == expected.dims,
+    };
+    if !same_shape {
+        return Outcome::Failed(format!("medfuse gives it the shape {:?}", found.dims));
+    }
+    let tolerance = Tolerance::of(name, expected, results.scale, floor);
+    let (found, expected) = (found.values.to_f64(), expected.values.to_f64());
+    Outcome::Compared(Comparison::new(&found, &expected, tolerance, floor))
+}
+
+/// The summands of the loss: each output's elements times their weights.
+fn loss_products(case: &Case, results: &Results) -> Result<Vec<f64>, String> {
+    let mut products = Vec::new();
+    for (name, weights) in &case.tensors {
+        let Some(of) = name.strip_prefix("w.") else {
+            continue;
+        };
+        let weights = weights.values.to_f64();
+        match results.arrays.get(&format!("out.{of}")) {
+            Some(out) if out.values.len() == weights.len() => {
+                products.extend(out.values.to_f64().iter().zip(&weights).map(|(a, b)| a * b));
+            }
+            _ => {
+                return Err(format!(
+                    "out.{of}, which it sums, is not computed in that shape"
+                ));
+            }
+        }
+    }
+    Ok(products)
+}

@@ -1,0 +1,121 @@
+//! A network made for a case, and its run.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::case::{Array, Case, Values};
+use super::compare::Scale;
+use super::error::CaseError;
+use crate::device::Device;
+use crate::graph::{Graph, NodeId};
+use crate::tensor::{Shape, Tensor};
+
+/// What was computed for a case.
+#[derive(Debug)]
+pub(super) struct Results {
+    /// By which the tolerance is chosen.
+    pub scale: Scale,
+    /// The results under the names that the case has for them: `out.*`, `act.*`, and `in.*` that were derived from others.
+    pub arrays: BTreeMap<String, Array>,
+    /// The activations' names, in the order of the graph.
+    pub order: Vec<String>,
+}
+
+impl Results {
+    /// No results yet.
+    pub fn new(scale: Scale) -> Self {
+        Self {
+            scale,
+            arrays: BTreeMap::new(),
+            order: Vec::new(),
+        }
+    }
+
+    /// Adds a float32 result of this shape.
+    pub fn insert(&mut self, name: impl Into<String>, shape: Shape, values: Vec<f32>) {
+        let (dims, values) = (shape.0.to_vec(), Values::F32(values));
+        self.arrays.insert(name.into(), Array { dims, values });
+    }
+
+    /// Adds an activation after those that are there.
+    pub fn insert_activation(&mut self, name: String, shape: Shape, values: Vec<f32>) {
+        self.order.push(name.clone());
+        self.insert(name, shape, values);
+    }
+}
+
+/// A graph with all that it needs to run, and its outputs under the case's names.
+#[derive(Debug, Default)]
+pub(super) struct Network {
+    pub graph: Graph,
+    pub inputs: Vec<(String, Vec<f32>)>,
+    pub params: BTreeMap<String, Tensor>,
+    pub outputs: Vec<(String, NodeId)>,
+    /// Module names begin with this where the case's do not.
+    pub prefix: &'static str,
+}
+
+impl Network {
+    /// Adds the case's tensor `in.{name}` as an input, in NCHW.
+    pub fn input(&mut self, case: &Case, name: &str) -> Result<NodeId, CaseError> {
+        let (shape, values) = case.nchw(&format!("in.{name}"))?;
+        Ok(self.input_as(name, shape, values))
+    }
+
+    /// Adds an input of these values.
+    pub fn input_as(&mut self, name: &str, shape: Shape, values: &[f32]) -> NodeId {
+        self.inputs.push((name.to_owned(), values.to_vec()));
+        self.graph.input(name, shape)
+    }
+
+    /// The activations that the case holds, in the order of the graph. The second output of a module is called
+    /// `act.MODULE#2`, and so on.
+    fn activations(&self, case: &Case) -> Vec<(String, NodeId)> {
+        let mut calls: HashMap<&str, usize> = HashMap::new();
+        let mut wanted = Vec::new();
+        for (module, id) in self.graph.marks() {
+            let module = module.strip_prefix(self.prefix).unwrap_or(module);
+            let call = calls.entry(module).or_default();
+            *call += 1;
+            let name = match *call {
+                1 => format!("act.{module}"),
+                n => format!("act.{module}#{n}"),
+            };
+            if case.tensors.contains_key(&name) {
+                wanted.push((name, *id));
+            }
+        }
+        wanted
+    }
+
+    fn run_for(
+        &self,
+        device: &Device,
+        wanted: &[(String, NodeId)],
+    ) -> Result<Vec<Vec<f32>>, CaseError> {
+        let ids: Vec<NodeId> = wanted.iter().map(|(_, id)| *id).collect();
+        let executable = device.compile(&self.graph, &ids, &self.params)?;
+        let inputs = self.inputs.iter().map(|(n, v)| (n.as_str(), v.as_slice()));
+        Ok(executable.run(&inputs.collect::<Vec<_>>())?)
+    }
+
+    /// Runs the network as it is used, then once more with the activations as outputs: nothing can be fused across
+    /// an output, so the first run would not be the real one with them.
+    pub fn run(&self, case: &Case, device: &Device, scale: Scale) -> Result<Results, CaseError> {
+        let mut results = Results::new(scale);
+        for ((name, id), values) in self
+            .outputs
+            .iter()
+            .zip(self.run_for(device, &self.outputs)?)
+        {
+            results.insert(name, self.graph.shape(*id), values);
+        }
+        let activations = self.activations(case);
+        if !activations.is_empty() {
+            let all = self.run_for(device, &activations)?;
+            for ((name, id), values) in activations.into_iter().zip(all) {
+                results.insert_activation(name, self.graph.shape(id), values);
+            }
+        }
+        Ok(results)
+    }
+}
