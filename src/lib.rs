@@ -23,6 +23,7 @@ pub mod cli;
 pub mod cpu;
 pub mod device;
 pub mod diffusion;
+pub mod files;
 pub mod gpu;
 pub mod graph;
 pub mod imaging;

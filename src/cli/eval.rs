@@ -1,6 +1,7 @@
 //! `medfuse eval`: the fusion metrics of folders of images.
 
-use crate::imaging::{pairs::match_folders, write_whole};
+use crate::files::write_whole;
+use crate::imaging::pairs::match_folders;
 use crate::metrics::{self, Metrics, NAMES, load_grey};
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
@@ -46,7 +47,8 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
     let (done, failed) = evaluate_folders(&args)?;
 
     if let Some(path) = args.csv.as_deref().filter(|_| !csv_to_stdout) {
-        write_whole(path, csv(&done).as_bytes())?;
+        write_whole(path, csv(&done).as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     let output = if csv_to_stdout {
         csv(&done)

@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{DeviceArgs, ModelArgs};
+use crate::files::folder_of;
 use crate::imaging::FusionPair;
 use crate::imaging::pairs::match_folders;
 use crate::models::dm_fnet::Fuser;
@@ -149,11 +150,8 @@ fn fuse_files(fuser: &Fuser, job: &Job, seed: u64) -> anyhow::Result<f64> {
 /// Finds out before the long computation whether the result has a place to go.
 fn check_writable(out: &Path) -> anyhow::Result<()> {
     crate::imaging::format_for(out)?;
-    let folder = out
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    tempfile::NamedTempFile::new_in(folder)
+    let folder = folder_of(out);
+    tempfile::NamedTempFile::new_in(&folder)
         .with_context(|| format!("cannot write to the folder {}", folder.display()))?;
     Ok(())
 }

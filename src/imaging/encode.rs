@@ -1,12 +1,14 @@
 //! Pictures into image files, whole or not at all.
 
-use std::io::{Cursor, Write};
-use std::path::{Path, PathBuf};
+use std::fmt::Display;
+use std::io::Cursor;
+use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat};
 
 use super::{Channels, Image, ImagingError, Samples};
+use crate::files::write_whole;
 
 /// The format that the extension of `path` asks for.
 ///
@@ -27,31 +29,6 @@ pub fn format_for(path: &Path) -> Result<ImageFormat, ImagingError> {
     }
 }
 
-/// Writes a file so that it is there whole or not at all: into a temporary file beside it, which then takes its name.
-/// An existing file is replaced.
-///
-/// # Errors
-/// [`ImagingError::Unwritable`] with the reason: no such folder, no permission, disk full, a folder of that name.
-pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(), ImagingError> {
-    let path = path.as_ref();
-    let unwritable = |e: std::io::Error| ImagingError::Unwritable {
-        path: path.into(),
-        reason: e.to_string(),
-    };
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".medfuse-").suffix(".part");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(unwritable)?;
-    file.write_all(bytes).map_err(unwritable)?;
-    file.persist(path).map_err(|e| unwritable(e.error))?;
-    Ok(())
-}
-
 impl Image {
     /// Writes the picture in the format of `path`'s extension, whole or not at all (see [`write_whole`]).
     ///
@@ -61,12 +38,13 @@ impl Image {
     /// [`ImagingError::UnknownExtension`] or [`ImagingError::Unwritable`].
     pub fn save(&self, path: impl AsRef<Path>, quality: u8) -> Result<(), ImagingError> {
         let path = path.as_ref();
-        let encoded = self.encode(format_for(path)?, quality);
-        let bytes = encoded.map_err(|e| ImagingError::Unwritable {
+        let unwritable = |e: &dyn Display| ImagingError::Unwritable {
             path: path.into(),
             reason: e.to_string(),
-        })?;
-        write_whole(path, &bytes)
+        };
+        let encoded = self.encode(format_for(path)?, quality);
+        let bytes = encoded.map_err(|e| unwritable(&e))?;
+        write_whole(path, &bytes).map_err(|e| unwritable(&e))
     }
 
     /// The bytes of the picture's file in PNG, TIFF, BMP or (at `quality` 1 to 100) JPEG.
@@ -168,28 +146,5 @@ mod tests {
             .unwrap_err();
         assert!(matches!(error, ImagingError::Unwritable { .. }), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    #[cfg(unix)]
-    fn a_file_is_replaced_whole_and_readable_by_all() {
-        use std::io::Read;
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("out.csv");
-        write_whole(&path, b"the old one").unwrap();
-        let mut reader = std::fs::File::open(&path).unwrap();
-        write_whole(&path, b"new").unwrap();
-        // Who had the old file open still sees all of it: it was never written over.
-        let mut seen = String::new();
-        reader.read_to_string(&mut seen).unwrap();
-        assert_eq!(
-            (seen.as_str(), std::fs::read(&path).unwrap().as_slice()),
-            ("the old one", &b"new"[..])
-        );
-        let plain = folder.path().join("plain");
-        std::fs::write(&plain, b"").unwrap();
-        let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode();
-        assert_eq!(mode(&path), mode(&plain));
     }
 }

@@ -20,7 +20,7 @@ pub mod pairs;
 pub mod phantom;
 
 pub use colour::{Sample, rgb_from_ycrcb, ycrcb_from_rgb};
-pub use encode::{format_for, write_whole};
+pub use encode::format_for;
 pub use fusion_pair::FusionPair;
 pub use montage::montage;
 pub use pad::{MIN_SIDE, Padding, pad_to_multiple};

@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ::safetensors::tensor::{Dtype, SafeTensors, View};
+
+use crate::files::write_whole;
 
 use super::{Format, StoreType, StoredType, Weights, WeightsError};
 use crate::tensor::Tensor;
@@ -125,27 +126,6 @@ fn io_error(path: &Path, source: std::io::Error) -> WeightsError {
         path: path.to_path_buf(),
         source,
     }
-}
-
-/// Writes beside `path` and renames, so that no half-written file ever has the name.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".medfuse-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // The umask takes from this what the user does not want; a temporary file has 0600 otherwise.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]
