@@ -1,10 +1,23 @@
-//! The CPU executor's kernels at the shapes of DM-FNet, beside a plain matrix product as the machine's yardstick.
+//! The CPU executor's kernels at the shapes of DM-FNet and a narrow UNet, beside a plain matrix product as the
+//! machine's yardstick.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use gemm::Parallelism;
+use medfuse::bench::networks::{random_inputs, random_model, unet_pass};
+use medfuse::bench::time_steps;
 use medfuse::cpu::conv::{ConvSpec, Epilogue, conv2d, pack_weights};
 use medfuse::cpu::view::{View, ViewMut};
+use medfuse::device::{Device, Executable};
+use medfuse::graph::Graph;
+use medfuse::ops::Op;
+use medfuse::ops::activation::Activation;
+use medfuse::ops::attention::SelfAttention;
+use medfuse::ops::group_norm::GroupNorm;
+use medfuse::ops::pointwise::Pointwise;
+use medfuse::ops::resize::UpsampleBilinear2;
 use medfuse::tensor::Shape;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Input channels, output channels, size of the map and of the kernel, stride.
 const CONVS: [[usize; 5]; 13] = [
@@ -60,6 +73,62 @@ fn convolutions(c: &mut Criterion) {
     group.finish();
 }
 
+/// Times `op` on inputs of these shapes, which count as the bytes it reads.
+fn operation(c: &mut Criterion, name: &str, op: impl Op, shapes: &[Shape]) {
+    let mut graph = Graph::new();
+    let mut inputs = Vec::new();
+    for (i, shape) in shapes.iter().enumerate() {
+        inputs.push(graph.input(&format!("x{i}"), *shape));
+    }
+    let out = graph.apply(name, op, &inputs).expect("the shapes fit");
+    let exe = Device::Cpu
+        .compile(&graph, &[out], &BTreeMap::new())
+        .expect("it has no weights");
+    let mut group = c.benchmark_group(name);
+    let bytes: usize = shapes.iter().map(|shape| 4 * shape.numel()).sum();
+    group.throughput(Throughput::Bytes(bytes as u64));
+    group.bench_function(shapes[0].to_string(), |b| {
+        b.iter_custom(|runs| execute(&exe, runs))
+    });
+    group.finish();
+}
+
+/// Time of `runs` runs without the copying of inputs and outputs.
+fn execute(exe: &Executable, runs: u64) -> Duration {
+    let inputs = random_inputs(exe.plan());
+    let run = || -> f64 { time_steps(exe, &inputs).expect("it runs").iter().sum() };
+    Duration::from_secs_f64((0..runs).map(|_| run()).sum())
+}
+
+fn operations(c: &mut Criterion) {
+    let map = Shape::new(1, 128, 256, 256);
+    let vector = Shape::new(1, 128, 1, 1);
+    let norm = GroupNorm {
+        groups: 32,
+        eps: 1e-5,
+        affine: true,
+        activation: Activation::Silu,
+    };
+    operation(c, "group_norm silu", norm, &[map, vector, vector]);
+    operation(c, "add", Pointwise::add(), &[map, map]);
+    let half = Shape::new(1, 128, 128, 128);
+    operation(c, "upsample_bilinear2", UpsampleBilinear2, &[half]);
+    let qkv = Shape::new(1, 3 * 256, 16, 16);
+    operation(c, "attention", SelfAttention, &[qkv]);
+}
+
+fn unet(c: &mut Criterion) {
+    let model = random_model(32).expect("a multiple of the norms' groups");
+    let network = unet_pass(&model.unet, 128, false).expect("a multiple of 16");
+    let exe = Device::Cpu
+        .compile(&network.graph, &network.outputs, &model)
+        .expect("its own weights");
+    let mut group = c.benchmark_group("unet pass, 32 channels");
+    group.throughput(Throughput::Elements(2 * exe.plan().macs));
+    group.bench_function("128x128", |b| b.iter_custom(|runs| execute(&exe, runs)));
+    group.finish();
+}
+
 fn yardstick(c: &mut Criterion) {
     let mut group = c.benchmark_group("sgemm");
     let n = 2048;
@@ -102,6 +171,6 @@ fn yardstick(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10);
-    targets = yardstick, convolutions
+    targets = yardstick, convolutions, operations, unet
 }
 criterion_main!(benches);

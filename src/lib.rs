@@ -19,6 +19,7 @@
 //! `ARCHITECTURE.md` says how it is built; the rooms of the crate are the modules below.
 #![deny(missing_docs)]
 
+pub mod bench;
 pub mod cli;
 pub mod cpu;
 pub mod device;

@@ -1,5 +1,6 @@
 //! The subcommands of `medfuse`, one file each.
 
+pub mod bench;
 pub mod demo;
 pub mod devices;
 pub mod eval;
@@ -27,6 +28,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Fuse(fuse::FuseArgs),
+    Bench(bench::BenchArgs),
     Eval(eval::EvalArgs),
     Verify(verify::VerifyArgs),
     Weights(weights::WeightsArgs),
@@ -43,6 +45,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Fuse(args) => fuse::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Weights(args) => weights::run(args),

@@ -110,16 +110,19 @@ impl GpuExecutable {
         self.read_outputs()
     }
 
-    /// Runs the steps once more on what the buffers hold and returns each step's seconds on the device, or `None`
-    /// where the adapter has no timestamps.
+    /// Runs the steps on `inputs` (in the order of [`Plan::inputs`]) and returns each step's seconds on the device, or
+    /// `None` where the adapter has no timestamps.
     ///
     /// # Errors
     /// [`GpuError::Device`] if the driver reports an error.
-    pub fn time_steps(&self) -> Result<Option<Vec<f64>>, GpuError> {
+    pub fn time_steps(&self, inputs: &[&[f32]]) -> Result<Option<Vec<f64>>, GpuError> {
         if !self.gpu.has_timestamps() {
             return Ok(None);
         }
         let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
+            self.gpu.upload(&self.buffers, location, data);
+        }
         let mut seconds = vec![0.0; self.plan.steps.len()];
         for chunk in self.launches.chunks(TIMED_STEPS) {
             let ticks = self.timed(chunk)?;

@@ -73,6 +73,16 @@ pub trait Op: Debug + Send + Sync + 'static {
         0
     }
 
+    /// The operation with the hyperparameters that its speed depends on, such as `conv2d 3x3 stride 2`.
+    fn summary(&self) -> String {
+        self.name().to_owned()
+    }
+
+    /// What the CPU twin computes it by, where there is a choice.
+    fn cpu_algorithm(&self, _inputs: &[Shape]) -> &'static str {
+        ""
+    }
+
     /// For downcasts in [`Op::absorb_consumer`] and [`Op::absorb_producer`].
     fn as_any(&self) -> &dyn Any;
 

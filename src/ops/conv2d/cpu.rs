@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use super::Conv2d;
-use crate::cpu::conv::{ConvSpec, conv2d, pack_into, packed_len};
+use crate::cpu::conv::{Algorithm, ConvSpec, conv2d, pack_into, packed_len};
 use crate::cpu::view::{View, ViewMut};
 use crate::ops::{Dispatch, GpuTraits, Op, Slot, Specialized};
 use crate::tensor::Shape;
@@ -91,6 +91,18 @@ impl Op for Packed {
 
     fn macs(&self, _inputs: &[Shape], output: Shape) -> u64 {
         (output.numel() * self.weight.item()) as u64
+    }
+
+    fn summary(&self) -> String {
+        self.conv.describe()
+    }
+
+    fn cpu_algorithm(&self, inputs: &[Shape]) -> &'static str {
+        match Algorithm::choose(&self.conv.spec, inputs[0], self.weight) {
+            Algorithm::Winograd => "winograd",
+            Algorithm::Gemm => "gemm",
+            Algorithm::Direct => "direct",
+        }
     }
 
     fn as_any(&self) -> &dyn Any {

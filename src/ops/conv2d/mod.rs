@@ -95,6 +95,26 @@ impl Conv2d {
             .count()
     }
 
+    /// [`Op::summary`] of this convolution in any form.
+    fn describe(&self) -> String {
+        let spec = &self.spec;
+        let [kh, kw] = spec.kernel;
+        let mut text = format!("conv2d {kh}x{kw}");
+        let mut add = |said: bool, what: &str| {
+            if said {
+                text.push_str(what);
+            }
+        };
+        add(spec.upsample, " upsample");
+        add(
+            spec.stride != [1, 1],
+            &format!(" stride {}", spec.stride[0]),
+        );
+        add(spec.groups != 1, &format!(" groups {}", spec.groups));
+        add(self.residual, " + residual");
+        text
+    }
+
     /// The shape of the result; `weight` is that before any packing.
     fn infer_with(&self, inputs: &[Shape], weight: Shape) -> Result<Shape, String> {
         if inputs.len() != self.input_count() {
@@ -174,6 +194,10 @@ impl Op for Conv2d {
 
     fn macs(&self, inputs: &[Shape], output: Shape) -> u64 {
         (output.numel() * inputs[1].item()) as u64
+    }
+
+    fn summary(&self) -> String {
+        self.describe()
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -1,0 +1,177 @@
+//! The yardsticks as operations: what a device can do at most in multiply-adds and in memory traffic.
+
+use std::any::Any;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use crate::cpu::view::{View, ViewMut};
+use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::tensor::Shape;
+
+/// Multiply-adds of one round of an invocation of `shaders/peak_fma.wgsl`.
+const PER_ROUND: usize = 64;
+/// Independent chains of the CPU's loop, enough to hide the latency of two multiply-add units.
+const CHAINS: usize = 12;
+
+/// `64 * rounds` multiply-adds for every element of the result, which depend on no memory.
+///
+/// Input: values near 0, of the result's shape.
+#[derive(Clone, Copy, Debug)]
+pub struct PeakFma {
+    /// How many rounds of 64.
+    pub rounds: usize,
+}
+
+impl Op for PeakFma {
+    fn name(&self) -> &'static str {
+        "peak_fma"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        single(inputs)
+    }
+
+    fn macs(&self, _inputs: &[Shape], output: Shape) -> u64 {
+        (output.numel() * PER_ROUND * self.rounds) as u64
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let out = out.item(0);
+        let len = out.len().div_ceil(rayon::current_num_threads());
+        let parts = out
+            .par_chunks_mut(len)
+            .zip(inputs[0].item(0).par_chunks(len));
+        parts.for_each(|(out, x)| {
+            let products = PER_ROUND * self.rounds * out.len();
+            out.fill(Arch::new().dispatch(Chains { b: x[0], products }));
+        });
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, _inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let count = output.shape.numel();
+        let params = Params::new().u(count).u(self.rounds);
+        let binds = vec![Bind::Input(0), Bind::Output];
+        let groups = [count.div_ceil(64), 1, 1];
+        vec![Dispatch::new(
+            Kernel::new("peak_fma"),
+            params,
+            binds,
+            groups,
+        )]
+    }
+}
+
+/// Chains `x = (1 - b) * x + b` until about `products` multiply-adds are done; their sum.
+struct Chains {
+    b: f32,
+    products: usize,
+}
+
+impl WithSimd for Chains {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let (a, b) = (simd.splat_f32s(1.0 - self.b), simd.splat_f32s(self.b));
+        let mut chains = [simd.splat_f32s(0.0); CHAINS];
+        for (i, chain) in chains.iter_mut().enumerate() {
+            *chain = simd.splat_f32s(i as f32);
+        }
+        for _ in 0..self.products.div_ceil(CHAINS * S::F32_LANES) {
+            for chain in &mut chains {
+                *chain = simd.mul_add_e_f32s(*chain, a, b);
+            }
+        }
+        let sums = chains.map(|chain| simd.reduce_sum_f32s(chain));
+        sums.iter().sum()
+    }
+}
+
+/// A copy of a contiguous tensor whose elements are a multiple of four.
+#[derive(Clone, Copy, Debug)]
+pub struct PeakCopy;
+
+impl Op for PeakCopy {
+    fn name(&self) -> &'static str {
+        "peak_copy"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        let shape = single(inputs)?;
+        if shape.numel() % 4 != 0 {
+            return Err("its elements must be a multiple of four".into());
+        }
+        Ok(shape)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let out = out.item(0);
+        let len = out.len().div_ceil(rayon::current_num_threads());
+        let parts = out
+            .par_chunks_mut(len)
+            .zip(inputs[0].item(0).par_chunks(len));
+        parts.for_each(|(out, x)| out.copy_from_slice(x));
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, _inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let vectors = output.shape.numel() / 4;
+        let params = Params::new().u(vectors);
+        let binds = vec![Bind::Input(0), Bind::Output];
+        let kernel = Kernel::new("peak_copy");
+        vec![Dispatch::folded(
+            kernel,
+            params,
+            binds,
+            vectors.div_ceil(64),
+        )]
+    }
+}
+
+fn single(inputs: &[Shape]) -> Result<Shape, String> {
+    match inputs {
+        [x] if x.n() == 1 => Ok(*x),
+        _ => Err("it takes one tensor of batch 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::shader;
+    use crate::ops::testing::check_twins;
+
+    #[test]
+    fn the_copy_copies_on_both_devices() {
+        let shape = Shape::new(1, 3, 7, 20);
+        let copied = check_twins(PeakCopy, &[shape], 0.0);
+        assert_eq!(copied, crate::ops::testing::random(shape.numel(), 7));
+    }
+
+    #[test]
+    fn the_multiply_adds_are_counted_and_their_kernel_is_valid() {
+        let op = PeakFma { rounds: 3 };
+        let shape = Shape::new(1, 1, 1, 10);
+        assert_eq!(op.macs(&[shape], shape), 10 * 3 * 64);
+        shader::validate(&Kernel::new("peak_fma")).expect("valid WGSL");
+    }
+
+    #[test]
+    fn the_chains_converge_to_one() {
+        // x = (1 - b) x + b has the fixed point 1, which every element of every chain nears.
+        let chains = Chains {
+            b: 0.5,
+            products: 1 << 16,
+        };
+        let sum = Arch::new().dispatch(chains);
+        assert!(sum > 0.0 && (sum / CHAINS as f32).fract() == 0.0, "{sum}");
+    }
+}

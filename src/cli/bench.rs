@@ -1,0 +1,248 @@
+//! `medfuse bench`: how fast kernels and models are on a device, beside what the device can do at most.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::ensure;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::DeviceArgs;
+use crate::bench::rows::Row;
+use crate::bench::yardstick::Yardstick;
+use crate::bench::{KernelTable, ModelRow, Options, Report, run as measure};
+
+/// Runs of `--quick`.
+const QUICK_RUNS: usize = 3;
+
+/// Time the kernels and the whole model, beside what the device can do at most
+///
+/// DM-FNet at the published architecture with random weights: every operation of a UNet pass and of the fusion head,
+/// then the networks whole. The yardsticks, a pure multiply-add kernel and a copy, are measured in the same run.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Height and width of the images, a multiple of 16 from 64 on
+    #[arg(long, default_value_t = 256)]
+    size: usize,
+    /// Channels of the UNet's first level, a multiple of 32
+    #[arg(long, default_value_t = 128)]
+    channels: usize,
+    /// Runs of which the median is taken
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Time single kernels only
+    #[arg(long, conflicts_with = "model_only")]
+    kernels_only: bool,
+    /// Time whole networks only
+    #[arg(long)]
+    model_only: bool,
+    /// At most 3 runs, and plan the whole pair without running it
+    #[arg(long)]
+    quick: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures and prints the tables.
+///
+/// # Errors
+/// If the device cannot be had, hold the networks or time them.
+pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    ensure!(args.runs > 0, "--runs must be at least 1");
+    let options = Options {
+        size: args.size,
+        channels: args.channels,
+        runs: if args.quick {
+            args.runs.min(QUICK_RUNS)
+        } else {
+            args.runs
+        },
+        kernels: !args.model_only,
+        model: !args.kernels_only,
+        pair: !args.quick,
+    };
+    let device = args.device.open()?;
+    let bar = spinner();
+    let report = measure(&device, &options, &mut |message| {
+        bar.set_message(message.to_owned())
+    })?;
+    bar.finish_and_clear();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", text(&report));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn spinner() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
+        .expect("the template is well-formed");
+    // Hidden by indicatif when the standard error is not a terminal.
+    let bar = ProgressBar::new_spinner().with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// The whole report for people.
+fn text(report: &Report) -> String {
+    let options = &report.options;
+    let mut text = format!(
+        "medfuse {} on {}\nDM-FNet, {} channels, {}x{}, medians of {} runs\n",
+        report.medfuse,
+        report.machine.device,
+        options.channels,
+        options.size,
+        options.size,
+        options.runs
+    );
+    text += &section(
+        "what the device can do",
+        &YARDSTICKS,
+        report.yardsticks.iter().map(yardstick_cells),
+    );
+    for table in &report.kernels {
+        let title = format!("{}: {:.1} ms in kernels", table.network, table.total_ms);
+        text += &section(&title, &KERNELS, table.rows.iter().map(kernel_cells));
+    }
+    if !report.model.is_empty() {
+        text += &section("networks", &MODELS, report.model.iter().map(model_cells));
+    }
+    text + "\n" + &summary(report) + "\n"
+}
+
+const YARDSTICKS: [&str; 5] = ["yardstick", "median", "lowest", "highest", ""];
+const KERNELS: [&str; 9] = [
+    "operation",
+    "by",
+    "input",
+    "output",
+    "calls",
+    "ms each",
+    "of total",
+    "GFLOP/s GB/s",
+    "of peak",
+];
+const MODELS: [&str; 10] = [
+    "network",
+    "s",
+    "GMAC",
+    "GFLOP/s",
+    "peak MiB",
+    "weights MiB",
+    "steps",
+    "dispatches",
+    "plan s",
+    "compile s",
+];
+
+fn yardstick_cells(y: &Yardstick) -> Vec<String> {
+    let [low, high] = y.range;
+    vec![
+        y.name.clone(),
+        format!("{:.1}", y.median),
+        format!("{low:.1}"),
+        format!("{high:.1}"),
+        y.unit.into(),
+    ]
+}
+
+fn kernel_cells(row: &Row) -> Vec<String> {
+    vec![
+        row.op.clone(),
+        row.algorithm.clone(),
+        row.input.clone(),
+        row.output.clone(),
+        row.count.to_string(),
+        format!("{:.3}", row.ms),
+        format!("{:.1} %", 100.0 * row.share),
+        format!("{:.1} {:>5.1}", row.gflops, row.gb_per_s),
+        format!("{:.0} %", 100.0 * row.of_peak),
+    ]
+}
+
+fn model_cells(row: &ModelRow) -> Vec<String> {
+    let some =
+        |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
+    vec![
+        row.network.clone(),
+        some(row.seconds, 3),
+        format!("{:.3}", row.gmac),
+        some(row.gflops, 1),
+        format!("{:.1}", row.run_mib),
+        format!("{:.1}", row.weight_mib),
+        row.steps.to_string(),
+        row.dispatches.to_string(),
+        format!("{:.3}", row.plan_seconds),
+        some(row.compile_seconds, 2),
+    ]
+}
+
+/// A title and aligned columns: text to the left, figures to the right.
+fn section(title: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let header: Vec<String> = header.iter().map(|&h| h.to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
+    let width = |column: usize| {
+        rows.iter()
+            .map(|r| r[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let figures = |column: usize| {
+        rows[1..]
+            .iter()
+            .all(|r| r[column].starts_with(|c: char| c.is_ascii_digit() || c == '-'))
+    };
+    let right: Vec<bool> = (0..rows[0].len()).map(figures).collect();
+    let mut text = format!("\n{title}\n");
+    for row in &rows {
+        let cell = |(i, cell): (usize, &String)| match right[i] {
+            true => format!("{cell:>0$}", widths[i]),
+            false => format!("{cell:<0$}", widths[i]),
+        };
+        let line: Vec<String> = row.iter().enumerate().map(cell).collect();
+        text += line.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// The figures that matter most, in a line.
+fn summary(report: &Report) -> String {
+    let mut parts: Vec<String> = report
+        .yardsticks
+        .iter()
+        .map(|y| format!("{} {:.1} {}", y.name, y.median, y.unit))
+        .collect();
+    let kernels = |t: &KernelTable| format!("{} {:.1} ms in kernels", t.network, t.total_ms);
+    parts.extend(report.kernels.iter().take(2).map(kernels));
+    for row in &report.model {
+        let time = row
+            .seconds
+            .map_or("planned".into(), |s| format!("{s:.2} s"));
+        parts.push(format!("{} {time}, {:.0} MiB", row.network, row.run_mib));
+    }
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["conv2d", "1.5"], ["group_norm", "10.25"]];
+        let rows = rows
+            .iter()
+            .map(|r| r.iter().map(|c| (*c).to_owned()).collect());
+        let text = section("kernels", &["operation", "ms"], rows);
+        assert_eq!(
+            text,
+            "\nkernels\noperation      ms\nconv2d        1.5\ngroup_norm  10.25\n"
+        );
+    }
+}
