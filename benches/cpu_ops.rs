@@ -3,7 +3,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use gemm::Parallelism;
-use medfuse::bench::networks::{random_inputs, random_model, unet_pass};
+use medfuse::bench::networks::{Asked, random_inputs, random_model, unet_pass};
 use medfuse::bench::time_steps;
 use medfuse::cpu::conv::{ConvSpec, Epilogue, conv2d, pack_weights};
 use medfuse::cpu::view::{View, ViewMut};
@@ -119,7 +119,7 @@ fn operations(c: &mut Criterion) {
 
 fn unet(c: &mut Criterion) {
     let model = random_model(32).expect("a multiple of the norms' groups");
-    let network = unet_pass(&model.unet, 128, false).expect("a multiple of 16");
+    let network = unet_pass(&model.unet, 128, Asked::Features).expect("a multiple of 16");
     let exe = Device::Cpu
         .compile(&network.graph, &network.outputs, &model)
         .expect("its own weights");

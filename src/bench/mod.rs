@@ -16,7 +16,7 @@ use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::{GraphError, Plan, PlanError};
 use crate::models::dm_fnet::{DmFnet, ModelError};
 use networks::{
-    Network, convolution, head_pass, random_inputs, random_model, unet_pass, whole_pair,
+    Asked, Network, convolution, head_pass, random_inputs, random_model, unet_pass, whole_pair,
 };
 use rows::{Call, Peak, Row, gather, median, rate};
 use yardstick::{Yardstick, Yardsticks};
@@ -66,7 +66,7 @@ pub struct Options {
     pub kernels: bool,
     /// Whether whole networks are timed.
     pub model: bool,
-    /// Whether the whole pair is run, and the UNet with all its outputs; otherwise these are only planned.
+    /// Whether the whole pair and the whole UNet are run; otherwise they are only planned.
     pub pair: bool,
 }
 
@@ -249,7 +249,7 @@ impl Bench<'_> {
     fn kernels(&mut self) -> Result<Vec<KernelTable>, BenchError> {
         let Options { size, runs, .. } = self.options;
         (self.progress)("preparing kernels");
-        let unet = unet_pass(&self.model.unet, size, false)?;
+        let unet = unet_pass(&self.model.unet, size, Asked::Features)?;
         let head = head_pass(&self.model.head, size)?;
         let mut timed = vec![
             self.timed(&unet, &self.model)?,
@@ -278,12 +278,11 @@ impl Bench<'_> {
         let Options {
             size, runs, pair, ..
         } = self.options;
+        let unet = |asked| unet_pass(&self.model.unet, size, asked);
         let networks = [
-            (unet_pass(&self.model.unet, size, false)?, Some(runs)),
-            (
-                unet_pass(&self.model.unet, size, true)?,
-                pair.then_some(runs),
-            ),
+            (unet(Asked::Features)?, Some(runs)),
+            (unet(Asked::Prediction)?, pair.then_some(runs)),
+            (unet(Asked::Everything)?, None),
             (head_pass(&self.model.head, size)?, Some(runs)),
             (
                 whole_pair(&self.model, size)?,
@@ -325,7 +324,7 @@ impl Bench<'_> {
     }
 }
 
-/// The tables of what was timed; single calls share one.
+/// The tables of what was timed; the single convolutions share one.
 fn tables(timed: &[Timed], peak: Peak) -> Vec<KernelTable> {
     let mut tables: Vec<KernelTable> = Vec::new();
     for network in timed {
@@ -341,6 +340,11 @@ fn tables(timed: &[Timed], peak: Peak) -> Vec<KernelTable> {
                 total_ms,
                 rows,
             }),
+        }
+    }
+    for table in &mut tables {
+        for row in &mut table.rows {
+            row.share = row.ms * row.count as f64 / table.total_ms.max(f64::MIN_POSITIVE);
         }
     }
     tables
@@ -395,13 +399,13 @@ mod tests {
                     [
                         ("UNet pass", 10..),
                         ("fusion head", 10..),
-                        ("convolution", 3)
+                        ("single convolutions", 3)
                     ]
                 ),
                 "{tables:?}"
             );
             let timed: Vec<bool> = report.model.iter().map(|r| r.seconds.is_some()).collect();
-            assert_eq!(timed, [true, false, true, false]);
+            assert_eq!(timed, [true, false, false, true, false]);
             assert!(
                 report
                     .model

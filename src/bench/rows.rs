@@ -147,7 +147,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::networks::{configs, convolution, unet_pass};
+    use crate::bench::networks::{Asked, configs, convolution, unet_pass};
     use crate::graph::Plan;
     use crate::ops::testing::gpu;
 
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn repeated_blocks_share_their_rows() {
-        let network = unet_pass(&configs(32).0, 64, false).expect("the shapes fit");
+        let network = unet_pass(&configs(32).0, 64, Asked::Features).expect("the shapes fit");
         let plan =
             Plan::new(&network.graph, &network.outputs, Target::Cpu).expect("it can be planned");
         let calls: Vec<Call> = plan

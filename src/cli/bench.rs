@@ -14,6 +14,8 @@ use crate::bench::{KernelTable, ModelRow, Options, Report, run as measure};
 
 /// Runs of `--quick`.
 const QUICK_RUNS: usize = 3;
+/// Share of a network's time from which a call has a line of its own; the JSON has all.
+const WORTH_A_LINE: f64 = 0.004;
 
 /// Time the kernels and the whole model, beside what the device can do at most
 ///
@@ -91,7 +93,7 @@ fn spinner() -> ProgressBar {
 fn text(report: &Report) -> String {
     let options = &report.options;
     let mut text = format!(
-        "medfuse {} on {}\nDM-FNet, {} channels, {}x{}, medians of {} runs\n",
+        "medfuse {} on {}\nDM-FNet, {} channels, {}x{}, medians of {} measurements\n",
         report.medfuse,
         report.machine.device,
         options.channels,
@@ -106,7 +108,7 @@ fn text(report: &Report) -> String {
     );
     for table in &report.kernels {
         let title = format!("{}: {:.1} ms in kernels", table.network, table.total_ms);
-        text += &section(&title, &KERNELS, table.rows.iter().map(kernel_cells));
+        text += &section(&title, &KERNELS, table_cells(&table.rows).into_iter());
     }
     if !report.model.is_empty() {
         text += &section("networks", &MODELS, report.model.iter().map(model_cells));
@@ -115,7 +117,7 @@ fn text(report: &Report) -> String {
 }
 
 const YARDSTICKS: [&str; 5] = ["yardstick", "median", "lowest", "highest", ""];
-const KERNELS: [&str; 9] = [
+const KERNELS: [&str; 10] = [
     "operation",
     "by",
     "input",
@@ -123,7 +125,8 @@ const KERNELS: [&str; 9] = [
     "calls",
     "ms each",
     "of total",
-    "GFLOP/s GB/s",
+    "GFLOP/s",
+    "GB/s",
     "of peak",
 ];
 const MODELS: [&str; 10] = [
@@ -150,7 +153,26 @@ fn yardstick_cells(y: &Yardstick) -> Vec<String> {
     ]
 }
 
+/// The rows that take [`WORTH_A_LINE`] of the time, and one line for all others.
+fn table_cells(rows: &[Row]) -> Vec<Vec<String>> {
+    let (shown, small): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|r| r.share >= WORTH_A_LINE);
+    let mut cells: Vec<Vec<String>> = shown.into_iter().map(kernel_cells).collect();
+    if !small.is_empty() {
+        let mut line = vec!["-".to_owned(); KERNELS.len()];
+        line[0] = format!("{} shorter ones", small.len());
+        line[4] = small.iter().map(|r| r.count).sum::<usize>().to_string();
+        let share: f64 = small.iter().map(|r| r.share).sum();
+        line[6] = format!("{:.1} %", 100.0 * share);
+        cells.push(line);
+    }
+    cells
+}
+
 fn kernel_cells(row: &Row) -> Vec<String> {
+    let gflops = match row.gflops > 0.0 {
+        true => format!("{:.1}", row.gflops),
+        false => "-".into(),
+    };
     vec![
         row.op.clone(),
         row.algorithm.clone(),
@@ -159,7 +181,8 @@ fn kernel_cells(row: &Row) -> Vec<String> {
         row.count.to_string(),
         format!("{:.3}", row.ms),
         format!("{:.1} %", 100.0 * row.share),
-        format!("{:.1} {:>5.1}", row.gflops, row.gb_per_s),
+        gflops,
+        format!("{:.1}", row.gb_per_s),
         format!("{:.0} %", 100.0 * row.of_peak),
     ]
 }
@@ -218,13 +241,15 @@ fn summary(report: &Report) -> String {
         .iter()
         .map(|y| format!("{} {:.1} {}", y.name, y.median, y.unit))
         .collect();
-    let kernels = |t: &KernelTable| format!("{} {:.1} ms in kernels", t.network, t.total_ms);
-    parts.extend(report.kernels.iter().take(2).map(kernels));
+    if report.model.is_empty() {
+        let kernels = |t: &KernelTable| format!("{} {:.0} ms", t.network, t.total_ms);
+        parts.extend(report.kernels.iter().map(kernels));
+    }
     for row in &report.model {
         let time = row
             .seconds
-            .map_or("planned".into(), |s| format!("{s:.2} s"));
-        parts.push(format!("{} {time}, {:.0} MiB", row.network, row.run_mib));
+            .map_or("not run".into(), |s| format!("{s:.2} s"));
+        parts.push(format!("{} {time} in {:.0} MiB", row.network, row.run_mib));
     }
     parts.join("; ")
 }
@@ -244,5 +269,42 @@ mod tests {
             text,
             "\nkernels\noperation      ms\nconv2d        1.5\ngroup_norm  10.25\n"
         );
+    }
+
+    #[test]
+    fn short_calls_share_a_line() {
+        let row = |op: &str, count: usize, share: f64| Row {
+            op: op.into(),
+            input: "1x1x1x1".into(),
+            output: "1x1x1x1".into(),
+            algorithm: String::new(),
+            count,
+            ms: 1.0,
+            share,
+            gflops: 0.0,
+            gb_per_s: 2.5,
+            of_peak: 0.5,
+        };
+        let cells = table_cells(&[
+            row("long", 1, 0.996),
+            row("a", 2, 0.003),
+            row("b", 3, 0.001),
+        ]);
+        let long = [
+            "long", "", "1x1x1x1", "1x1x1x1", "1", "1.000", "99.6 %", "-", "2.5", "50 %",
+        ];
+        let rest = [
+            "2 shorter ones",
+            "-",
+            "-",
+            "-",
+            "5",
+            "-",
+            "0.4 %",
+            "-",
+            "-",
+            "-",
+        ];
+        assert_eq!(cells, [long, rest]);
     }
 }

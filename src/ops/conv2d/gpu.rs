@@ -201,6 +201,10 @@ impl Op for GpuConv2d {
         (output.numel() * self.weight.item()) as u64
     }
 
+    fn summary(&self) -> String {
+        self.conv.describe()
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
