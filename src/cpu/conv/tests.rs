@@ -2,27 +2,8 @@
 
 use super::*;
 use crate::ops::activation::Activation;
+use crate::ops::testing::{random, relative_l2};
 use proptest::prelude::*;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
-
-/// Reproducible values in -1..1.
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    (0..len)
-        .map(|_| rng.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0)
-        .collect()
-}
-
-fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
-    let square = |x: f64| x * x;
-    let pairs = got.iter().zip(want);
-    let error: f64 = pairs
-        .map(|(&g, &w)| square(f64::from(g) - f64::from(w)))
-        .sum();
-    let norm: f64 = want.iter().map(|&w| square(f64::from(w))).sum();
-    (error / norm.max(1e-30)).sqrt()
-}
 
 /// The instruction sets that this machine has.
 fn arches() -> Vec<Arch> {
@@ -57,11 +38,11 @@ impl Case {
             spec,
             input,
             weight_shape,
-            x: noise(1, input.n() * (input.item() + GAP)),
-            weight: noise(2, weight_shape.numel()),
-            bias: noise(3, oc),
-            per_channel: noise(4, out.n() * oc),
-            residual: noise(5, out.n() * (out.item() + GAP)),
+            x: random(input.n() * (input.item() + GAP), 1),
+            weight: random(weight_shape.numel(), 2),
+            bias: random(oc, 3),
+            per_channel: random(out.n() * oc, 4),
+            residual: random(out.n() * (out.item() + GAP), 5),
             out,
         })
     }

@@ -34,7 +34,7 @@ pub(super) fn pays(spec: &ConvSpec, input: Shape, weight: Shape) -> bool {
     let Some(out) = spec.output_shape(input, weight) else {
         return false;
     };
-    let groups = Tiling::new(out, 16).groups();
+    let groups = Tiling::new(out, weight.c(), 16).groups();
     let products = groups * 16 * POINTS;
     let direct = out.n() * out.plane() * 9;
     weight.c() >= 8 && weight.n() >= 8 && 2 * products <= direct
@@ -98,11 +98,13 @@ struct Tiling {
     groups_across: usize,
     groups_down: usize,
     batch: usize,
+    /// Most groups of a panel.
+    most: usize,
 }
 
 impl Tiling {
     /// The tiling with the fewest groups; among equals the one with the longest rows.
-    fn new(out: Shape, lanes: usize) -> Self {
+    fn new(out: Shape, ic: usize, lanes: usize) -> Self {
         let (rows, columns) = (out.h().div_ceil(TILE), out.w().div_ceil(TILE));
         // A vector of pixels must not cross from one row of tiles to the next.
         let narrowest = (lanes / TILE).max(1);
@@ -115,6 +117,9 @@ impl Tiling {
                 groups_across: columns.div_ceil(across),
                 groups_down: rows.div_ceil(lanes / across),
                 batch: out.n(),
+                // Up to here two groups' transformed tiles fit into L2. Where they do not, wider panels save more by
+                // passing fewer times over the weights.
+                most: if ic <= IC_CHUNK { 2 } else { PANEL_VECTORS },
             };
             if best.as_ref().is_none_or(|b| tiling.groups() < b.groups()) {
                 best = Some(tiling);
@@ -129,7 +134,7 @@ impl Tiling {
     }
 
     fn panels(&self) -> usize {
-        self.groups().div_ceil(PANEL_VECTORS)
+        self.groups().div_ceil(self.most)
     }
 
     /// The groups of a panel; panels differ by at most one group.
@@ -172,7 +177,7 @@ impl WithSimd for Run<'_> {
     type Output = ();
 
     fn with_simd<S: Simd>(self, simd: S) {
-        let tiling = Tiling::new(self.out.shape, S::F32_LANES);
+        let tiling = Tiling::new(self.out.shape, self.conv.weight_shape.c(), S::F32_LANES);
         let job = Job {
             simd,
             run: self,
@@ -330,20 +335,28 @@ impl WithSimd for Transform<'_> {
         let mut half = Aligned([[simd.splat_f32s(0.0); PATCH]; PATCH]);
         let mut staged = Scratch::take(rows * staged_stride + lanes);
         let staged = &mut *staged;
-        for (g, group) in self.groups.clone().enumerate() {
+        let mut corners = [(0, [0; 2]); PANEL_VECTORS];
+        for (corner, group) in corners.iter_mut().zip(self.groups.clone()) {
             let [n, row, column] = self.tiling.corner(group);
-            let row = row as isize - self.padding[0] as isize;
-            let column = column as isize - self.padding[1] as isize;
-            for (i, c) in self.channels.clone().enumerate() {
-                let stored = self
-                    .source
-                    .stored([n, c], [row, column], [rows, columns], 2);
+            let place = [row, column].map(|x| x as isize);
+            *corner = (
+                n,
+                [
+                    place[0] - self.padding[0] as isize,
+                    place[1] - self.padding[1] as isize,
+                ],
+            );
+        }
+        // All groups of a channel before the next: they are neighbours in memory.
+        for (i, c) in self.channels.clone().enumerate() {
+            for (g, &(n, corner)) in corners[..self.groups.len()].iter().enumerate() {
+                let stored = self.source.stored([n, c], corner, [rows, columns], 2);
                 let (pixels, stride) = match stored {
                     Some(pixels) => (pixels, self.source.x.shape.w()),
                     None => {
                         for y in 0..rows {
                             let out = &mut staged[y * staged_stride..];
-                            let from = [row + y as isize, column];
+                            let from = [corner[0] + y as isize, corner[1]];
                             self.source.fill(simd, [n, c], from, out, staged_stride);
                         }
                         (&*staged, staged_stride)
