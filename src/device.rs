@@ -89,17 +89,23 @@ impl Device {
                 Err(GpuError::NoAdapter { .. }) => Ok(Self::Cpu),
                 opened => opened.map(Self::Gpu),
             },
-            "gpu" => Gpu::open("with hardware", hardware)
-                .or_else(|_| Gpu::open("of any kind", |_| true))
-                .map(Self::Gpu),
+            "gpu" => match Gpu::open("with hardware", hardware) {
+                Err(GpuError::NoAdapter { .. }) => Gpu::open("of any kind", |_| true),
+                opened => opened,
+            }
+            .map(Self::Gpu),
             _ => {
                 let index: Option<usize> = wanted.parse().ok();
                 let part = wanted.to_lowercase();
                 let fits = |r: &AdapterReport| match index {
                     Some(index) => r.index == index,
-                    None => r.name.to_lowercase().contains(&part),
+                    None => !part.is_empty() && r.name.to_lowercase().contains(&part),
                 };
-                Gpu::open(&format!("that is called {wanted:?}"), fits).map(Self::Gpu)
+                let description = match index {
+                    Some(index) => format!("number {index}"),
+                    None => format!("called {wanted:?}"),
+                };
+                Gpu::open(&description, fits).map(Self::Gpu)
             }
         }
     }

@@ -37,7 +37,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot make the folder {}", args.out.display()))?;
     let device = args.device.open()?;
-    println!("device: {}", device.describe());
+    super::say(format_args!("device: {}", device.describe()))?;
     let fuser = Fuser::new(DmFnet::shipped()?, device);
     for modality in Modality::ALL {
         let (mri, other) = head_pair(args.size, args.seed, modality)?;
@@ -56,10 +56,10 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
             .collect();
         let path = args.out.join(format!("synthetic_MRI_{modality}.png"));
         montage(&pictures)?.save(&path, 95)?;
-        println!(
+        super::say(format_args!(
             "{}: MRI, {modality} and fused, {seconds:.1} s",
             path.display()
-        );
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

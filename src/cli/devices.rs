@@ -22,30 +22,30 @@ pub struct DevicesArgs {
 pub fn run(args: DevicesArgs) -> anyhow::Result<ExitCode> {
     let found = adapters();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&found)?);
+        super::say(format_args!("{}", serde_json::to_string_pretty(&found)?))?;
         return Ok(ExitCode::SUCCESS);
     }
     if found.is_empty() {
-        println!(
+        super::say(format_args!(
             "no GPU adapter (a software one on Debian and Ubuntu: apt-get install mesa-vulkan-drivers)"
-        );
+        ))?;
     }
-    found.iter().for_each(print_adapter);
-    println!("cpu: {}", Device::Cpu.describe());
-    println!(
+    found.iter().try_for_each(print_adapter)?;
+    super::say(format_args!("cpu: {}", Device::Cpu.describe()))?;
+    super::say(format_args!(
         "--device auto takes: {}",
         Device::select("auto")?.describe()
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_adapter(r: &AdapterReport) {
+fn print_adapter(r: &AdapterReport) -> anyhow::Result<()> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    println!(
+    super::say(format_args!(
         "{}: {} ({}, {}, driver {})",
         r.index, r.name, r.kind, r.backend, r.driver
-    );
-    println!(
+    ))?;
+    super::say(format_args!(
         "   storage binding {:.0} MiB, buffer {:.0} MiB, workgroup {} invocations and {} KiB, subgroup {} to {}",
         mib(r.max_storage_binding),
         mib(r.max_buffer),
@@ -53,6 +53,6 @@ fn print_adapter(r: &AdapterReport) {
         r.workgroup_memory / 1024,
         r.subgroup[0],
         r.subgroup[1]
-    );
-    println!("   features: {}", r.features.join(", "));
+    ))?;
+    super::say(format_args!("   features: {}", r.features.join(", ")))
 }

@@ -62,6 +62,9 @@ type Outcome = (Job, Result<f64, String>);
 /// If the model or the device cannot be had, a folder cannot be listed or written, or a single pair fails.
 pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
     let (jobs, unpaired) = jobs(&args)?;
+    for job in &jobs {
+        check_keeps_inputs(job)?;
+    }
     let model = args.model.load()?;
     let device = args.device.open()?;
     eprintln!("device: {}", device.describe());
@@ -83,7 +86,10 @@ pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let stopped = done.len() < total;
     if args.json {
-        println!("{:#}", report(&device_name, &done, &unpaired, stopped));
+        super::say(format_args!(
+            "{:#}",
+            report(&device_name, &done, &unpaired, stopped)
+        ))?;
     }
     Ok(summarise(&done, &unpaired, total, stopped))
 }
@@ -136,6 +142,23 @@ fn folder_jobs(args: &FuseArgs) -> anyhow::Result<(Vec<Job>, Vec<(String, String
         .into_iter()
         .map(|u| (u.name, u.reason.to_string()));
     Ok((jobs.collect(), unpaired.collect()))
+}
+
+/// Refuses a result that would replace one of the images it is made of.
+fn check_keeps_inputs(job: &Job) -> anyhow::Result<()> {
+    // What cannot be resolved is not there yet.
+    let Ok(out) = job.out.canonicalize() else {
+        return Ok(());
+    };
+    for input in [&job.mri, &job.other] {
+        if input.canonicalize().is_ok_and(|path| path == out) {
+            bail!(
+                "the result would replace its own input {}: choose another --out",
+                input.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 fn fuse_files(fuser: &Fuser, job: &Job, seed: u64) -> anyhow::Result<f64> {

@@ -9,9 +9,11 @@ pub mod phantom;
 pub mod verify;
 pub mod weights;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 use crate::device::Device;
@@ -54,6 +56,11 @@ impl Cli {
             Command::Devices(args) => devices::run(args),
         }
     }
+}
+
+/// Prints a line on the standard output. Unlike `println!` it does not panic when the reader of a pipe has gone.
+fn say(line: impl std::fmt::Display) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("cannot write to the standard output")
 }
 
 /// The device of a command.

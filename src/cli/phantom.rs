@@ -67,12 +67,12 @@ pub fn run(args: PhantomArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let others: Vec<String> = modalities.iter().map(ToString::to_string).collect();
-    println!(
+    super::say(format_args!(
         "{} synthetic heads in {}: MRI, {}",
         args.count,
         args.out_dir.display(),
         others.join(", ")
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -71,14 +70,12 @@ pub fn run(args: WeightsArgs) -> anyhow::Result<ExitCode> {
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let report = Report::of(&Weights::load(&args.file)?);
-    let mut text = report.table();
-    if args.json {
-        text = serde_json::to_string_pretty(&report)?;
-        text.push('\n');
-    }
-    // Not println!, which panics when the reader of a pipe has gone.
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    let text = if args.json {
+        serde_json::to_string_pretty(&report)?
+    } else {
+        report.table()
+    };
+    super::say(text.trim_end())
 }
 
 /// What `inspect` prints.
@@ -230,12 +227,12 @@ fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     weights.save_safetensors(&args.output, store)?;
     let written = Weights::load(&args.output)
         .with_context(|| "the file just written does not read back".to_string())?;
-    println!(
+    super::say(format_args!(
         "{}: {} tensors, largest relative rounding of a tensor {:.1e}",
         args.output.display(),
         written.len(),
         largest_rounding(&weights, &written)
-    );
+    ))?;
     Ok(())
 }
 

@@ -18,6 +18,9 @@ use crate::weights::{SCHEDULE_BUFFERS, Weights, WeightsError};
 /// The modalities in the order the reference passes them through the UNet at each step.
 pub const MODALITIES: [&str; 2] = ["MRI", "Other"];
 
+/// Longest noise schedule that a model file may ask for.
+const MAX_TIMESTEPS: usize = 100_000;
+
 /// What a checkpoint does not say of a model: the file `model.json` beside the weights.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default)]
@@ -50,11 +53,21 @@ pub enum ModelError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// The UNet's size cannot be told.
-    #[error(transparent)]
-    Unet(#[from] NotAUnet),
+    #[error("{path}: {source}")]
+    Unet {
+        /// The checkpoint.
+        path: String,
+        /// What it lacks.
+        source: NotAUnet,
+    },
     /// The head's size cannot be told.
-    #[error(transparent)]
-    Head(#[from] NotAHead),
+    #[error("{path}: {source}")]
+    Head {
+        /// The checkpoint.
+        path: String,
+        /// What it lacks.
+        source: NotAHead,
+    },
     /// A folder of weights has no such file.
     #[error(
         "{folder} has no {name}.safetensors or {name}.pth: --weights takes a folder with unet and head"
@@ -170,8 +183,17 @@ impl DmFnet {
         head_weights: Weights,
         file: &ModelFile,
     ) -> Result<Self, ModelError> {
-        let unet = UnetConfig::from_weights(&unet_weights, file.norm_groups)?;
-        let head = HeadConfig::from_weights(&head_weights)?;
+        let path = |weights: &Weights| weights.path().display().to_string();
+        let unet = UnetConfig::from_weights(&unet_weights, file.norm_groups).map_err(|source| {
+            ModelError::Unet {
+                path: path(&unet_weights),
+                source,
+            }
+        })?;
+        let head = HeadConfig::from_weights(&head_weights).map_err(|source| ModelError::Head {
+            path: path(&head_weights),
+            source,
+        })?;
         unet_weights.check_finite()?;
         head_weights.check_finite()?;
         let widths: Vec<usize> = unet
@@ -223,6 +245,9 @@ impl DmFnet {
         }
         if steps.iter().any(|t| !(1..=last).contains(t)) {
             return fail(format!("the schedule has steps 1 to {last}"));
+        }
+        if (1..steps.len()).any(|i| steps[..i].contains(&steps[i])) {
+            return fail("one of them is given twice".into());
         }
         Ok(())
     }
@@ -333,6 +358,20 @@ fn parse_model_file(text: &str, name: &str) -> Result<ModelFile, ModelError> {
             file.model
         )));
     }
+    if file.norm_groups == 0 {
+        return Err(fail("norm_groups must be at least 1".into()));
+    }
+    if !(1..=MAX_TIMESTEPS).contains(&file.schedule.n_timestep) {
+        let found = file.schedule.n_timestep;
+        return Err(fail(format!(
+            "n_timestep must be 1 to {MAX_TIMESTEPS}, not {found}"
+        )));
+    }
+    let betas = [file.schedule.linear_start, file.schedule.linear_end];
+    if !betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
+        let reason = "linear_start and linear_end must be at least 0 and below 1";
+        return Err(fail(reason.into()));
+    }
     Ok(file)
 }
 
@@ -398,6 +437,8 @@ impl Fuser {
     pub fn fuse(&self, pair: &FusionPair, seed: u64) -> Result<Image, ModelError> {
         let padding = self.padding(pair.height(), pair.width());
         let plane = padding.padded_height * padding.padded_width;
+        // What the device cannot hold is refused before any noise is drawn.
+        self.executable(padding.padded_height, padding.padded_width)?;
         let mut source = NoiseSource::new(seed);
         let mut noise = FusionNoise {
             levels: Vec::new(),
