@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use tempfile::NamedTempFile;
+
 /// The folder that a file of this path lies in.
 pub fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
@@ -18,16 +20,38 @@ pub fn folder_of(path: &Path) -> PathBuf {
 /// No such folder, no permission, disk full, a folder of that name.
 pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
     let path = path.as_ref();
+    let mut file = temporary_beside(path)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// Finds out before a long computation whether [`write_whole`] could write `path`. Nothing stays behind.
+///
+/// # Errors
+/// Those of [`write_whole`] but the full disk.
+pub fn check_writable(path: impl AsRef<Path>) -> io::Result<()> {
+    let path = path.as_ref();
+    if path.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    temporary_beside(path).map(drop)
+}
+
+fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        let reason = format!("there is no folder {}", folder.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+    }
     let mut builder = tempfile::Builder::new();
     builder.prefix(".medfuse-").suffix(".part");
     // The umask takes from this what the user does not want; a temporary file has 0600 otherwise.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder_of(path))?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    // The library's own message names the temporary file, which says nothing to people.
+    builder.tempfile_in(folder).map_err(|e| e.kind().into())
 }
 
 #[cfg(test)]

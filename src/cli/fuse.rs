@@ -1,6 +1,6 @@
 //! `medfuse fuse`: one pair, or two folders.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,9 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{DeviceArgs, ModelArgs};
-use crate::files::folder_of;
-use crate::imaging::FusionPair;
+use crate::files::check_writable;
 use crate::imaging::pairs::match_folders;
+use crate::imaging::{FusionPair, format_for};
 use crate::models::dm_fnet::Fuser;
 
 /// Quality of JPEG results.
@@ -23,14 +23,16 @@ const JPEG_QUALITY: u8 = 95;
 /// Fuse two registered images, or two folders of them paired by file name
 ///
 /// The result has the other image's colour; a folder's results have the other images' names. Images whose sides are
-/// not multiples of the network's stride are padded by reflection and cropped back.
+/// not multiples of the network's stride are padded by reflection and cropped back. What cannot be fused is reported with
+/// the reason and the rest is fused; the exit code is 0 if all pairs were fused, 1 if not, and 130 after Ctrl-C, which lets
+/// the pair in work finish.
 #[derive(Debug, Args)]
 pub struct FuseArgs {
     /// The MRI, or a folder of them
     mri: PathBuf,
     /// The CT, PET or SPECT image, or a folder of them
     other: PathBuf,
-    /// The fused image, or the folder for them
+    /// The fused image (.png, .jpg, .bmp or .tif), or the folder for them
     #[arg(short, long)]
     out: PathBuf,
     #[command(flatten)]
@@ -163,20 +165,13 @@ fn check_keeps_inputs(job: &Job) -> anyhow::Result<()> {
 
 fn fuse_files(fuser: &Fuser, job: &Job, seed: u64) -> anyhow::Result<f64> {
     let start = Instant::now();
-    check_writable(&job.out)?;
+    // Before the long computation: does the result have a place to go?
+    format_for(&job.out)?;
+    check_writable(&job.out).with_context(|| format!("cannot write {}", job.out.display()))?;
     let pair = FusionPair::load(&job.mri, &job.other)?;
     let fused = fuser.fuse(&pair, seed)?;
     fused.save(&job.out, JPEG_QUALITY)?;
     Ok(start.elapsed().as_secs_f64())
-}
-
-/// Finds out before the long computation whether the result has a place to go.
-fn check_writable(out: &Path) -> anyhow::Result<()> {
-    crate::imaging::format_for(out)?;
-    let folder = folder_of(out);
-    tempfile::NamedTempFile::new_in(&folder)
-        .with_context(|| format!("cannot write to the folder {}", folder.display()))?;
-    Ok(())
 }
 
 /// A flag that Ctrl-C sets: the pair in work is finished, then the command stops. A second Ctrl-C ends it at once.

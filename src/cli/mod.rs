@@ -21,7 +21,7 @@ use crate::models::dm_fnet::DmFnet;
 
 /// Fuses registered pairs of medical images (MRI with CT, PET or SPECT) on any GPU, without CUDA.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::tensor::Tensor;
 use crate::weights::{SCHEDULE_BUFFERS, StoreType, Weights, is_buffer};
 
-/// Arguments of `medfuse weights`.
+/// Look into a checkpoint, or convert it to safetensors
 #[derive(Args, Debug)]
 pub struct WeightsArgs {
     #[command(subcommand)]

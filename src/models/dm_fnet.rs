@@ -148,8 +148,8 @@ impl DmFnet {
                     name,
                 })
         };
-        let config = read_model_file(&folder.join("model.json"))?;
         let (unet, head) = (file("unet")?, file("head")?);
+        let config = read_model_file(&folder.join("model.json"))?;
         Self::new(Weights::load(unet)?, Weights::load(head)?, &config)
     }
 
@@ -264,11 +264,14 @@ impl DmFnet {
             expected
                 .map(|(name, id)| {
                     let shape = graph.shape(*id);
-                    let same = weights.get(name).filter(|t| t.shape() == Some(shape));
-                    (
-                        name.clone(),
-                        same.map_or(shape.0.to_vec(), |t| t.dims().to_vec()),
-                    )
+                    let found = weights.get(name).map(|t| (t.shape(), t.dims()));
+                    let dims = match (found, shape.0) {
+                        (Some((found, dims)), _) if found == Some(shape) => dims.to_vec(),
+                        (Some((_, [_, _])), [rows, columns, 1, 1]) => vec![rows, columns],
+                        (_, [1, channels, 1, 1]) => vec![channels],
+                        _ => shape.0.to_vec(),
+                    };
+                    (name.clone(), dims)
                 })
                 .collect()
         };

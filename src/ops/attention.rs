@@ -32,7 +32,10 @@ impl Op for SelfAttention {
             [x] if x.c() % 3 == 0 && x.numel() > 0 => {
                 let rounds = x.plane().div_ceil(8) * ((x.c() / 3).div_ceil(8) + 1);
                 if rounds > MAX_ROUNDS {
-                    return Err("its kernel does not reach so many pixels and channels".into());
+                    return Err(
+                        "its kernel does not reach so many pixels and channels, use smaller images"
+                            .into(),
+                    );
                 }
                 Ok(Shape::new(x.n(), x.c() / 3, x.h(), x.w()))
             }

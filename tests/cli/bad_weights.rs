@@ -180,6 +180,8 @@ fn a_folder_without_weights_says_what_it_should_hold() {
     refused(&lab, &["weights has no head.safetensors or head.pth"]);
     std::fs::remove_dir_all(lab.path("weights")).expect("it was there");
     refused(&lab, &["weights", "unet and head"]);
+    std::fs::write(lab.path("weights"), b"no folder").expect("written");
+    refused(&lab, &["weights", "takes a folder with unet and head"]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::{command, medfuse};
 #[test]
 fn every_subcommand_is_described() {
     let help = medfuse(&["--help"]).ok().stdout;
+    assert!(help.starts_with("Fuses registered pairs"), "{help}");
     for subcommand in ["fuse", "eval", "weights", "demo", "phantom", "devices"] {
         let line = help
             .lines()
