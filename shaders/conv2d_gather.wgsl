@@ -5,9 +5,11 @@
 
 // Whether the kernel has a single tap.
 override POINT: bool = false;
+// Whether, besides, pixels of a quad are neighbours in the tensor and begin at a multiple of 4.
+override ALIGNED: bool = false;
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> columns: array<vec4<f32>>;
 
 // Past the last channel it is repeated, see `quad_of`.
@@ -34,9 +36,16 @@ fn gather(tap: vec2<u32>, base: u32, top: i32, left: i32, first: u32, at: u32) {
     let pixels = line + vec4<u32>(max(xs, vec4(0)));
     // All channels' first pixels before their second ones, so that cache misses overlap.
     var values: array<vec4<f32>, 8>;
-    for (var i = 0u; i < 4u; i++) {
+    if ALIGNED {
         for (var c = 0u; c < 8u; c++) {
-            values[c][i] = x[pixels[i] + channel_of(first, c) * in_plane()];
+            values[c] = x[(pixels.x + channel_of(first, c) * in_plane()) / 4u];
+        }
+    } else {
+        for (var i = 0u; i < 4u; i++) {
+            for (var c = 0u; c < 8u; c++) {
+                let at = pixels[i] + channel_of(first, c) * in_plane();
+                values[c][i] = x[at / 4u][at % 4u];
+            }
         }
     }
     for (var c = 0u; c < 8u; c++) {

@@ -7,13 +7,15 @@
 
 // Whether rows are whole quads.
 override EXACT: bool = false;
+// Whether, besides, all of them begin at multiples of 4 elements.
+override ALIGNED: bool = false;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> sums: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read> channel_add: array<f32>;
-@group(0) @binding(4) var<storage, read> residual: array<f32>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(0) @binding(4) var<storage, read> residual: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
 @compute @workgroup_size(8, 4)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
@@ -34,9 +36,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         let value = sums[block + channel * 8u];
         let shift = shift_of(n, channel);
         let at = channel * plane + pixel;
-        for (var i = 0u; i < 4u; i++) {
-            if EXACT || left + i < width {
-                out[to + at + i] = finish(value[i] + shift, n, at + i);
+        if ALIGNED {
+            out[(to + at) / 4u] = finish4(value + shift, n, at);
+        } else {
+            for (var i = 0u; i < 4u; i++) {
+                if EXACT || left + i < width {
+                    out[(to + at + i) / 4u][(to + at + i) % 4u] = finish(value[i] + shift, n, at + i);
+                }
             }
         }
     }

@@ -5,8 +5,11 @@
 // invocation writes from sharing cache sets. Workgroups: x over blocks, y over groups of 8 channels.
 //#use conv2d
 
+// Whether the tensor's rows begin at multiples of 4 elements, with one column of zeros beside them.
+override ALIGNED: bool = false;
+
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> transformed: array<vec4<f32>>;
 
 // B^T of one column: 6 values at points 0, 1, -1, 2, -2 and infinity.
@@ -18,18 +21,42 @@ fn transform(d: array<f32, 6>) -> array<f32, 6> {
     return array(4.0 * d[0] - 5.0 * d[2] + d[4], a + b, a - b, c + e, c - e, 4.0 * d[1] - 5.0 * d[3] + d[5]);
 }
 
-// The 18 columns that 4 tiles cover, after the transform of columns.
+// The 18 columns that 4 tiles cover.
 var<private> columns: array<array<f32, 6>, 18>;
 
-fn load_column(i: i32, base: u32, top: i32, left: i32, used: bool) {
-    let sx = source_line(left + i, p.in_w);
-    var d: array<f32, 6>;
+// What the lines of a tile need to be found: where the channel begins, the first line and column, whether it exists.
+struct Place {
+    base: u32,
+    top: i32,
+    left: i32,
+    used: bool,
+}
+
+fn load_column(i: i32, place: Place) {
+    let sx = source_line(place.left + i, p.in_w);
     for (var j = 0; j < 6; j++) {
-        let sy = source_line(top + j, p.in_h);
-        let value = x[base + u32(max(sy, 0)) * in_row() + u32(max(sx, 0))];
-        d[j] = select(0.0, value, used && sy >= 0 && sx >= 0);
+        let sy = source_line(place.top + j, p.in_h);
+        let at = place.base + u32(max(sy, 0)) * in_row() + u32(max(sx, 0));
+        columns[i][j] = select(0.0, x[at / 4u][at % 4u], place.used && sy >= 0 && sx >= 0);
     }
-    columns[i] = transform(d);
+    columns[i] = transform(columns[i]);
+}
+
+// Columns `i` to `i + 3`, which begin at a multiple of 4.
+fn load_columns(i: i32, place: Place) {
+    let sx = place.left + i;
+    for (var j = 0; j < 6; j++) {
+        let sy = source_line(place.top + j, p.in_h);
+        let inside = place.used && sy >= 0 && sx < p.in_w;
+        let at = place.base + u32(max(sy, 0)) * in_row() + u32(min(sx, p.in_w - 4));
+        let values = select(vec4(0.0), x[at / 4u], inside);
+        for (var k = 0; k < 4; k++) {
+            columns[i + k][j] = values[k];
+        }
+    }
+    for (var k = 0; k < 4; k++) {
+        columns[i + k] = transform(columns[i + k]);
+    }
 }
 
 // Row `j` of tile `t`, after both transforms.
@@ -56,27 +83,37 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     let row = quad / p.row_quads;
     let n = row / p.image_rows;
     let used = channel < p.in_channels;
-    let top = i32(row % p.image_rows) * 4 - p.pad_h;
-    let left = i32(quad % p.row_quads) * 16 - p.pad_w;
-    let base = p.in_offset + n * p.in_batch_stride + select(0u, channel * in_plane(), used);
-    load_column(0, base, top, left, used);
-    load_column(1, base, top, left, used);
-    load_column(2, base, top, left, used);
-    load_column(3, base, top, left, used);
-    load_column(4, base, top, left, used);
-    load_column(5, base, top, left, used);
-    load_column(6, base, top, left, used);
-    load_column(7, base, top, left, used);
-    load_column(8, base, top, left, used);
-    load_column(9, base, top, left, used);
-    load_column(10, base, top, left, used);
-    load_column(11, base, top, left, used);
-    load_column(12, base, top, left, used);
-    load_column(13, base, top, left, used);
-    load_column(14, base, top, left, used);
-    load_column(15, base, top, left, used);
-    load_column(16, base, top, left, used);
-    load_column(17, base, top, left, used);
+    let place = Place(
+        p.in_offset + n * p.in_batch_stride + select(0u, channel * in_plane(), used),
+        i32(row % p.image_rows) * 4 - p.pad_h,
+        i32(quad % p.row_quads) * 16 - p.pad_w,
+        used,
+    );
+    load_column(0, place);
+    if ALIGNED {
+        load_columns(1, place);
+        load_columns(5, place);
+        load_columns(9, place);
+        load_columns(13, place);
+    } else {
+        load_column(1, place);
+        load_column(2, place);
+        load_column(3, place);
+        load_column(4, place);
+        load_column(5, place);
+        load_column(6, place);
+        load_column(7, place);
+        load_column(8, place);
+        load_column(9, place);
+        load_column(10, place);
+        load_column(11, place);
+        load_column(12, place);
+        load_column(13, place);
+        load_column(14, place);
+        load_column(15, place);
+        load_column(16, place);
+    }
+    load_column(17, place);
     let stride = (p.depth + 1u) * 8u;
     let at = group.x * 36u * stride + channel * 8u + (quad - p.first_quad) % 8u;
     store_row(0u, at, stride);

@@ -7,13 +7,15 @@
 
 // Whether rows are whole quads of tiles and columns whole tiles.
 override EXACT: bool = false;
+// Whether all rows begin at multiples of 4 elements.
+override ALIGNED: bool = false;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> sums: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read> channel_add: array<f32>;
-@group(0) @binding(4) var<storage, read> residual: array<f32>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(0) @binding(4) var<storage, read> residual: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
 // A^T of one column.
 fn transform(m: array<vec4<f32>, 6>) -> array<vec4<f32>, 4> {
@@ -37,7 +39,8 @@ fn load_column(i: u32, at: u32, stride: u32) {
 
 fn store(n: u32, at: u32, x: u32, value: f32) {
     if EXACT || x < p.out_w {
-        out[p.out_offset + n * p.out_batch_stride + at + x] = finish(value, n, at + x);
+        let to = p.out_offset + n * p.out_batch_stride + at + x;
+        out[to / 4u][to % 4u] = finish(value, n, at + x);
     }
 }
 
@@ -46,10 +49,15 @@ fn store_row(j: u32, n: u32, at: u32, left: u32, shift: f32) {
     let c = transform(rows[j]);
     for (var t = 0u; t < 4u; t++) {
         let x = left + t * 4u;
-        store(n, at, x, c[0][t] + shift);
-        store(n, at, x + 1u, c[1][t] + shift);
-        store(n, at, x + 2u, c[2][t] + shift);
-        store(n, at, x + 3u, c[3][t] + shift);
+        let values = vec4(c[0][t], c[1][t], c[2][t], c[3][t]) + shift;
+        if !ALIGNED {
+            store(n, at, x, values.x);
+            store(n, at, x + 1u, values.y);
+            store(n, at, x + 2u, values.z);
+            store(n, at, x + 3u, values.w);
+        } else if EXACT || x < p.out_w {
+            out[(p.out_offset + n * p.out_batch_stride + at + x) / 4u] = finish4(values, n, at + x);
+        }
     }
 }
 

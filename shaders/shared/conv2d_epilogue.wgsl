@@ -18,12 +18,26 @@ fn shift_of(n: u32, oc: u32) -> f32 {
     return shift;
 }
 
-// The value stored at element `i` of batch item `n`, with its residual.
+// The value stored at element `i` of batch item `n`.
 fn finish(value: f32, n: u32, i: u32) -> f32 {
     var sum = value;
     if RESIDUAL {
-        sum += residual[p.residual_offset + n * p.residual_batch_stride + i];
+        let at = p.residual_offset + n * p.residual_batch_stride + i;
+        sum += residual[at / 4u][at % 4u];
     }
     return activate(ACTIVATION, SLOPE, sum);
 }
 
+// The four values stored from element `i` of batch item `n` on, where all offsets are multiples of 4.
+fn finish4(values: vec4<f32>, n: u32, i: u32) -> vec4<f32> {
+    var sum = values;
+    if RESIDUAL {
+        sum += residual[(p.residual_offset + n * p.residual_batch_stride + i) / 4u];
+    }
+    return vec4(
+        activate(ACTIVATION, SLOPE, sum.x),
+        activate(ACTIVATION, SLOPE, sum.y),
+        activate(ACTIVATION, SLOPE, sum.z),
+        activate(ACTIVATION, SLOPE, sum.w),
+    );
+}

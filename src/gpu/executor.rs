@@ -194,7 +194,8 @@ impl Gpu {
     fn buffer(&self, bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
         self.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
-            size: bytes.max(16),
+            // Kernels may see any tensor as vectors of 4 elements.
+            size: bytes.max(16).next_multiple_of(16),
             usage,
             mapped_at_creation: false,
         })

@@ -28,17 +28,16 @@ pub enum Method {
     Depthwise,
 }
 
-/// What the stages cost on llvmpipe, in nanoseconds of one thread for eight lanes (Zen 5, `medfuse bench`); on other
-/// adapters their ratios are near enough to choose by.
+/// What the stages cost on llvmpipe, in nanoseconds of a core for eight lanes; ratios are what matters.
 mod cost {
     /// Transforms of an input tile and of an output tile.
-    pub const WINOGRAD: [f64; 2] = [520.0, 540.0];
+    pub const WINOGRAD: [f64; 2] = [1000.0, 1150.0];
     /// A gathered pixel and a scattered one.
-    pub const GEMM: [f64; 2] = [18.0, 21.0];
+    pub const GEMM: [f64; 2] = [40.0, 30.0];
     /// A multiply-add of a matrix product.
-    pub const PRODUCT: f64 = 0.5;
-    /// A multiply-add of 4 output channels by definition.
-    pub const DIRECT: f64 = 6.0;
+    pub const PRODUCT: f64 = 0.54;
+    /// A multiply-add of a tile of 4 output channels.
+    pub const DIRECT: f64 = 3.6;
 }
 
 impl Method {

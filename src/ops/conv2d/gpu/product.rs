@@ -2,12 +2,12 @@
 //! weight, and the products carried to the result, a part of the image at a time.
 
 use super::{Call, Launch, Method, cost, even};
-use crate::ops::conv2d::ConvSpec;
-use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Params};
+use crate::ops::conv2d::{ConvSpec, PaddingMode};
+use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Params, Slot};
 use crate::tensor::Shape;
 
-/// The most elements of a scratch buffer, unless a single pair of blocks needs more.
-const SCRATCH: usize = 24 << 18;
+/// The most elements of a scratch buffer, unless a single pair of blocks needs more: 12 MiB.
+const SCRATCH: usize = 12 << 18;
 
 /// Tiles or pixels of a block.
 const BLOCK: usize = 32;
@@ -90,14 +90,16 @@ impl Product {
 
     /// An estimate of the time, in the unit of [`cost`].
     pub fn cost(&self) -> f64 {
-        let vectors = (self.blocks.next_multiple_of(2) * BLOCK) as f64 / 8.0;
+        // Products are made of pairs of blocks.
+        let [paired, moved] = [self.blocks.next_multiple_of(2), self.blocks]
+            .map(|blocks| (blocks * BLOCK / 8) as f64);
         let product = (self.batch * self.depth * self.row_blocks * 32) as f64 * cost::PRODUCT;
         let [ic, oc] = self.channels.map(|c| c as f64);
         let moves = match self.method {
             Method::Winograd => ic * cost::WINOGRAD[0] + oc * cost::WINOGRAD[1],
             _ => ic * self.taps as f64 * cost::GEMM[0] + oc * cost::GEMM[1],
         };
-        vectors * (product + moves)
+        paired * product + moved * moves
     }
 
     /// Elements of the two scratch buffers: columns and products. Their layouts have one row more than is used.
@@ -130,6 +132,7 @@ impl Product {
             call.extent()
         };
         let params = call.params(extent, launch);
+        let (read, written) = self.aligned(call);
         let [ic, oc] = self.channels;
         let (before, before_rows, after, after_rows) = match self.method {
             Method::Winograd => (
@@ -145,7 +148,11 @@ impl Product {
                 oc.div_ceil(32),
             ),
         };
-        let after = call.storing(after).flag("EXACT", self.exact);
+        let before = before.flag("ALIGNED", read);
+        let after = call
+            .storing(after)
+            .flag("EXACT", self.exact)
+            .flag("ALIGNED", written);
         let mut stored = vec![Bind::Scratch(1)];
         stored.extend(call.epilogue_binds());
         let gathered = vec![Bind::Input(0), Bind::Scratch(0)];
@@ -154,6 +161,28 @@ impl Product {
             self.multiply(traits, blocks),
             Dispatch::new(after, params, stored, [blocks, after_rows, 1]),
         ]
+    }
+
+    /// Whether kernels can read the input, and write the result, as vectors of 4 elements.
+    fn aligned(&self, call: &Call) -> (bool, bool) {
+        let spec = &call.conv.spec;
+        let four = |slot: &Slot| slot.offset % 4 == 0 && slot.batch_stride % 4 == 0;
+        let x = &call.of.x;
+        let rows = match self.method {
+            Method::Winograd => {
+                spec.padding[1] == 1
+                    && spec.padding_mode == PaddingMode::Zeros
+                    && !spec.upsample
+                    && x.shape.w().is_multiple_of(4)
+            }
+            _ => self.flat && self.exact,
+        };
+        let residual = call.of.residual.is_none_or(|(_, slot)| four(&slot));
+        let lines = match self.method {
+            Method::Winograd => call.output.shape.w().is_multiple_of(4),
+            _ => self.exact,
+        };
+        (four(x) && rows, four(&call.output) && residual && lines)
     }
 
     fn multiply(&self, traits: &GpuTraits, blocks: usize) -> Dispatch {
