@@ -1,7 +1,12 @@
 use super::*;
+use std::collections::BTreeMap;
+
+use crate::device::Device;
+use crate::graph::Graph;
 use crate::ops::Target;
 use crate::ops::conv2d::PaddingMode::{Reflect, Zeros};
-use crate::ops::testing::{check_kernels, check_twins};
+use crate::ops::testing::{check_kernels, check_twins, gpu, random, relative_l2};
+use crate::tensor::Tensor;
 
 /// A convolution that one method computes on a GPU, whatever its shapes.
 #[derive(Clone, Copy, Debug)]
@@ -450,4 +455,51 @@ fn methods_suit_their_shapes() {
         Method::Depthwise
     );
     assert_eq!(choose(&three, [1, 64, 256, 256], 1), Method::Depthwise);
+}
+
+/// Convolutions that read one part of a concatenation and write another, at offsets that are no multiples of 4.
+#[test]
+fn parts_of_concatenations() {
+    for kernel in [1, 3] {
+        let spec = ConvSpec::same(kernel);
+        let mut graph = Graph::new();
+        let mut weights = BTreeMap::new();
+        let x = graph.input("x", Shape::new(2, 3, 7, 9));
+        let mut conv = |graph: &mut Graph, method, input, oc: usize| {
+            let name = format!("w{}", graph.nodes().len());
+            let weight = Shape::new(oc, graph.shape(input).c(), kernel, kernel);
+            let param = graph.param(&name, weight).expect("names differ");
+            weights.insert(
+                name.clone(),
+                Tensor::new(weight.0, random(weight.numel(), 5)),
+            );
+            let conv = Conv2d::new(spec);
+            let forced = Forced { conv, method };
+            graph
+                .apply(&name, forced, &[input, param])
+                .expect("the shapes fit")
+        };
+        let method = if kernel == 3 {
+            Method::Winograd
+        } else {
+            Method::Gemm
+        };
+        let a = conv(&mut graph, method, x, 5);
+        let b = conv(&mut graph, method, a, 6);
+        let c = conv(&mut graph, Method::Direct, b, 3);
+        let d = conv(&mut graph, Method::Depthwise, c, 2);
+        let whole = graph
+            .concat("whole", &[a, b, c, d])
+            .expect("the shapes fit");
+        let out = conv(&mut graph, method, whole, 4);
+        let data = random(2 * 3 * 63, 1);
+        let run = |device: Device| {
+            let exe = device
+                .compile(&graph, &[out], &weights)
+                .expect("it compiles");
+            exe.run(&[("x", &data)]).expect("it runs").remove(0)
+        };
+        let error = relative_l2(&run(Device::Gpu(gpu())), &run(Device::Cpu));
+        assert!(error < 1e-5, "{kernel}x{kernel}: {error:e}");
+    }
 }
