@@ -130,6 +130,13 @@ fn what_cannot_be_run_fails_with_a_sentence() {
     );
     let report = verify_conv(|config, _| config["groups"] = json!(3));
     assert!(error(&report).starts_with("config.groups"), "{report:?}");
+    let report = verify_conv(|config, _| config["stride"] = json!([1u64 << 63, 1]));
+    assert!(error(&report).starts_with("config.stride"), "{report:?}");
+    let report = verify_conv(|_, tensors| tensors[0] = ("in.x", vec![0, 2, 1, 3], vec![]));
+    assert_eq!(
+        (report.counts(), error(&report)),
+        (counts(0, 1, 0), "tensor in.x: it has no elements".into())
+    );
     let report = verify_conv(|config, _| config["in_channels"] = json!(4));
     assert!(report.error.is_some(), "{report:?}");
 }
@@ -216,7 +223,10 @@ fn folders_are_searched_for_cases() {
     std::fs::write(folder.path().join("notes.txt"), "").unwrap();
     assert_eq!(find_cases(folder.path()).unwrap(), [deep.clone(), top]);
     for name in ["deep", "deep.json", "deep.safetensors"] {
-        assert_eq!(find_cases(&inner.join(name)).unwrap(), [deep.clone()]);
+        assert_eq!(
+            find_cases(&inner.join(name)).unwrap(),
+            std::slice::from_ref(&deep)
+        );
     }
 }
 

@@ -202,6 +202,9 @@ impl Case {
             let values = values(view.dtype(), view.data()).ok_or_else(|| {
                 CaseError::tensor(name, format!("cases have no {:?} tensors", view.dtype()))
             })?;
+            if values.is_empty() {
+                return Err(CaseError::tensor(name, "it has no elements"));
+            }
             let dims = view.shape().to_vec();
             tensors.insert(name.to_owned(), Array { dims, values });
         }
@@ -329,7 +332,8 @@ impl<'a> Config<'a> {
     /// [`CaseError::Config`] if it is missing or not a count.
     pub fn count(&self, key: &str) -> Result<usize, CaseError> {
         let value = self.get(key)?;
-        as_count(value).ok_or_else(|| CaseError::config(key, format!("{value} is not a count")))
+        as_count(value)
+            .ok_or_else(|| CaseError::config(key, format!("{value} is not a count up to 2^24")))
     }
 
     /// A count, or `default` where the case has no such entry.
@@ -352,7 +356,9 @@ impl<'a> Config<'a> {
         let all = value
             .as_array()
             .and_then(|a| a.iter().map(as_count).collect());
-        all.ok_or_else(|| CaseError::config(key, format!("{value} is not a list of counts")))
+        all.ok_or_else(|| {
+            CaseError::config(key, format!("{value} is not a list of counts up to 2^24"))
+        })
     }
 
     /// Two counts, vertical and horizontal.
@@ -392,6 +398,10 @@ impl<'a> Config<'a> {
     }
 }
 
+/// Counts of a case are of channels, pixels and steps: a larger one is a mistake that products of it would hide.
+const MAX_COUNT: u64 = 1 << 24;
+
 fn as_count(value: &Value) -> Option<usize> {
-    value.as_u64().and_then(|v| usize::try_from(v).ok())
+    let count = value.as_u64().filter(|v| *v <= MAX_COUNT);
+    count.and_then(|v| usize::try_from(v).ok())
 }

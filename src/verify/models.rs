@@ -115,11 +115,15 @@ pub(super) fn run_head(case: &Case, device: &Device) -> Result<Results, CaseErro
     network.run(case, device, Scale::Model)
 }
 
+/// The configuration of a noise schedule, with a number of steps that memory has room for.
+fn schedule(config: &Value) -> Result<ScheduleConfig, CaseError> {
+    Config(config).count("n_timestep")?;
+    serde_json::from_value(config.clone()).map_err(|e| CaseError::config("schedule", e.to_string()))
+}
+
 /// Computes the tables of a noise schedule.
 pub(super) fn run_schedule(case: &Case) -> Result<Results, CaseError> {
-    let config: ScheduleConfig = serde_json::from_value(case.config.clone())
-        .map_err(|e| CaseError::config("schedule", e.to_string()))?;
-    let schedule = NoiseSchedule::new(&config);
+    let schedule = NoiseSchedule::new(&schedule(&case.config)?);
     let mut results = Results::new(Scale::Schedule);
     for (name, table) in [
         ("betas", &schedule.betas),
@@ -166,8 +170,7 @@ fn model(case: &Case) -> Result<DmFnet, CaseError> {
     let config = Config(&case.config);
     let schedule = match case.config.get("schedule") {
         None => ScheduleConfig::default(),
-        Some(s) => serde_json::from_value(s.clone())
-            .map_err(|e| CaseError::config("schedule", e.to_string()))?,
+        Some(config) => schedule(config)?,
     };
     let file = ModelFile {
         norm_groups: norm_groups(&case.weights[0])?,

@@ -113,7 +113,7 @@ impl Block<'_> {
 
     fn of_x(&mut self, op: impl Op) -> Built {
         let x = self.input("x")?;
-        Ok(self.network.graph.apply("", op, &[x])?)
+        Ok(self.network.graph.apply("y", op, &[x])?)
     }
 
     /// An operation on `x` and weights of one value for each of its channels.
@@ -124,7 +124,7 @@ impl Block<'_> {
         for name in weights {
             inputs.push(g.param(name, channels)?);
         }
-        Ok(g.apply("", op, &inputs)?)
+        Ok(g.apply("y", op, &inputs)?)
     }
 
     /// An activation, which takes any number of dimensions.
@@ -138,7 +138,7 @@ impl Block<'_> {
         Ok(self
             .network
             .graph
-            .apply("", Pointwise::act(activation), &[x])?)
+            .apply("y", Pointwise::act(activation), &[x])?)
     }
 
     fn conv2d(&mut self) -> Built {
@@ -167,10 +167,10 @@ impl Block<'_> {
         let g = &mut self.network.graph;
         let weight = g.param("weight", Shape::new(out, into / spec.groups, kh, kw))?;
         if !config.flag("bias")? {
-            return Ok(g.apply("", Conv2d::new(spec), &[x, weight])?);
+            return Ok(g.apply("y", Conv2d::new(spec), &[x, weight])?);
         }
         let bias = g.param("bias", Shape::new(1, out, 1, 1))?;
-        Ok(g.apply("", Conv2d::with_bias(spec), &[x, weight, bias])?)
+        Ok(g.apply("y", Conv2d::with_bias(spec), &[x, weight, bias])?)
     }
 
     /// The last dimension is the features', whatever comes before it the batch's.
@@ -190,10 +190,10 @@ impl Block<'_> {
         let g = &mut self.network.graph;
         let weight = g.param("weight", Shape::new(out, into, 1, 1))?;
         if !self.network.params.contains_key("bias") {
-            return Ok(g.apply("", Linear::new(), &[x, weight])?);
+            return Ok(g.apply("y", Linear::new(), &[x, weight])?);
         }
         let bias = g.param("bias", Shape::new(1, out, 1, 1))?;
-        Ok(g.apply("", Linear::with_bias(), &[x, weight, bias])?)
+        Ok(g.apply("y", Linear::with_bias(), &[x, weight, bias])?)
     }
 
     fn norm(&mut self, groups: usize, affine: bool) -> Built {
@@ -245,7 +245,7 @@ impl Block<'_> {
         };
         let x = self.network.input_as("x", shape, values);
         self.dims = Some(dims.to_vec());
-        Ok(self.network.graph.apply("", Softmax { axis }, &[x])?)
+        Ok(self.network.graph.apply("y", Softmax { axis }, &[x])?)
     }
 
     fn upsample_bilinear2(&mut self) -> Built {
@@ -262,7 +262,7 @@ impl Block<'_> {
         Ok(self
             .network
             .graph
-            .apply("", PositionalEncoding { dim }, &[level])?)
+            .apply("y", PositionalEncoding { dim }, &[level])?)
     }
 
     fn noise_level_mlp(&mut self) -> Built {
