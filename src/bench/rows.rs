@@ -38,18 +38,31 @@ impl Call {
                 dispatches.iter().map(|d| d.kernel.file).collect()
             }
         };
-        let mut named = kernels.clone();
-        named.dedup();
         let elements = shapes.iter().chain([&output.shape]).map(Shape::numel);
         Self {
             op: step.op.summary(),
             input: shapes.first().copied().unwrap_or(output.shape),
             output: output.shape,
-            algorithm: named.join(" + "),
+            algorithm: sequence(&kernels),
             dispatches: kernels.len(),
             macs: step.op.macs(&shapes, output.shape),
             bytes: 4 * elements.sum::<usize>() as u64,
         }
+    }
+}
+
+/// Kernels in the order they are launched, each named once, and how often the sequence is repeated.
+fn sequence(kernels: &[&str]) -> String {
+    let mut named: Vec<&str> = Vec::new();
+    for kernel in kernels {
+        if !named.contains(kernel) {
+            named.push(kernel);
+        }
+    }
+    let text = named.join(" + ");
+    match kernels.len() / named.len().max(1) {
+        0 | 1 => text,
+        times => format!("{times} x ({text})"),
     }
 }
 
@@ -192,6 +205,14 @@ mod tests {
         close(rows[1].gflops, 0.0);
         close(rows[1].gb_per_s, 1.0);
         close(rows[1].of_peak, 0.1);
+    }
+
+    #[test]
+    fn kernels_are_named_once() {
+        assert_eq!(sequence(&["a"]), "a");
+        assert_eq!(sequence(&["a", "b"]), "a + b");
+        assert_eq!(sequence(&["a", "b", "a", "b"]), "2 x (a + b)");
+        assert_eq!(sequence(&[]), "");
     }
 
     #[test]

@@ -22,7 +22,7 @@ const COPY_ELEMENTS: usize = 1 << 24;
 /// Rows and columns of the matrices of the CPU's product.
 const SGEMM: usize = 2048;
 /// Seconds that the multiply-add kernel should run at least, so that the clock's steps do not matter.
-const LONG_ENOUGH: f64 = 0.02;
+const LONG_ENOUGH: f64 = 0.04;
 /// Rounds of the multiply-add kernel at first and at most.
 const ROUNDS: [usize; 2] = [16, 1 << 15];
 
