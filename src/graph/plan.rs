@@ -218,7 +218,7 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// First and last step that touch each root; outputs live for ever.
+    /// First and last step that touch each root; outputs stay to the end.
     fn lifetimes(&self) -> Vec<Interval> {
         let nodes = self.graph.nodes();
         let mut lives: Vec<Interval> = nodes
@@ -245,7 +245,6 @@ impl<'a> Layout<'a> {
             }
         }
         for &id in self.outputs {
-            touch(id, 0);
             touch(id, usize::MAX);
         }
         lives
