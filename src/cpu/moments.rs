@@ -1,6 +1,6 @@
 //! Sums, means and variances of long runs of `f32`: short vectorised sums in `f32`, joined in `f64` in a fixed order.
 
-use pulp::Arch;
+use super::wide::wide;
 use rayon::prelude::*;
 
 /// Partial sums kept side by side, so that the loop over them vectorises.
@@ -29,12 +29,16 @@ impl Moments {
     }
 
     fn of_part(x: &[f32]) -> Self {
-        let of_block = |block: &[f32]| Self::of_block(block);
-        Arch::new().dispatch(|| {
-            x.chunks(BLOCK)
-                .map(of_block)
-                .fold(Self::default(), Self::join)
-        })
+        wide(x, Self::of_blocks)
+    }
+
+    #[inline(always)]
+    fn of_blocks(x: &[f32]) -> Self {
+        let mut all = Self::default();
+        for block in x.chunks(BLOCK) {
+            all = all.join(Self::of_block(block));
+        }
+        all
     }
 
     #[inline(always)]
@@ -75,15 +79,30 @@ impl Moments {
 
 /// The sum of `x`.
 pub fn sum(x: &[f32]) -> f64 {
-    Arch::new().dispatch(|| x.chunks(BLOCK).map(|block| sum_of(block, |v| v)).sum())
+    wide(x, sum_of_blocks)
+}
+
+#[inline(always)]
+fn sum_of_blocks(x: &[f32]) -> f64 {
+    let mut sum = 0.0;
+    for block in x.chunks(BLOCK) {
+        sum += sum_of(block, |v| v);
+    }
+    sum
 }
 
 /// The inner product of two slices of one length.
 pub fn dot(x: &[f32], y: &[f32]) -> f64 {
-    Arch::new().dispatch(|| {
-        let blocks = x.chunks(BLOCK).zip(y.chunks(BLOCK));
-        blocks.map(|(x, y)| dot_block(x, y)).sum()
-    })
+    wide((x, y), dot_of_blocks)
+}
+
+#[inline(always)]
+fn dot_of_blocks((x, y): (&[f32], &[f32])) -> f64 {
+    let mut sum = 0.0;
+    for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
+        sum += dot_block(x, y);
+    }
+    sum
 }
 
 #[inline(always)]

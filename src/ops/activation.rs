@@ -1,7 +1,7 @@
 //! Activation functions, elementwise.
 
 use crate::cpu::math;
-use pulp::Arch;
+use crate::cpu::wide::wide;
 
 /// An elementwise nonlinearity.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -37,10 +37,7 @@ impl Activation {
 
     /// Applies the function to every element, with the widest vectors the machine has. The same bits as [`apply`](Self::apply).
     pub fn apply_slice(self, xs: &mut [f32]) {
-        Arch::new().dispatch(Apply {
-            activation: self,
-            xs,
-        });
+        wide((self, xs), apply_all);
     }
 
     /// `out[i] = activation(f(x[i]))`, written to be inlined into a caller that is compiled for wide vectors.
@@ -86,27 +83,15 @@ fn leaky_relu(x: f32, slope: f32) -> f32 {
     if x < 0.0 { x * slope } else { x }
 }
 
-struct Apply<'a> {
-    activation: Activation,
-    xs: &'a mut [f32],
-}
-
-impl pulp::WithSimd for Apply<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
-        let xs = self.xs;
-        match self.activation {
-            Activation::None => {}
-            Activation::Relu => xs.iter_mut().for_each(|x| *x = relu(*x)),
-            Activation::Silu => xs.iter_mut().for_each(|x| *x = math::silu(*x)),
-            Activation::LeakyRelu(slope) => {
-                xs.iter_mut().for_each(|x| *x = leaky_relu(*x, slope));
-            }
-            Activation::Tanh => xs.iter_mut().for_each(|x| *x = math::tanh(*x)),
-            Activation::Sigmoid => xs.iter_mut().for_each(|x| *x = math::sigmoid(*x)),
-        }
+#[inline(always)]
+fn apply_all((activation, xs): (Activation, &mut [f32])) {
+    match activation {
+        Activation::None => {}
+        Activation::Relu => xs.iter_mut().for_each(|x| *x = relu(*x)),
+        Activation::Silu => xs.iter_mut().for_each(|x| *x = math::silu(*x)),
+        Activation::LeakyRelu(slope) => xs.iter_mut().for_each(|x| *x = leaky_relu(*x, slope)),
+        Activation::Tanh => xs.iter_mut().for_each(|x| *x = math::tanh(*x)),
+        Activation::Sigmoid => xs.iter_mut().for_each(|x| *x = math::sigmoid(*x)),
     }
 }
 

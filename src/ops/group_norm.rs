@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::activation::Activation;
@@ -11,6 +10,7 @@ use super::pointwise::{Pointwise, activation_call};
 use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
 use crate::cpu::moments::Moments;
 use crate::cpu::view::{View, ViewMut};
+use crate::cpu::wide::wide;
 use crate::tensor::Shape;
 
 /// Elements that one CPU task normalises.
@@ -164,15 +164,17 @@ impl Op for GroupNorm {
     }
 }
 
-/// `out[i] = activation((x[i] - centre) * scale + shift)`. Subtracting first keeps a constant group exact: its scale is
+/// `out[i] = activation((x[i] - centre) * scale + shift)`, `line` being `[centre, scale, shift]`. Subtracting first keeps a constant group exact: its scale is
 /// over 300.
-pub(super) fn normalise(
-    out: &mut [f32],
-    x: &[f32],
-    [centre, scale, shift]: [f32; 3],
-    activation: Activation,
+pub(super) fn normalise(out: &mut [f32], x: &[f32], line: [f32; 3], activation: Activation) {
+    wide((out, x, line, activation), normalise_row);
+}
+
+#[inline(always)]
+fn normalise_row(
+    (out, x, [centre, scale, shift], activation): (&mut [f32], &[f32], [f32; 3], Activation),
 ) {
-    Arch::new().dispatch(|| activation.map(x, out, |x| (x - centre) * scale + shift));
+    activation.map(x, out, |x| (x - centre) * scale + shift);
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::any::Any;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
 use crate::cpu::math::exp;
 use crate::cpu::view::{View, ViewMut};
+use crate::cpu::wide::wide;
 use crate::tensor::Shape;
 
 /// Pixels that one CPU task takes.
@@ -35,38 +35,55 @@ pub struct Softmax {
 
 /// Softmax of one row, in place.
 pub(super) fn softmax_row(row: &mut [f32]) {
-    Arch::new().dispatch(|| {
-        let top = row
-            .iter()
-            .fold(f32::NEG_INFINITY, |top, &v| if v > top { v } else { top });
-        row.iter_mut().for_each(|v| *v = exp(*v - top));
-        let total: f64 = row.iter().map(|&v| f64::from(v)).sum();
-        let scale = (1.0 / total) as f32;
-        row.iter_mut().for_each(|v| *v *= scale);
-    });
+    wide(row, exponents_over_sum);
 }
 
-/// Softmax over the channels of `out`'s block of pixels of one item; `x` is the item, `first` the block's first pixel.
-fn top_and_scale(x: &[f32], plane: usize, first: usize, len: usize) -> Vec<[f32; 2]> {
-    let blocks = || x.chunks(plane).map(|channel| &channel[first..][..len]);
-    Arch::new().dispatch(|| {
-        let mut lines = vec![[f32::NEG_INFINITY, 0.0]; len];
-        for block in blocks() {
-            for (line, &v) in lines.iter_mut().zip(block) {
-                line[0] = if v > line[0] { v } else { line[0] };
-            }
+#[inline(always)]
+fn exponents_over_sum(row: &mut [f32]) {
+    let mut top = f32::NEG_INFINITY;
+    for &v in &*row {
+        top = if v > top { v } else { top };
+    }
+    for v in &mut *row {
+        *v = exp(*v - top);
+    }
+    let mut total = 0.0;
+    for &v in &*row {
+        total += f64::from(v);
+    }
+    let scale = (1.0 / total) as f32;
+    for v in row {
+        *v *= scale;
+    }
+}
+
+/// The maximum over the channels and the inverse of the exponents' sum, for `len` pixels from `first` on; `x` is a batch
+/// item with channels of `plane` pixels.
+#[inline(always)]
+fn top_and_scale((x, plane, first, len): (&[f32], usize, usize, usize)) -> Vec<[f32; 2]> {
+    let (mut tops, mut totals) = (vec![f32::NEG_INFINITY; len], vec![0f64; len]);
+    for channel in x.chunks_exact(plane) {
+        for (top, &v) in tops.iter_mut().zip(&channel[first..][..len]) {
+            *top = if v > *top { v } else { *top };
         }
-        let mut totals = vec![0f64; len];
-        for block in blocks() {
-            for ((total, line), &v) in totals.iter_mut().zip(&lines).zip(block) {
-                *total += f64::from(exp(v - line[0]));
-            }
+    }
+    for channel in x.chunks_exact(plane) {
+        for ((total, top), &v) in totals.iter_mut().zip(&tops).zip(&channel[first..][..len]) {
+            *total += f64::from(exp(v - top));
         }
-        for (line, total) in lines.iter_mut().zip(totals) {
-            line[1] = (1.0 / total) as f32;
-        }
-        lines
-    })
+    }
+    let lines = tops.into_iter().zip(totals);
+    lines
+        .map(|(top, total)| [top, (1.0 / total) as f32])
+        .collect()
+}
+
+/// `exp(x - top) * scale`, pixel by pixel.
+#[inline(always)]
+fn apply_lines((out, x, lines): (&mut [f32], &[f32], &[[f32; 2]])) {
+    for ((out, &v), [top, scale]) in out.iter_mut().zip(x).zip(lines) {
+        *out = exp(v - top) * scale;
+    }
 }
 
 impl Softmax {
@@ -75,20 +92,16 @@ impl Softmax {
         for n in 0..x.shape.n() {
             let item = x.item(n);
             let blocks: Vec<usize> = (0..plane).step_by(PIXELS).collect();
-            let of_block =
-                |&first: &usize| top_and_scale(item, plane, first, PIXELS.min(plane - first));
+            let of_block = |&first: &usize| {
+                let len = PIXELS.min(plane - first);
+                wide((item, plane, first, len), top_and_scale)
+            };
             let lines: Vec<[f32; 2]> = blocks.par_iter().flat_map_iter(of_block).collect();
             let rows = out
                 .item(n)
                 .par_chunks_mut(plane)
                 .zip(item.par_chunks(plane));
-            rows.for_each(|(out, x)| {
-                Arch::new().dispatch(|| {
-                    for ((out, &v), [top, scale]) in out.iter_mut().zip(x).zip(&lines) {
-                        *out = exp(v - top) * scale;
-                    }
-                });
-            });
+            rows.for_each(|(out, x)| wide((out, x, &lines[..]), apply_lines));
         }
     }
 }

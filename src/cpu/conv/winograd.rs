@@ -77,16 +77,20 @@ fn transform_kernel(kernel: &[f32]) -> [f32; POINTS] {
         [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
         [0.0, 0.0, 1.0],
     ];
-    std::array::from_fn(|point| {
-        let (row, column) = (&G[point / PATCH], &G[point % PATCH]);
-        let mut sum = 0.0;
-        for y in 0..3 {
-            for x in 0..3 {
-                sum += row[y] * column[x] * f64::from(kernel[y * 3 + x]);
+    let mut half = [[0.0; 3]; PATCH];
+    for (half, g) in half.iter_mut().zip(&G) {
+        for (x, half) in half.iter_mut().enumerate() {
+            for y in 0..3 {
+                *half += g[y] * f64::from(kernel[y * 3 + x]);
             }
         }
-        sum as f32
-    })
+    }
+    let mut points = [0.0; POINTS];
+    for (point, value) in points.iter_mut().enumerate() {
+        let (half, g) = (&half[point / PATCH], &G[point % PATCH]);
+        *value = (half[0] * g[0] + half[1] * g[1] + half[2] * g[2]) as f32;
+    }
+    points
 }
 
 /// How the output is cut into groups of tiles, one tile per lane.
