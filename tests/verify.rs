@@ -350,6 +350,13 @@ fn the_command_counts_last_and_fails_with_1() {
         (&all["failed"], &all["cases"][1]["tensors"][1]["outcome"]),
         (&json!(1), &json!("failed"))
     );
+    let twice = folder.path().join("wrong.json");
+    let weights = folder.path().join("unet.weights.safetensors");
+    let (_, text) = run(&[twice.to_str().unwrap(), weights.to_str().unwrap()]);
+    assert_eq!(
+        text.lines().last(),
+        Some("3 passed, 1 failed, 0 not checked")
+    );
     let missing = folder.path().join("missing");
     let (code, text) = run(&[missing.to_str().unwrap()]);
     assert_eq!(

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::DeviceArgs;
-use crate::verify::{Check, Comparison, Counts, Outcome, Report, find_cases, verify};
+use crate::verify::{CaseError, Check, Comparison, Counts, Outcome, Report, find_cases, verify};
 
 /// Check what medfuse computes against golden cases, tensor by tensor
 ///
@@ -49,21 +49,17 @@ pub fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     eprintln!("device: {}", device.describe());
     let (mut counts, mut shown) = (Counts::default(), Vec::new());
     let mut out = std::io::stdout().lock();
-    for argument in &args.cases {
-        let cases = find_cases(argument);
-        let (cases, none) = match cases {
-            Ok(cases) => (cases, None),
-            Err(error) => (Vec::new(), Some(Report::of_error(argument, error))),
+    for (path, error) in jobs(&args.cases) {
+        let report = match error {
+            Some(error) => Report::of_error(&path, error),
+            None => verify(&path, &device, args.forward),
         };
-        let reports = cases.iter().map(|case| verify(case, &device, args.forward));
-        for report in none.into_iter().chain(reports) {
-            counts = counts.plus(report.counts());
-            if args.json {
-                shown.push(report_json(&report));
-            } else {
-                out.write_all(text(&report, &args).as_bytes())
-                    .context("cannot print")?;
-            }
+        counts = counts.plus(report.counts());
+        if args.json {
+            shown.push(report_json(&report));
+        } else {
+            out.write_all(text(&report, &args).as_bytes())
+                .context("cannot print")?;
         }
     }
     let Counts {
@@ -83,6 +79,31 @@ pub fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
         writeln!(out, "{line}").context("cannot print")?;
     }
     Ok(ExitCode::from(u8::from(failed > 0)))
+}
+
+/// The cases of the arguments, each once, and the arguments that have none with the reason. A file of weights is none
+/// by right, unless there is nothing else.
+fn jobs(arguments: &[PathBuf]) -> Vec<(PathBuf, Option<CaseError>)> {
+    let mut jobs: Vec<(PathBuf, Option<CaseError>)> = Vec::new();
+    for argument in arguments {
+        match find_cases(argument) {
+            Err(error) => jobs.push((argument.clone(), Some(error))),
+            Ok(cases) => {
+                for case in cases {
+                    if jobs.iter().all(|(known, _)| *known != case) {
+                        jobs.push((case, None));
+                    }
+                }
+            }
+        }
+    }
+    if jobs.is_empty() {
+        let named = arguments
+            .iter()
+            .map(|path| (path.clone(), Some(CaseError::NoCases)));
+        jobs.extend(named);
+    }
+    jobs
 }
 
 /// A case's line, and below it the tensors that are worth showing.

@@ -112,10 +112,10 @@ pub struct Case {
     pub noise_floor: BTreeMap<String, NoiseFloor>,
 }
 
-/// Whether `path`, without its ending, is that of a file of weights that cases name, not of a case.
-fn is_weights(path: &Path) -> bool {
-    path.file_stem()
-        .is_some_and(|stem| stem.to_string_lossy().ends_with("weights"))
+/// Whether the name that two files share is that of weights, which cases name, and not of a case.
+fn is_weights(stem: &Path) -> bool {
+    let name = stem.file_name().unwrap_or_default();
+    name.to_string_lossy().ends_with("weights")
 }
 
 /// `path` without the ending of a case's files, if it has one.
@@ -140,14 +140,19 @@ fn read(path: &Path) -> Result<Vec<u8>, CaseError> {
 }
 
 /// The cases that an argument stands for: those in and under a folder, sorted, or the one of a file. They are given by
-/// the name that their two files have in common. Files of weights in a folder (`*weights.safetensors`, `*weights.json`)
-/// are passed over.
+/// the name that their two files have in common. Files of weights (`*weights.safetensors`, `*weights.json`) are no
+/// cases: there are none in such a file.
 ///
 /// # Errors
 /// [`CaseError`] if a folder cannot be read or has no cases.
 pub fn find_cases(path: &Path) -> Result<Vec<PathBuf>, CaseError> {
     if !path.is_dir() {
-        return Ok(vec![stem(path)]);
+        let case = stem(path);
+        return Ok(if is_weights(&case) {
+            vec![]
+        } else {
+            vec![case]
+        });
     }
     let mut found = Vec::new();
     walk(path, &mut found)?;
@@ -170,7 +175,7 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), CaseError> {
         // A link to a folder is not followed: it might lead in a circle.
         if entry.file_type().map_err(unreadable)?.is_dir() {
             walk(&path, found)?;
-        } else if stem(&path) != path && !is_weights(&path) {
+        } else if stem(&path) != path && !is_weights(&stem(&path)) {
             found.push(stem(&path));
         }
     }
@@ -190,7 +195,7 @@ impl Case {
         };
         let sidecar: Sidecar =
             serde_json::from_slice(&read(&json)?).map_err(|e| malformed(&json, e.to_string()))?;
-        if is_weights(&json) {
+        if is_weights(path) {
             return Err(malformed(&json, "it goes with a file of weights".into()));
         }
         let file = with_ending(path, ".safetensors");

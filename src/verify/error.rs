@@ -21,8 +21,10 @@ pub enum CaseError {
         /// Why.
         reason: String,
     },
-    /// A folder has no cases.
-    #[error("the folder has no cases: a case is NAME.safetensors and NAME.json")]
+    /// A folder has no cases, or a file is not of one.
+    #[error(
+        "there are no cases: a case is NAME.safetensors and NAME.json, where NAME does not end in weights"
+    )]
     NoCases,
     /// A file is not what a case's file of its ending is.
     #[error("{path} is not a case's file: {reason}")]
