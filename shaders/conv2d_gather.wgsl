@@ -1,6 +1,6 @@
 // The columns of a convolution's GEMM: what each output pixel multiplies, one row per input channel and tap.
 // Result: columns[blocks][depth + 1][32 pixels]. An invocation gathers 4 neighbouring pixels of a row in 8 channels.
-// Workgroups: x over blocks, y over groups of 32 channels.
+// Workgroups: x over eights of blocks, y over groups of 8 channels: what a workgroup reads of a channel is contiguous.
 //#use conv2d
 
 // Whether the kernel has a single tap.
@@ -53,16 +53,17 @@ fn gather(tap: vec2<u32>, base: u32, top: i32, left: i32, first: u32, at: u32) {
     }
 }
 
-@compute @workgroup_size(8, 4)
+@compute @workgroup_size(8, 8)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
-    let first = (group.y * 4u + lane.y) * 8u;
-    let quad = quad_of(group.x, lane.x);
+    let first = group.y * 8u;
+    let quad = quad_of(group.x * 8u + lane.y, lane.x);
     let row = quad / p.row_quads;
     let n = row / p.image_rows;
     let top = i32((row % p.image_rows) * p.stride_h) - p.pad_h;
     let left = i32((quad % p.row_quads) * 4u * p.stride_w) - p.pad_w;
     let base = p.in_offset + n * p.in_batch_stride;
-    let at = group.x * (p.depth + 1u) * 8u + (quad - p.first_quad) % 8u;
+    let in_launch = quad - p.first_quad;
+    let at = in_launch / 8u * (p.depth + 1u) * 8u + in_launch % 8u;
     // The depth is even: what an odd number of products is filled up with must be finite. Row `depth` is never read.
     let filled = p.in_channels * p.kernel_h * p.kernel_w;
     columns[at + filled * 8u] = vec4(0.0);

@@ -32,6 +32,8 @@ struct Params {
     out_channels: u32,
     out_h: u32,
     out_w: u32,
+    // Bits: 1 bias, 2 channel add.
+    parts: u32,
     bias_offset: u32,
     add_offset: u32,
     add_batch_stride: u32,

@@ -1,18 +1,16 @@
 // What is added to a convolution's sums, and the activation. Needs `conv2d` and the bindings `bias`, `channel_add` and
 // `residual`.
 
-// What there is to add. These are constants because llvmpipe pays for a branch in every load and store inside it.
-override BIAS: bool = false;
-override CHANNEL_ADD: bool = false;
+// Whether there is a residual: a constant because llvmpipe pays for a branch in every load inside it.
 override RESIDUAL: bool = false;
 
 // What every pixel of channel `oc` of item `n` gets.
 fn shift_of(n: u32, oc: u32) -> f32 {
     var shift = 0.0;
-    if BIAS {
+    if (p.parts & 1u) != 0u {
         shift += bias[p.bias_offset + oc];
     }
-    if CHANNEL_ADD {
+    if (p.parts & 2u) != 0u {
         shift += channel_add[p.add_offset + n * p.add_batch_stride + oc];
     }
     return shift;

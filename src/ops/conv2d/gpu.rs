@@ -286,6 +286,7 @@ impl Call<'_> {
             .u(out.c())
             .u(out.h())
             .u(out.w())
+            .u(usize::from(of.bias.is_some()) + 2 * usize::from(of.channel_add.is_some()))
             .u(of.bias.map_or(0, |(_, slot)| slot.offset))
             .optional_slot(add.as_ref())
             .optional_slot(of.residual.map(|(_, slot)| slot).as_ref())
@@ -311,8 +312,6 @@ impl Call<'_> {
         Kernel::new(file)
             .constant("ACTIVATION", code)
             .constant("SLOPE", f64::from(slope))
-            .flag("BIAS", conv.bias)
-            .flag("CHANNEL_ADD", conv.channel_add)
             .flag("RESIDUAL", conv.residual)
     }
 

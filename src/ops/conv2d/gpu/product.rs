@@ -134,16 +134,16 @@ impl Product {
         let params = call.params(extent, launch);
         let (read, written) = self.aligned(call);
         let [ic, oc] = self.channels;
-        let (before, before_rows, after, after_rows) = match self.method {
+        let (before, before_counts, after, after_rows) = match self.method {
             Method::Winograd => (
                 Kernel::new("winograd_input"),
-                self.depth.div_ceil(8),
+                [blocks, self.depth.div_ceil(8), 1],
                 "winograd_output",
                 oc.div_ceil(8),
             ),
             _ => (
                 Kernel::new("conv2d_gather").flag("POINT", self.taps == 1),
-                ic.div_ceil(32),
+                [blocks.div_ceil(8), ic.div_ceil(8), 1],
                 "conv2d_scatter",
                 oc.div_ceil(32),
             ),
@@ -157,7 +157,7 @@ impl Product {
         stored.extend(call.epilogue_binds());
         let gathered = vec![Bind::Input(0), Bind::Scratch(0)];
         [
-            Dispatch::new(before, params.clone(), gathered, [blocks, before_rows, 1]),
+            Dispatch::new(before, params.clone(), gathered, before_counts),
             self.multiply(traits, blocks),
             Dispatch::new(after, params, stored, [blocks, after_rows, 1]),
         ]
