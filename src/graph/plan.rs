@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::fuse::{fuse, prune, specialize};
 use super::ir::{Graph, Kind, NodeId};
 use super::place::{Interval, Placed, place, share};
-use crate::ops::{Op, Slot, Target};
+use crate::ops::{MAX_LOOP_ROUNDS, Op, Slot, Target};
 use crate::tensor::Shape;
 
 /// A tensor in a buffer of the plan.
@@ -67,6 +67,17 @@ pub enum PlanError {
         mib: f64,
         /// The adapter's limit.
         limit_mib: f64,
+    },
+    /// A kernel would loop longer than the adapter lets it, and give a wrong result.
+    #[error(
+        "layer {layer} needs {rounds} loop rounds of a kernel, but this software adapter ends loops after \
+         {MAX_LOOP_ROUNDS}: use smaller images, or --device cpu"
+    )]
+    TooLong {
+        /// Name of the layer.
+        layer: String,
+        /// Rounds of one invocation.
+        rounds: usize,
     },
     /// The tensors together have more elements than the kernels' 32-bit indices reach.
     #[error(
@@ -153,7 +164,14 @@ fn check_limits(plan: &Plan) -> Result<(), PlanError> {
         Target::Cpu => u64::MAX,
         Target::Gpu(traits) => traits.max_binding.min(traits.max_buffer),
     };
+    let software = matches!(&plan.target, Target::Gpu(traits) if traits.software);
     for step in plan.setup.iter().chain(&plan.steps) {
+        let shapes: Vec<Shape> = step.inputs.iter().map(|l| l.slot.shape).collect();
+        let rounds = step.op.loop_rounds(&shapes, step.output.slot.shape);
+        if software && rounds > MAX_LOOP_ROUNDS {
+            let layer = step.name.clone();
+            return Err(PlanError::TooLong { layer, rounds });
+        }
         let used = step.inputs.iter().chain([&step.output]).map(|l| l.buffer);
         for buffer in used.chain(step.scratch.iter().copied()) {
             let elements = plan.buffers[buffer].len;
@@ -538,6 +556,32 @@ mod tests {
         let apart = fused(&all, Device::Cpu);
         assert!(relative_l2(&fused(&[h], Device::Cpu), &apart) < 1e-6);
         assert!(relative_l2(&fused(&[h], Device::Gpu(gpu())), &apart) < 1e-6);
+    }
+
+    #[test]
+    fn loops_up_to_the_limit_are_right_and_longer_ones_refused() {
+        // Two output channels, 9 taps and 3 + 1 rounds around them: 5,041 channels are just too many.
+        let sums = |channels: usize| {
+            let weight = Shape::new(2, channels, 3, 3);
+            let mut g = Graph::new();
+            let x = g.input("x", Shape::new(1, channels, 3, 3));
+            let w = g.param("w", weight).unwrap();
+            let conv = Conv2d::new(ConvSpec::same(3));
+            let y = g.apply("conv", conv, &[x, w]).unwrap();
+            let w = Tensor::new(weight.0, random(weight.numel(), 6));
+            let weights = BTreeMap::from([("w".to_owned(), w)]);
+            let data = random(9 * channels, 7);
+            let on = |device: Device| {
+                let exe = device.compile(&g, &[y], &weights)?;
+                Ok(exe.run(&[("x", &data)])?.remove(0))
+            };
+            (on(Device::Cpu), on(Device::Gpu(gpu())))
+        };
+        let (cpu, on_gpu): (Result<_, crate::device::RunError>, Result<_, _>) = sums(5_041);
+        assert!(cpu.is_ok());
+        assert_eq!(on_gpu.is_err(), gpu().traits().software);
+        let (cpu, on_gpu) = sums(5_040);
+        assert!(relative_l2(&on_gpu.unwrap(), &cpu.unwrap()) < 1e-5);
     }
 
     #[test]

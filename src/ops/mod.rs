@@ -24,6 +24,9 @@ pub mod testing;
 
 pub use kernel::{Bind, Dispatch, Kernel, Params, Slot};
 
+/// Rounds after which llvmpipe ends the loops of an invocation without a word, all its loops together.
+pub const MAX_LOOP_ROUNDS: usize = 65_535;
+
 /// What a plan is made for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
@@ -111,6 +114,12 @@ pub trait Op: Debug + Send + Sync + 'static {
     /// Elements of each scratch buffer that the kernels of a run need.
     fn scratch(&self, _traits: &GpuTraits, _inputs: &[Shape], _output: Shape) -> Vec<usize> {
         Vec::new()
+    }
+
+    /// Loop rounds of the busiest invocation of the kernels, all loops together. Software adapters end an invocation's
+    /// loops after [`MAX_LOOP_ROUNDS`], so the plan refuses more there; an upper bound will do.
+    fn loop_rounds(&self, _inputs: &[Shape], _output: Shape) -> usize {
+        0
     }
 
     /// The CPU twin: computes `out` from `inputs`.

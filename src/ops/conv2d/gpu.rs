@@ -200,6 +200,15 @@ impl Op for GpuConv2d {
         (output.numel() * self.weight.item()) as u64
     }
 
+    /// Products are summed one after the other; loops of constant length inside are unrolled.
+    fn loop_rounds(&self, _inputs: &[Shape], _output: Shape) -> usize {
+        let [_, group_in, kh, kw] = self.weight.0;
+        match self.method {
+            Method::Gemm | Method::Winograd => even(self.weight.item()),
+            Method::Direct | Method::Depthwise => group_in * (1 + kh * (1 + kw)),
+        }
+    }
+
     fn summary(&self) -> String {
         self.conv.describe()
     }
