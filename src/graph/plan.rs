@@ -560,7 +560,7 @@ mod tests {
 
     #[test]
     fn loops_up_to_the_limit_are_right_and_longer_ones_refused() {
-        // Two output channels, 9 taps and 3 + 1 rounds around them: 5,041 channels are just too many.
+        // A 3x3 convolution loops over rows and taps of each channel; results were wrong from about 3,500 channels on.
         let sums = |channels: usize| {
             let weight = Shape::new(2, channels, 3, 3);
             let mut g = Graph::new();
@@ -577,10 +577,10 @@ mod tests {
             };
             (on(Device::Cpu), on(Device::Gpu(gpu())))
         };
-        let (cpu, on_gpu): (Result<_, crate::device::RunError>, Result<_, _>) = sums(5_041);
+        let (cpu, on_gpu): (Result<_, crate::device::RunError>, Result<_, _>) = sums(2_700);
         assert!(cpu.is_ok());
         assert_eq!(on_gpu.is_err(), gpu().traits().software);
-        let (cpu, on_gpu) = sums(5_040);
+        let (cpu, on_gpu) = sums(2_600);
         assert!(relative_l2(&on_gpu.unwrap(), &cpu.unwrap()) < 1e-5);
     }
 
