@@ -5,4 +5,4 @@ pub mod executor;
 pub mod math;
 pub mod moments;
 pub mod view;
-pub mod wide;
+pub(crate) mod wide;

@@ -1,6 +1,6 @@
 //! Sums, means and variances of long runs of `f32`: short vectorised sums in `f32`, joined in `f64` in a fixed order.
 
-use super::wide::wide;
+use super::wide::wide_fn;
 use rayon::prelude::*;
 
 /// Partial sums kept side by side, so that the loop over them vectorises.
@@ -24,21 +24,8 @@ pub struct Moments {
 impl Moments {
     /// The moments of `x`, on all threads. The result does not depend on their number.
     pub fn of(x: &[f32]) -> Self {
-        let parts: Vec<Self> = x.par_chunks(PART).map(Self::of_part).collect();
+        let parts: Vec<Self> = x.par_chunks(PART).map(of_part).collect();
         parts.into_iter().fold(Self::default(), Self::join)
-    }
-
-    fn of_part(x: &[f32]) -> Self {
-        wide(x, Self::of_blocks)
-    }
-
-    #[inline(always)]
-    fn of_blocks(x: &[f32]) -> Self {
-        let mut all = Self::default();
-        for block in x.chunks(BLOCK) {
-            all = all.join(Self::of_block(block));
-        }
-        all
     }
 
     #[inline(always)]
@@ -77,32 +64,36 @@ impl Moments {
     }
 }
 
-/// The sum of `x`.
-pub fn sum(x: &[f32]) -> f64 {
-    wide(x, sum_of_blocks)
-}
-
-#[inline(always)]
-fn sum_of_blocks(x: &[f32]) -> f64 {
-    let mut sum = 0.0;
-    for block in x.chunks(BLOCK) {
-        sum += sum_of(block, |v| v);
+wide_fn! {
+    fn of_part<'a>(x: &'a [f32]) -> Moments {
+        let mut all = Moments::default();
+        for block in x.chunks(BLOCK) {
+            all = all.join(Moments::of_block(block));
+        }
+        all
     }
-    sum
 }
 
-/// The inner product of two slices of one length.
-pub fn dot(x: &[f32], y: &[f32]) -> f64 {
-    wide((x, y), dot_of_blocks)
-}
-
-#[inline(always)]
-fn dot_of_blocks((x, y): (&[f32], &[f32])) -> f64 {
-    let mut sum = 0.0;
-    for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
-        sum += dot_block(x, y);
+wide_fn! {
+    /// The sum of `x`.
+    pub fn sum<'a>(x: &'a [f32]) -> f64 {
+        let mut sum = 0.0;
+        for block in x.chunks(BLOCK) {
+            sum += sum_of(block, |v| v);
+        }
+        sum
     }
-    sum
+}
+
+wide_fn! {
+    /// The inner product of two slices of one length.
+    pub fn dot<'a>(x: &'a [f32], y: &'a [f32]) -> f64 {
+        let mut sum = 0.0;
+        for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
+            sum += dot_block(x, y);
+        }
+        sum
+    }
 }
 
 #[inline(always)]

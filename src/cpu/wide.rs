@@ -1,25 +1,31 @@
 //! Loops compiled for the widest vectors that the machine has.
 
-use pulp::{Arch, Simd, WithSimd};
-
-/// `f(args)`, compiled for the widest vectors of this machine.
+/// Defines a function whose body is compiled for the widest vectors of the machine that runs it. It borrows for one
+/// named lifetime; what it calls in its loops must be marked `#[inline(always)]`.
 ///
-/// `f` must be the name of a function marked `#[inline(always)]`, and so must everything be that it calls in its loops.
-/// A closure would not do: unless the optimiser happens to inline it, it stays code for the oldest processors.
-pub fn wide<A, R>(args: A, f: impl FnOnce(A) -> R) -> R {
-    Arch::new().dispatch(Call { args, f })
+/// A closure handed to [`pulp::Arch::dispatch`] would not do: unless the optimiser happens to inline it, its body stays code
+/// for the oldest processors.
+macro_rules! wide_fn {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$life:lifetime>($($arg:ident: $type:ty),+ $(,)?) -> $output:ty $body:block) => {
+        $(#[$meta])*
+        $vis fn $name<$life>($($arg: $type),+) -> $output {
+            struct Call<$life> {
+                $($arg: $type),+
+            }
+
+            impl<$life> pulp::WithSimd for Call<$life> {
+                type Output = $output;
+
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) -> $output {
+                    let Self { $($arg),+ } = self;
+                    $body
+                }
+            }
+
+            pulp::Arch::new().dispatch(Call { $($arg),+ })
+        }
+    };
 }
 
-struct Call<A, F> {
-    args: A,
-    f: F,
-}
-
-impl<A, R, F: FnOnce(A) -> R> WithSimd for Call<A, F> {
-    type Output = R;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> R {
-        (self.f)(self.args)
-    }
-}
+pub(crate) use wide_fn;

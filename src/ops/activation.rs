@@ -1,7 +1,7 @@
 //! Activation functions, elementwise.
 
 use crate::cpu::math;
-use crate::cpu::wide::wide;
+use crate::cpu::wide::wide_fn;
 
 /// An elementwise nonlinearity.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -37,7 +37,7 @@ impl Activation {
 
     /// Applies the function to every element, with the widest vectors the machine has. The same bits as [`apply`](Self::apply).
     pub fn apply_slice(self, xs: &mut [f32]) {
-        wide((self, xs), apply_all);
+        apply_all(self, xs);
     }
 
     /// `out[i] = activation(f(x[i]))`, written to be inlined into a caller that is compiled for wide vectors.
@@ -83,15 +83,23 @@ fn leaky_relu(x: f32, slope: f32) -> f32 {
     if x < 0.0 { x * slope } else { x }
 }
 
+wide_fn! {
+    fn apply_all<'a>(activation: Activation, xs: &'a mut [f32]) -> () {
+        match activation {
+            Activation::None => {}
+            Activation::Relu => in_place(xs, relu),
+            Activation::Silu => in_place(xs, math::silu),
+            Activation::LeakyRelu(slope) => in_place(xs, |x| leaky_relu(x, slope)),
+            Activation::Tanh => in_place(xs, math::tanh),
+            Activation::Sigmoid => in_place(xs, math::sigmoid),
+        }
+    }
+}
+
 #[inline(always)]
-fn apply_all((activation, xs): (Activation, &mut [f32])) {
-    match activation {
-        Activation::None => {}
-        Activation::Relu => xs.iter_mut().for_each(|x| *x = relu(*x)),
-        Activation::Silu => xs.iter_mut().for_each(|x| *x = math::silu(*x)),
-        Activation::LeakyRelu(slope) => xs.iter_mut().for_each(|x| *x = leaky_relu(*x, slope)),
-        Activation::Tanh => xs.iter_mut().for_each(|x| *x = math::tanh(*x)),
-        Activation::Sigmoid => xs.iter_mut().for_each(|x| *x = math::sigmoid(*x)),
+fn in_place(xs: &mut [f32], f: impl Fn(f32) -> f32) {
+    for x in xs {
+        *x = f(*x);
     }
 }
 

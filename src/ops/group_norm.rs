@@ -10,7 +10,7 @@ use super::pointwise::{Pointwise, activation_call};
 use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
 use crate::cpu::moments::Moments;
 use crate::cpu::view::{View, ViewMut};
-use crate::cpu::wide::wide;
+use crate::cpu::wide::wide_fn;
 use crate::tensor::Shape;
 
 /// Elements that one CPU task normalises.
@@ -164,17 +164,18 @@ impl Op for GroupNorm {
     }
 }
 
-/// `out[i] = activation((x[i] - centre) * scale + shift)`, `line` being `[centre, scale, shift]`. Subtracting first keeps a constant group exact: its scale is
-/// over 300.
-pub(super) fn normalise(out: &mut [f32], x: &[f32], line: [f32; 3], activation: Activation) {
-    wide((out, x, line, activation), normalise_row);
-}
-
-#[inline(always)]
-fn normalise_row(
-    (out, x, [centre, scale, shift], activation): (&mut [f32], &[f32], [f32; 3], Activation),
-) {
-    activation.map(x, out, |x| (x - centre) * scale + shift);
+wide_fn! {
+    /// `out[i] = activation((x[i] - centre) * scale + shift)`, `line` being `[centre, scale, shift]`. Subtracting first
+    /// keeps a constant group exact: its scale is over 300.
+    pub(super) fn normalise<'a>(
+        out: &'a mut [f32],
+        x: &'a [f32],
+        line: [f32; 3],
+        activation: Activation,
+    ) -> () {
+        let [centre, scale, shift] = line;
+        activation.map(x, out, |x| (x - centre) * scale + shift);
+    }
 }
 
 #[cfg(test)]

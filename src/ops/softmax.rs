@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
 use crate::cpu::math::exp;
 use crate::cpu::view::{View, ViewMut};
-use crate::cpu::wide::wide;
+use crate::cpu::wide::wide_fn;
 use crate::tensor::Shape;
 
 /// Pixels that one CPU task takes.
@@ -33,56 +33,53 @@ pub struct Softmax {
     pub axis: Axis,
 }
 
-/// Softmax of one row, in place.
-pub(super) fn softmax_row(row: &mut [f32]) {
-    wide(row, exponents_over_sum);
-}
-
-#[inline(always)]
-fn exponents_over_sum(row: &mut [f32]) {
-    let mut top = f32::NEG_INFINITY;
-    for &v in &*row {
-        top = if v > top { v } else { top };
-    }
-    for v in &mut *row {
-        *v = exp(*v - top);
-    }
-    let mut total = 0.0;
-    for &v in &*row {
-        total += f64::from(v);
-    }
-    let scale = (1.0 / total) as f32;
-    for v in row {
-        *v *= scale;
-    }
-}
-
-/// The maximum over the channels and the inverse of the exponents' sum, for `len` pixels from `first` on; `x` is a batch
-/// item with channels of `plane` pixels.
-#[inline(always)]
-fn top_and_scale((x, plane, first, len): (&[f32], usize, usize, usize)) -> Vec<[f32; 2]> {
-    let (mut tops, mut totals) = (vec![f32::NEG_INFINITY; len], vec![0f64; len]);
-    for channel in x.chunks_exact(plane) {
-        for (top, &v) in tops.iter_mut().zip(&channel[first..][..len]) {
-            *top = if v > *top { v } else { *top };
+wide_fn! {
+    /// Softmax of one row, in place.
+    pub(super) fn softmax_row<'a>(row: &'a mut [f32]) -> () {
+        let mut top = f32::NEG_INFINITY;
+        for &v in &*row {
+            top = if v > top { v } else { top };
+        }
+        for v in &mut *row {
+            *v = exp(*v - top);
+        }
+        let mut total = 0.0;
+        for &v in &*row {
+            total += f64::from(v);
+        }
+        let scale = (1.0 / total) as f32;
+        for v in row {
+            *v *= scale;
         }
     }
-    for channel in x.chunks_exact(plane) {
-        for ((total, top), &v) in totals.iter_mut().zip(&tops).zip(&channel[first..][..len]) {
-            *total += f64::from(exp(v - top));
-        }
-    }
-    let lines = tops.into_iter().zip(totals);
-    lines
-        .map(|(top, total)| [top, (1.0 / total) as f32])
-        .collect()
 }
 
-/// `exp(x - top) * scale`, pixel by pixel.
-#[inline(always)]
-fn apply_lines((out, x, lines): (&mut [f32], &[f32], &[[f32; 2]])) {
-    for ((out, &v), [top, scale]) in out.iter_mut().zip(x).zip(lines) {
-        *out = exp(v - top) * scale;
+wide_fn! {
+    /// The maximum over the channels and the inverse of the exponents' sum, for `len` pixels from `first` on; `x` is a
+    /// batch item with channels of `plane` pixels.
+    fn top_and_scale<'a>(x: &'a [f32], plane: usize, first: usize, len: usize) -> Vec<[f32; 2]> {
+        let (mut tops, mut totals) = (vec![f32::NEG_INFINITY; len], vec![0f64; len]);
+        for channel in x.chunks_exact(plane) {
+            for (top, &v) in tops.iter_mut().zip(&channel[first..][..len]) {
+                *top = if v > *top { v } else { *top };
+            }
+        }
+        for channel in x.chunks_exact(plane) {
+            for ((total, top), &v) in totals.iter_mut().zip(&tops).zip(&channel[first..][..len]) {
+                *total += f64::from(exp(v - top));
+            }
+        }
+        let lines = tops.into_iter().zip(totals);
+        lines.map(|(top, total)| [top, (1.0 / total) as f32]).collect()
+    }
+}
+
+wide_fn! {
+    /// `exp(x - top) * scale`, pixel by pixel.
+    fn apply_lines<'a>(out: &'a mut [f32], x: &'a [f32], lines: &'a [[f32; 2]]) -> () {
+        for ((out, &v), [top, scale]) in out.iter_mut().zip(x).zip(lines) {
+            *out = exp(v - top) * scale;
+        }
     }
 }
 
@@ -94,14 +91,14 @@ impl Softmax {
             let blocks: Vec<usize> = (0..plane).step_by(PIXELS).collect();
             let of_block = |&first: &usize| {
                 let len = PIXELS.min(plane - first);
-                wide((item, plane, first, len), top_and_scale)
+                top_and_scale(item, plane, first, len)
             };
             let lines: Vec<[f32; 2]> = blocks.par_iter().flat_map_iter(of_block).collect();
             let rows = out
                 .item(n)
                 .par_chunks_mut(plane)
                 .zip(item.par_chunks(plane));
-            rows.for_each(|(out, x)| wide((out, x, &lines[..]), apply_lines));
+            rows.for_each(|(out, x)| apply_lines(out, x, &lines));
         }
     }
 }

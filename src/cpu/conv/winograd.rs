@@ -8,6 +8,7 @@ use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
 use super::source::Source;
 use super::{Conv, ConvSpec};
+use crate::cpu::wide::wide_fn;
 use crate::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -47,28 +48,39 @@ pub(super) fn packed_len(weight: Shape) -> usize {
 
 /// Transforms and packs a weight `[oc, ic, 3, 3]`.
 pub(super) fn pack_into(shape: Shape, weight: &[f32], packed: &mut [f32]) {
-    let (oc, ic) = (shape.n(), shape.c());
     packed
-        .par_chunks_mut(OC_CHUNK * ic * POINTS)
+        .par_chunks_mut(OC_CHUNK * shape.c() * POINTS)
         .enumerate()
-        .for_each(|(chunk, packed)| {
-            let first = chunk * OC_CHUNK;
-            let channels = packed.len() / (ic * POINTS);
-            packed.fill(0.0);
-            for o in 0..channels.min(oc - first) {
-                for i in 0..ic {
-                    let kernel = &weight[((first + o) * ic + i) * 9..][..9];
-                    for (point, value) in transform_kernel(kernel).into_iter().enumerate() {
-                        let block = point * channels + o / OC_BLOCK * OC_BLOCK;
-                        packed[block * ic + i * OC_BLOCK + o % OC_BLOCK] = value;
-                    }
-                }
-            }
-        });
+        .for_each(|(chunk, packed)| pack_chunk(shape, weight, chunk * OC_CHUNK, packed));
 }
 
-/// `G g G^T` of a 3x3 kernel, in f64 since it is done once.
-fn transform_kernel(kernel: &[f32]) -> [f32; POINTS] {
+wide_fn! {
+    /// Packs one chunk of output channels, from channel `first` on: `[point][oc block][ic][OC_BLOCK]`.
+    fn pack_chunk<'a>(shape: Shape, weight: &'a [f32], first: usize, packed: &'a mut [f32]) -> () {
+        let (oc, ic) = (shape.n(), shape.c());
+        let channels = packed.len() / (ic * POINTS);
+        for block in (0..channels).step_by(OC_BLOCK) {
+            for i in 0..ic {
+                let mut taps = [[0.0; OC_BLOCK]; 9];
+                for o in 0..OC_BLOCK.min(oc - first - block) {
+                    let kernel = &weight[((first + block + o) * ic + i) * 9..][..9];
+                    for (taps, &value) in taps.iter_mut().zip(kernel) {
+                        taps[o] = f64::from(value);
+                    }
+                }
+                let points = transform_kernels(&taps);
+                for (point, values) in points.iter().enumerate() {
+                    let at = ((point * channels + block) * ic) + i * OC_BLOCK;
+                    packed[at..][..OC_BLOCK].copy_from_slice(values);
+                }
+            }
+        }
+    }
+}
+
+/// `G g G^T` of a block of 3x3 kernels, in f64 since it is done once.
+#[inline(always)]
+fn transform_kernels(taps: &[[f64; OC_BLOCK]; 9]) -> [[f32; OC_BLOCK]; POINTS] {
     const G: [[f64; 3]; PATCH] = [
         [1.0 / 4.0, 0.0, 0.0],
         [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
@@ -77,18 +89,21 @@ fn transform_kernel(kernel: &[f32]) -> [f32; POINTS] {
         [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
         [0.0, 0.0, 1.0],
     ];
-    let mut half = [[0.0; 3]; PATCH];
-    for (half, g) in half.iter_mut().zip(&G) {
-        for (x, half) in half.iter_mut().enumerate() {
-            for y in 0..3 {
-                *half += g[y] * f64::from(kernel[y * 3 + x]);
+    let mut points = [[0.0; OC_BLOCK]; POINTS];
+    for y in 0..PATCH {
+        let mut half = [[0.0; OC_BLOCK]; 3];
+        for x in 0..3 {
+            for o in 0..OC_BLOCK {
+                let column = [taps[x][o], taps[3 + x][o], taps[6 + x][o]];
+                half[x][o] = G[y][0] * column[0] + G[y][1] * column[1] + G[y][2] * column[2];
             }
         }
-    }
-    let mut points = [0.0; POINTS];
-    for (point, value) in points.iter_mut().enumerate() {
-        let (half, g) = (&half[point / PATCH], &G[point % PATCH]);
-        *value = (half[0] * g[0] + half[1] * g[1] + half[2] * g[2]) as f32;
+        for x in 0..PATCH {
+            for o in 0..OC_BLOCK {
+                let sum = G[x][0] * half[0][o] + G[x][1] * half[1][o] + G[x][2] * half[2][o];
+                points[y * PATCH + x][o] = sum as f32;
+            }
+        }
     }
     points
 }
