@@ -166,7 +166,8 @@ impl Product {
     /// Whether kernels can read the input, and write the result, as vectors of 4 elements.
     fn aligned(&self, call: &Call) -> (bool, bool) {
         let spec = &call.conv.spec;
-        let four = |slot: &Slot| slot.offset % 4 == 0 && slot.batch_stride % 4 == 0;
+        let four =
+            |slot: &Slot| slot.offset.is_multiple_of(4) && slot.batch_stride.is_multiple_of(4);
         let x = &call.of.x;
         let rows = match self.method {
             Method::Winograd => {
