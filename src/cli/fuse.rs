@@ -55,6 +55,9 @@ struct Job {
     out: PathBuf,
 }
 
+/// The pairs to fuse, and the names that have no partner with the reason.
+type Jobs = (Vec<Job>, Vec<(String, String)>);
+
 /// What became of a job: its seconds or what went wrong.
 type Outcome = (Job, Result<f64, String>);
 
@@ -96,8 +99,8 @@ pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
     Ok(summarise(&done, &unpaired, total, stopped))
 }
 
-/// The pairs of the two arguments, and the names that have no partner with the reason.
-fn jobs(args: &FuseArgs) -> anyhow::Result<(Vec<Job>, Vec<(String, String)>)> {
+/// The pairs of the two arguments.
+fn jobs(args: &FuseArgs) -> anyhow::Result<Jobs> {
     for path in [&args.mri, &args.other] {
         if !path.exists() {
             bail!("{}: no such file or folder", path.display());
@@ -118,7 +121,7 @@ fn jobs(args: &FuseArgs) -> anyhow::Result<(Vec<Job>, Vec<(String, String)>)> {
     }
 }
 
-fn folder_jobs(args: &FuseArgs) -> anyhow::Result<(Vec<Job>, Vec<(String, String)>)> {
+fn folder_jobs(args: &FuseArgs) -> anyhow::Result<Jobs> {
     let matched = match_folders([args.mri.as_path(), args.other.as_path()])?;
     if matched.groups.is_empty() {
         bail!(

@@ -127,7 +127,7 @@ impl Conv2d {
             return Err(format!("the kernel should be {kh}x{kw}"));
         }
         let groups = spec.groups;
-        if groups == 0 || of.x.c() != weight.c() * groups || weight.n() % groups != 0 {
+        if groups == 0 || of.x.c() != weight.c() * groups || !weight.n().is_multiple_of(groups) {
             return Err(format!(
                 "{} input channels do not go with {groups} groups of this weight",
                 of.x.c()
