@@ -33,7 +33,7 @@ mod cost {
     /// Transforms of an input tile and of an output tile.
     pub const WINOGRAD: [f64; 2] = [1000.0, 1150.0];
     /// A gathered pixel and a scattered one.
-    pub const GEMM: [f64; 2] = [40.0, 30.0];
+    pub const GEMM: [f64; 2] = [25.0, 30.0];
     /// A multiply-add of a matrix product.
     pub const PRODUCT: f64 = 0.54;
     /// A multiply-add of a tile of 4 output channels.
@@ -41,8 +41,9 @@ mod cost {
 }
 
 impl Method {
-    /// The method for an input `[n, ic, h, w]` and a weight `[oc, ic / groups, kh, kw]`.
-    pub fn choose(spec: &ConvSpec, input: Shape, weight: Shape) -> Self {
+    /// The method for an input `[n, ic, h, w]` and a weight `[oc, ic / groups, kh, kw]` whose packed form may take
+    /// `max_bytes`.
+    pub fn choose(spec: &ConvSpec, input: Shape, weight: Shape, max_bytes: u64) -> Self {
         let group_out = weight.n() / spec.groups;
         if group_out <= 2 {
             return Self::Depthwise;
@@ -52,6 +53,10 @@ impl Method {
         };
         let mut best = (Self::Direct, direct_cost(spec, weight, output));
         for method in [Self::Gemm, Self::Winograd] {
+            let packed = method.packed_len(spec, weight).unwrap_or(0);
+            if 4 * packed as u64 > max_bytes {
+                continue;
+            }
             if let Some(product) = Product::new(method, spec, weight, output) {
                 let cost = product.cost();
                 if cost < best.1 {
@@ -83,8 +88,9 @@ fn direct_cost(spec: &ConvSpec, weight: Shape, output: Shape) -> f64 {
 }
 
 /// The form of `conv` that suits its shapes.
-pub fn specialize(conv: Conv2d, inputs: &[Shape]) -> Specialized {
-    let method = Method::choose(&conv.spec, inputs[0], inputs[1]);
+pub fn specialize(conv: Conv2d, traits: &GpuTraits, inputs: &[Shape]) -> Specialized {
+    let max_bytes = traits.max_binding.min(traits.max_buffer);
+    let method = Method::choose(&conv.spec, inputs[0], inputs[1], max_bytes);
     with_method(conv, method, inputs[1])
 }
 

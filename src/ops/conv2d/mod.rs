@@ -237,7 +237,7 @@ impl Op for Conv2d {
     fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
         match target {
             Target::Cpu => Some(cpu::specialize(*self, inputs)),
-            Target::Gpu(_) => Some(gpu::specialize(*self, inputs)),
+            Target::Gpu(traits) => Some(gpu::specialize(*self, traits, inputs)),
         }
     }
 

@@ -423,7 +423,7 @@ fn every_variant_is_valid() {
 fn methods_suit_their_shapes() {
     let choose = |spec: &ConvSpec, input: [usize; 4], oc: usize| {
         let weight = Shape::new(oc, input[1] / spec.groups, spec.kernel[0], spec.kernel[1]);
-        Method::choose(spec, Shape(input), weight)
+        Method::choose(spec, Shape(input), weight, 128 << 20)
     };
     let three = ConvSpec::same(3);
     assert_eq!(choose(&three, [1, 128, 128, 128], 128), Method::Winograd);
@@ -455,6 +455,8 @@ fn methods_suit_their_shapes() {
         Method::Depthwise
     );
     assert_eq!(choose(&three, [1, 64, 256, 256], 1), Method::Depthwise);
+    // The weights of Winograd's products would take 144 MiB.
+    assert_eq!(choose(&three, [1, 1024, 64, 64], 1024), Method::Gemm);
 }
 
 /// Convolutions that read one part of a concatenation and write another, at offsets that are no multiples of 4.
