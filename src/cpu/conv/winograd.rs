@@ -401,7 +401,7 @@ fn transform_group<S: Simd>(
     point_stride: usize,
 ) {
     let zero = simd.splat_f32s(0.0);
-    for y in 0..PATCH {
+    for (y, half) in half.iter_mut().enumerate() {
         let (mut first, mut shifted) = ([zero; TILE], [zero; TILE]);
         for j in 0..TILE {
             first[j] = load::<S>(pixels, vectors[j] + y * stride);
@@ -409,16 +409,16 @@ fn transform_group<S: Simd>(
         }
         let [a, b, c, d] = simd.deinterleave_shfl_f32s(first);
         let [e, f, _, _] = simd.deinterleave_shfl_f32s(shifted);
-        half[y] = transform_patch(simd, [a, b, c, d, e, f]);
+        *half = transform_patch(simd, [a, b, c, d, e, f]);
     }
     for x in 0..PATCH {
         let mut column = [zero; PATCH];
-        for y in 0..PATCH {
-            column[y] = half[y][x];
+        for (value, half) in column.iter_mut().zip(&*half) {
+            *value = half[x];
         }
         let column = transform_patch(simd, column);
-        for y in 0..PATCH {
-            store::<S>(v, (y * PATCH + x) * point_stride, column[y]);
+        for (y, &value) in column.iter().enumerate() {
+            store::<S>(v, (y * PATCH + x) * point_stride, value);
         }
     }
 }
@@ -497,19 +497,18 @@ fn transform_group_back<S: Simd>(
     half: &mut [[S::f32s; PATCH]; TILE],
     rows: &mut [f32],
 ) {
-    let zero = simd.splat_f32s(0.0);
     for x in 0..PATCH {
-        let mut column = [zero; PATCH];
-        for y in 0..PATCH {
-            column[y] = load::<S>(m, (y * PATCH + x) * m_stride);
+        let mut column = [simd.splat_f32s(0.0); PATCH];
+        for (y, value) in column.iter_mut().enumerate() {
+            *value = load::<S>(m, (y * PATCH + x) * m_stride);
         }
         let column = transform_tile(simd, column);
-        for y in 0..TILE {
-            half[y][x] = column[y];
+        for (half, &value) in half.iter_mut().zip(&column) {
+            half[x] = value;
         }
     }
-    for y in 0..TILE {
-        let pixels = simd.interleave_shfl_f32s(transform_tile(simd, half[y]));
+    for (y, half) in half.iter().enumerate() {
+        let pixels = simd.interleave_shfl_f32s(transform_tile(simd, *half));
         for j in 0..TILE {
             store::<S>(rows, vectors[j] + y * stride, pixels[j]);
         }
