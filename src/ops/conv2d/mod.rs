@@ -120,6 +120,9 @@ impl Conv2d {
         if inputs.len() != self.input_count() {
             return Err(format!("it takes {} tensors", self.input_count()));
         }
+        if weight.numel() == 0 || inputs.iter().any(|shape| shape.numel() == 0) {
+            return Err("no tensor may be empty".into());
+        }
         let of = self.operands(inputs);
         let spec = &self.spec;
         let [kh, kw] = spec.kernel;
