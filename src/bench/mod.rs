@@ -92,6 +92,8 @@ pub struct KernelTable {
     pub network: String,
     /// Sum of the medians of all its calls, in milliseconds.
     pub total_ms: f64,
+    /// What the device could do meanwhile.
+    pub peak: Peak,
     /// Its calls, the longest first.
     pub rows: Vec<Row>,
 }
@@ -107,6 +109,8 @@ pub struct ModelRow {
     pub gmac: f64,
     /// These counted as two operations, 10^9 a second.
     pub gflops: Option<f64>,
+    /// These as a share of the multiply-adds that the device could do meanwhile, 0 to 1; fast algorithms may pass 1.
+    pub of_peak: Option<f64>,
     /// Planned peak of the memory that a run needs, in MiB.
     pub run_mib: f64,
     /// Weights in the form that the kernels read, in MiB.
@@ -259,6 +263,7 @@ impl Bench<'_> {
             let (network, weights) = convolution(kernel, channels, side)?;
             timed.push(self.timed(&network, &weights)?);
         }
+        let first = self.yardsticks.count();
         for run in 0..=runs {
             (self.progress)(&format!("kernels, run {run} of {runs}"));
             self.yardsticks.measure()?;
@@ -270,7 +275,7 @@ impl Bench<'_> {
                 }
             }
         }
-        Ok(tables(&timed, self.yardsticks.peak()))
+        Ok(tables(&timed, self.yardsticks.peak_since(first)))
     }
 
     /// Times whole networks, one after the other so that only one is in memory.
@@ -309,6 +314,7 @@ impl Bench<'_> {
         row.compile_seconds = Some(start.elapsed().as_secs_f64());
         let inputs = random_inputs(&plan);
         let named: Vec<(&str, &[f32])> = inputs.iter().map(|(n, v)| (&n[..], &v[..])).collect();
+        let first = self.yardsticks.count();
         let mut seconds = Vec::new();
         for run in 1..=runs {
             (self.progress)(&format!("{name}, run {run} of {runs}"));
@@ -319,7 +325,9 @@ impl Bench<'_> {
         }
         let seconds = median(seconds);
         row.seconds = Some(seconds);
-        row.gflops = Some(rate(2.0 * plan.macs as f64, seconds));
+        let gflops = rate(2.0 * plan.macs as f64, seconds);
+        row.gflops = Some(gflops);
+        row.of_peak = Some(gflops / self.yardsticks.peak_since(first).gflops);
         Ok(row)
     }
 }
@@ -338,6 +346,7 @@ fn tables(timed: &[Timed], peak: Peak) -> Vec<KernelTable> {
             None => tables.push(KernelTable {
                 network: network.name.clone(),
                 total_ms,
+                peak,
                 rows,
             }),
         }
@@ -361,6 +370,7 @@ fn model_row(name: &str, plan: &Plan, plan_seconds: f64) -> ModelRow {
         seconds: None,
         gmac: plan.macs as f64 * 1e-9,
         gflops: None,
+        of_peak: None,
         run_mib: mib(plan.run_bytes()),
         weight_mib: mib(plan.weight_bytes()),
         steps: plan.steps.len(),
@@ -450,6 +460,7 @@ mod tests {
             "seconds",
             "gmac",
             "gflops",
+            "of_peak",
             "run_mib",
             "weight_mib",
             "steps",

@@ -106,9 +106,14 @@ impl<'a> Yardsticks<'a> {
         Ok(())
     }
 
-    /// The peak so far.
-    pub fn peak(&self) -> Peak {
-        let of = |i: usize| median(self.gauges[i].rates.iter().copied());
+    /// How often they were measured so far.
+    pub fn count(&self) -> usize {
+        self.gauges[0].rates.len()
+    }
+
+    /// The peak over the measurements from number `first` on.
+    pub fn peak_since(&self, first: usize) -> Peak {
+        let of = |i: usize| median(self.gauges[i].rates.iter().skip(first).copied());
         Peak {
             gflops: of(0),
             gb_per_s: of(1),
@@ -208,7 +213,8 @@ mod tests {
         for device in [Device::Cpu, Device::Gpu(gpu())] {
             let mut yardsticks = Yardsticks::new(&device).expect("it can be timed");
             yardsticks.measure().expect("it runs");
-            let peak = yardsticks.peak();
+            assert_eq!(yardsticks.count(), 1);
+            let peak = yardsticks.peak_since(0);
             // Anything that computes does more than this, and nothing does 10^15 a second.
             assert!((0.1..1e6).contains(&peak.gflops), "{peak:?}");
             assert!((0.1..1e6).contains(&peak.gb_per_s), "{peak:?}");

@@ -107,7 +107,10 @@ fn text(report: &Report) -> String {
         report.yardsticks.iter().map(yardstick_cells),
     );
     for table in &report.kernels {
-        let title = format!("{}: {:.1} ms in kernels", table.network, table.total_ms);
+        let title = format!(
+            "{}: {:.1} ms in kernels, the device's peak meanwhile {:.1} GFLOP/s and {:.1} GB/s",
+            table.network, table.total_ms, table.peak.gflops, table.peak.gb_per_s
+        );
         text += &section(&title, &KERNELS, table_cells(&table.rows).into_iter());
     }
     if !report.model.is_empty() {
@@ -129,11 +132,12 @@ const KERNELS: [&str; 10] = [
     "GB/s",
     "of peak",
 ];
-const MODELS: [&str; 10] = [
+const MODELS: [&str; 11] = [
     "network",
     "s",
     "GMAC",
     "GFLOP/s",
+    "of peak",
     "peak MiB",
     "weights MiB",
     "steps",
@@ -183,8 +187,12 @@ fn kernel_cells(row: &Row) -> Vec<String> {
         format!("{:.1} %", 100.0 * row.share),
         gflops,
         format!("{:.1}", row.gb_per_s),
-        format!("{:.0} %", 100.0 * row.of_peak),
+        percent(row.of_peak),
     ]
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
 }
 
 fn model_cells(row: &ModelRow) -> Vec<String> {
@@ -195,6 +203,7 @@ fn model_cells(row: &ModelRow) -> Vec<String> {
         some(row.seconds, 3),
         format!("{:.3}", row.gmac),
         some(row.gflops, 1),
+        row.of_peak.map_or("-".into(), percent),
         format!("{:.1}", row.run_mib),
         format!("{:.1}", row.weight_mib),
         row.steps.to_string(),
