@@ -44,10 +44,7 @@ fn values(len: usize) -> Vec<f32> {
 fn convolutions(c: &mut Criterion) {
     let mut group = c.benchmark_group("conv2d");
     for [ic, oc, size, kernel, stride] in CONVS {
-        let spec = ConvSpec {
-            stride: [stride; 2],
-            ..ConvSpec::same(kernel)
-        };
+        let spec = ConvSpec { stride: [stride; 2], ..ConvSpec::same(kernel) };
         let input = Shape::new(1, ic, size, size);
         let weight = Shape::new(oc, ic, kernel, kernel);
         let output = spec.output_shape(input, weight).expect("the shapes fit");
@@ -59,10 +56,7 @@ fn convolutions(c: &mut Criterion) {
         group.throughput(Throughput::Elements(operations as u64));
         let name = format!("{kernel}x{kernel} stride {stride} {ic}->{oc}");
         group.bench_function(BenchmarkId::new(name, size), |b| {
-            let epilogue = Epilogue {
-                bias: Some(&bias),
-                ..Epilogue::default()
-            };
+            let epilogue = Epilogue { bias: Some(&bias), ..Epilogue::default() };
             b.iter(|| {
                 let x = View::contiguous(&x, input);
                 let out = ViewMut::contiguous(&mut out, output);
@@ -81,15 +75,11 @@ fn operation(c: &mut Criterion, name: &str, op: impl Op, shapes: &[Shape]) {
         inputs.push(graph.input(&format!("x{i}"), *shape));
     }
     let out = graph.apply(name, op, &inputs).expect("the shapes fit");
-    let exe = Device::Cpu
-        .compile(&graph, &[out], &BTreeMap::new())
-        .expect("it has no weights");
+    let exe = Device::Cpu.compile(&graph, &[out], &BTreeMap::new()).expect("it has no weights");
     let mut group = c.benchmark_group(name);
     let bytes: usize = shapes.iter().map(|shape| 4 * shape.numel()).sum();
     group.throughput(Throughput::Bytes(bytes as u64));
-    group.bench_function(shapes[0].to_string(), |b| {
-        b.iter_custom(|runs| execute(&exe, runs))
-    });
+    group.bench_function(shapes[0].to_string(), |b| b.iter_custom(|runs| execute(&exe, runs)));
     group.finish();
 }
 
@@ -103,12 +93,7 @@ fn execute(exe: &Executable, runs: u64) -> Duration {
 fn operations(c: &mut Criterion) {
     let map = Shape::new(1, 128, 256, 256);
     let vector = Shape::new(1, 128, 1, 1);
-    let norm = GroupNorm {
-        groups: 32,
-        eps: 1e-5,
-        affine: true,
-        activation: Activation::Silu,
-    };
+    let norm = GroupNorm { groups: 32, eps: 1e-5, affine: true, activation: Activation::Silu };
     operation(c, "group_norm silu", norm, &[map, vector, vector]);
     operation(c, "add", Pointwise::add(), &[map, map]);
     let half = Shape::new(1, 128, 128, 128);
@@ -120,9 +105,7 @@ fn operations(c: &mut Criterion) {
 fn unet(c: &mut Criterion) {
     let model = random_model(32).expect("a multiple of the norms' groups");
     let network = unet_pass(&model.unet, 128, Asked::Features).expect("a multiple of 16");
-    let exe = Device::Cpu
-        .compile(&network.graph, &network.outputs, &model)
-        .expect("its own weights");
+    let exe = Device::Cpu.compile(&network.graph, &network.outputs, &model).expect("its own weights");
     let mut group = c.benchmark_group("unet pass, 32 channels");
     group.throughput(Throughput::Elements(2 * exe.plan().macs));
     group.bench_function("128x128", |b| b.iter_custom(|runs| execute(&exe, runs)));

@@ -142,16 +142,10 @@ impl Device {
         let plan = Plan::new(graph, outputs, self.target())?;
         let mut data: Vec<&[f32]> = Vec::with_capacity(plan.params.len());
         for (name, location) in &plan.params {
-            let tensor = weights
-                .param(name)
-                .ok_or_else(|| RunError::MissingWeight(name.clone()))?;
+            let tensor = weights.param(name).ok_or_else(|| RunError::MissingWeight(name.clone()))?;
             let expected = location.slot.shape;
             if tensor.shape() != Some(expected) {
-                return Err(RunError::WeightShape {
-                    name: name.clone(),
-                    found: tensor.dims().to_vec(),
-                    expected,
-                });
+                return Err(RunError::WeightShape { name: name.clone(), found: tensor.dims().to_vec(), expected });
             }
             data.push(tensor.data());
         }
@@ -188,17 +182,11 @@ impl Executable {
     pub fn run(&self, inputs: &[(&str, &[f32])]) -> Result<Vec<Vec<f32>>, RunError> {
         let mut data: Vec<&[f32]> = Vec::with_capacity(inputs.len());
         for (name, location) in &self.plan().inputs {
-            let (_, values) = inputs
-                .iter()
-                .find(|(n, _)| n == name)
-                .ok_or_else(|| RunError::MissingInput(name.clone()))?;
+            let (_, values) =
+                inputs.iter().find(|(n, _)| n == name).ok_or_else(|| RunError::MissingInput(name.clone()))?;
             let expected = location.slot.shape.numel();
             if values.len() != expected {
-                return Err(RunError::InputSize {
-                    name: name.clone(),
-                    found: values.len(),
-                    expected,
-                });
+                return Err(RunError::InputSize { name: name.clone(), found: values.len(), expected });
             }
             data.push(values);
         }
@@ -209,9 +197,7 @@ impl Executable {
         if outputs.iter().flatten().all(|v| v.is_finite()) {
             return Ok(outputs);
         }
-        Err(RunError::NotFinite {
-            layer: self.first_not_finite(&data),
-        })
+        Err(RunError::NotFinite { layer: self.first_not_finite(&data) })
     }
 
     /// The first layer whose result is not finite on these inputs. Only the CPU twins can look at every layer.
@@ -221,8 +207,7 @@ impl Executable {
         };
         let mut first = None;
         exe.run_observed(inputs, |step, _, result| {
-            let finite =
-                (0..result.shape.n()).all(|n| result.item(n).iter().all(|v| v.is_finite()));
+            let finite = (0..result.shape.n()).all(|n| result.item(n).iter().all(|v| v.is_finite()));
             if !finite && first.is_none() {
                 first = Some(step.name.clone());
             }

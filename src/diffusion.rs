@@ -45,12 +45,7 @@ pub struct ScheduleConfig {
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        Self {
-            kind: ScheduleKind::Linear,
-            n_timestep: 2000,
-            linear_start: 1e-6,
-            linear_end: 1e-2,
-        }
+        Self { kind: ScheduleKind::Linear, n_timestep: 2000, linear_start: 1e-6, linear_end: 1e-2 }
     }
 }
 
@@ -90,10 +85,7 @@ fn cosine(n: usize) -> Vec<f64> {
     };
     let first = alpha_bar(0);
     let alphas: Vec<f64> = (0..=n).map(|i| alpha_bar(i) / first).collect();
-    alphas
-        .windows(2)
-        .map(|a| (1.0 - a[1] / a[0]).min(0.999))
-        .collect()
+    alphas.windows(2).map(|a| (1.0 - a[1] / a[0]).min(0.999)).collect()
 }
 
 impl NoiseSchedule {
@@ -121,11 +113,7 @@ impl NoiseSchedule {
             })
             .collect();
         let all = std::iter::once(&1.0).chain(&alphas_cumprod);
-        Self {
-            sqrt_alphas_cumprod_prev: all.map(|a: &f64| a.sqrt()).collect(),
-            betas,
-            alphas_cumprod,
-        }
+        Self { sqrt_alphas_cumprod_prev: all.map(|a: &f64| a.sqrt()).collect(), betas, alphas_cumprod }
     }
 
     /// Number of steps.
@@ -141,46 +129,22 @@ impl NoiseSchedule {
     /// The twelve float32 buffers that the reference registers, by name.
     pub fn buffers(&self) -> Vec<(&'static str, Vec<f32>)> {
         let bars = &self.alphas_cumprod;
-        let prev: Vec<f64> = std::iter::once(1.0)
-            .chain(bars.iter().copied())
-            .take(self.len())
-            .collect();
-        let posterior: Vec<f64> = (0..self.len())
-            .map(|i| self.betas[i] * (1.0 - prev[i]) / (1.0 - bars[i]))
-            .collect();
-        let of =
-            |f: &dyn Fn(usize) -> f64| (0..self.len()).map(|i| f(i) as f32).collect::<Vec<f32>>();
+        let prev: Vec<f64> = std::iter::once(1.0).chain(bars.iter().copied()).take(self.len()).collect();
+        let posterior: Vec<f64> = (0..self.len()).map(|i| self.betas[i] * (1.0 - prev[i]) / (1.0 - bars[i])).collect();
+        let of = |f: &dyn Fn(usize) -> f64| (0..self.len()).map(|i| f(i) as f32).collect::<Vec<f32>>();
         vec![
             ("betas", of(&|i| self.betas[i])),
             ("alphas_cumprod", of(&|i| bars[i])),
             ("alphas_cumprod_prev", of(&|i| prev[i])),
             ("sqrt_alphas_cumprod", of(&|i| bars[i].sqrt())),
-            (
-                "sqrt_one_minus_alphas_cumprod",
-                of(&|i| (1.0 - bars[i]).sqrt()),
-            ),
-            (
-                "log_one_minus_alphas_cumprod",
-                of(&|i| (1.0 - bars[i]).ln()),
-            ),
+            ("sqrt_one_minus_alphas_cumprod", of(&|i| (1.0 - bars[i]).sqrt())),
+            ("log_one_minus_alphas_cumprod", of(&|i| (1.0 - bars[i]).ln())),
             ("sqrt_recip_alphas_cumprod", of(&|i| (1.0 / bars[i]).sqrt())),
-            (
-                "sqrt_recipm1_alphas_cumprod",
-                of(&|i| (1.0 / bars[i] - 1.0).sqrt()),
-            ),
+            ("sqrt_recipm1_alphas_cumprod", of(&|i| (1.0 / bars[i] - 1.0).sqrt())),
             ("posterior_variance", of(&|i| posterior[i])),
-            (
-                "posterior_log_variance_clipped",
-                of(&|i| posterior[i].max(1e-20).ln()),
-            ),
-            (
-                "posterior_mean_coef1",
-                of(&|i| self.betas[i] * prev[i].sqrt() / (1.0 - bars[i])),
-            ),
-            (
-                "posterior_mean_coef2",
-                of(&|i| (1.0 - prev[i]) * (1.0 - self.betas[i]).sqrt() / (1.0 - bars[i])),
-            ),
+            ("posterior_log_variance_clipped", of(&|i| posterior[i].max(1e-20).ln())),
+            ("posterior_mean_coef1", of(&|i| self.betas[i] * prev[i].sqrt() / (1.0 - bars[i]))),
+            ("posterior_mean_coef2", of(&|i| (1.0 - prev[i]) * (1.0 - self.betas[i]).sqrt() / (1.0 - bars[i]))),
         ]
     }
 }
@@ -193,10 +157,7 @@ impl NoiseSchedule {
 pub fn q_sample(x_0: &[f32], level: f32, noise: &[f32]) -> Vec<f32> {
     assert_eq!(x_0.len(), noise.len());
     let sigma = (1.0 - level * level).sqrt();
-    x_0.iter()
-        .zip(noise)
-        .map(|(x, z)| level * x + sigma * z)
-        .collect()
+    x_0.iter().zip(noise).map(|(x, z)| level * x + sigma * z).collect()
 }
 
 /// The source of noise: the same seed gives the same draws on every machine.
@@ -214,21 +175,14 @@ impl NoiseSource {
     /// # Panics
     /// If `t` is not a step of the schedule.
     pub fn level(&mut self, schedule: &NoiseSchedule, t: usize) -> f32 {
-        let (before, after) = (
-            schedule.sqrt_alphas_cumprod_prev[t - 1],
-            schedule.sqrt_alphas_cumprod_prev[t],
-        );
-        let unit = Uniform::new(0.0f64, 1.0)
-            .expect("0 is less than 1")
-            .sample(&mut self.0);
+        let (before, after) = (schedule.sqrt_alphas_cumprod_prev[t - 1], schedule.sqrt_alphas_cumprod_prev[t]);
+        let unit = Uniform::new(0.0f64, 1.0).expect("0 is less than 1").sample(&mut self.0);
         (before + (after - before) * unit) as f32
     }
 
     /// Independent standard normal values.
     pub fn normal(&mut self, len: usize) -> Vec<f32> {
-        (0..len)
-            .map(|_| StandardNormal.sample(&mut self.0))
-            .collect()
+        (0..len).map(|_| StandardNormal.sample(&mut self.0)).collect()
     }
 }
 
@@ -237,22 +191,14 @@ mod tests {
     use super::*;
 
     fn of(kind: ScheduleKind, n: usize) -> NoiseSchedule {
-        NoiseSchedule::new(&ScheduleConfig {
-            kind,
-            n_timestep: n,
-            linear_start: 1e-4,
-            linear_end: 2e-2,
-        })
+        NoiseSchedule::new(&ScheduleConfig { kind, n_timestep: n, linear_start: 1e-4, linear_end: 2e-2 })
     }
 
     #[test]
     fn betas_are_the_definitions() {
         assert_eq!(of(ScheduleKind::Linear, 3).betas, [1e-4, 1.005e-2, 2e-2]);
         assert_eq!(of(ScheduleKind::Const, 2).betas, [2e-2, 2e-2]);
-        assert_eq!(
-            of(ScheduleKind::Jsd, 4).betas,
-            [1.0 / 4.0, 1.0 / 3.0, 1.0 / 2.0, 1.0]
-        );
+        assert_eq!(of(ScheduleKind::Jsd, 4).betas, [1.0 / 4.0, 1.0 / 3.0, 1.0 / 2.0, 1.0]);
         let quad = of(ScheduleKind::Quad, 3).betas;
         let middle = (0.01f64 + 0.02f64.sqrt()) / 2.0;
         approx::assert_relative_eq!(quad[1], middle * middle, max_relative = 1e-14);
@@ -265,11 +211,7 @@ mod tests {
     fn cosine_follows_its_alpha_bar() {
         let schedule = of(ScheduleKind::Cosine, 1000);
         let bar = |t: f64| ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
-        approx::assert_relative_eq!(
-            schedule.alphas_cumprod[499],
-            bar(0.5) / bar(0.0),
-            max_relative = 1e-10
-        );
+        approx::assert_relative_eq!(schedule.alphas_cumprod[499], bar(0.5) / bar(0.0), max_relative = 1e-10);
         assert_eq!(schedule.betas[999], 0.999);
     }
 
@@ -278,18 +220,8 @@ mod tests {
         // With x_t = sqrt(alpha_bar_t) x_0 the posterior mean is sqrt(alpha_bar_{t-1}) x_0.
         let schedule = of(ScheduleKind::Linear, 100);
         let buffers = schedule.buffers();
-        let get = |name: &str| {
-            buffers
-                .iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, v)| v.clone())
-                .unwrap_or_default()
-        };
-        let (c1, c2, bars) = (
-            get("posterior_mean_coef1"),
-            get("posterior_mean_coef2"),
-            get("alphas_cumprod"),
-        );
+        let get = |name: &str| buffers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.clone()).unwrap_or_default();
+        let (c1, c2, bars) = (get("posterior_mean_coef1"), get("posterior_mean_coef2"), get("alphas_cumprod"));
         for i in 1..100 {
             let mean = c1[i] + c2[i] * bars[i].sqrt();
             approx::assert_relative_eq!(mean, bars[i - 1].sqrt(), max_relative = 1e-5);
@@ -304,10 +236,7 @@ mod tests {
         let z = draw(3);
         let mean = z.iter().sum::<f32>() / 20_000.0;
         let variance = z.iter().map(|v| v * v).sum::<f32>() / 20_000.0;
-        assert!(
-            mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05,
-            "{mean} {variance}"
-        );
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
         let schedule = NoiseSchedule::new(&ScheduleConfig::default());
         let level = NoiseSource::new(5).level(&schedule, 20);
         assert!((0.999_51..0.999_56).contains(&level), "{level}");
@@ -315,9 +244,6 @@ mod tests {
 
     #[test]
     fn the_forward_process_keeps_variance() {
-        assert_eq!(
-            q_sample(&[1.0, -1.0], 0.6, &[1.0, 0.0]),
-            [0.6 + (1.0f32 - 0.36).sqrt(), -0.6]
-        );
+        assert_eq!(q_sample(&[1.0, -1.0], 0.6, &[1.0, 0.0]), [0.6 + (1.0f32 - 0.36).sqrt(), -0.6]);
     }
 }

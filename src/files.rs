@@ -71,10 +71,7 @@ mod tests {
         // Who had the old file open still sees all of it: it was never written over.
         let mut seen = String::new();
         reader.read_to_string(&mut seen).unwrap();
-        assert_eq!(
-            (seen.as_str(), std::fs::read(&path).unwrap().as_slice()),
-            ("the old one", &b"new"[..])
-        );
+        assert_eq!((seen.as_str(), std::fs::read(&path).unwrap().as_slice()), ("the old one", &b"new"[..]));
         let plain = folder.path().join("plain");
         std::fs::write(&plain, b"").unwrap();
         let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode();

@@ -82,11 +82,7 @@ impl Tensor {
     /// If `data` has not exactly the product of `dims` elements.
     pub fn new(dims: impl Into<Vec<usize>>, data: Vec<f32>) -> Self {
         let dims = dims.into();
-        assert_eq!(
-            dims.iter().product::<usize>(),
-            data.len(),
-            "data does not fill {dims:?}"
-        );
+        assert_eq!(dims.iter().product::<usize>(), data.len(), "data does not fill {dims:?}");
         Self { dims, data }
     }
 

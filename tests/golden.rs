@@ -13,13 +13,7 @@ fn all_pass(device: &Device) {
         let report = verify(&case, device, true);
         let counts = report.counts();
         assert!(counts.passed > 0 && counts.failed == 0, "{report:#?}");
-        assert_eq!(
-            counts,
-            Counts {
-                passed: counts.passed,
-                ..Counts::default()
-            }
-        );
+        assert_eq!(counts, Counts { passed: counts.passed, ..Counts::default() });
     }
 }
 
@@ -30,8 +24,5 @@ fn the_cpu_computes_what_pytorch_does() {
 
 #[test]
 fn the_gpu_computes_what_pytorch_does() {
-    all_pass(
-        &Device::select("gpu")
-            .unwrap_or_else(|error| panic!("this test needs an adapter: {error}")),
-    );
+    all_pass(&Device::select("gpu").unwrap_or_else(|error| panic!("this test needs an adapter: {error}")));
 }

@@ -15,9 +15,7 @@ use serde::Serialize;
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::{GraphError, Plan, PlanError};
 use crate::models::dm_fnet::{DmFnet, ModelError};
-use networks::{
-    Asked, Network, convolution, head_pass, random_inputs, random_model, unet_pass, whole_pair,
-};
+use networks::{Asked, Network, convolution, head_pass, random_inputs, random_model, unet_pass, whole_pair};
 use rows::{Call, Peak, Row, gather, median, rate};
 use yardstick::{Yardstick, Yardsticks};
 
@@ -25,11 +23,7 @@ use yardstick::{Yardstick, Yardsticks};
 const PAIR_RUNS: usize = 3;
 
 /// Kernel, channels in and out, side: convolutions that other programs' figures are known for.
-const CONVOLUTIONS: [(usize, [usize; 2], usize); 3] = [
-    (3, [128, 128], 128),
-    (3, [32, 32], 256),
-    (1, [128, 128], 64),
-];
+const CONVOLUTIONS: [(usize, [usize; 2], usize); 3] = [(3, [128, 128], 128), (3, [32, 32], 256), (1, [128, 128], 64)];
 
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +41,7 @@ pub enum BenchError {
     #[error(transparent)]
     Run(#[from] RunError),
     /// The adapter cannot time its kernels.
-    #[error(
-        "this adapter has no timestamp queries, so single kernels cannot be timed on it: use --model-only"
-    )]
+    #[error("this adapter has no timestamp queries, so single kernels cannot be timed on it: use --model-only")]
     NoTimestamps,
 }
 
@@ -146,11 +138,7 @@ pub struct Report {
 ///
 /// # Errors
 /// [`BenchError`] if the size or width suits no network, or the device cannot hold, run or time it.
-pub fn run(
-    device: &Device,
-    options: &Options,
-    progress: &mut dyn FnMut(&str),
-) -> Result<Report, BenchError> {
+pub fn run(device: &Device, options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report, BenchError> {
     progress("drawing weights");
     let mut bench = Bench {
         device,
@@ -160,16 +148,8 @@ pub fn run(
         progress,
     };
     bench.yardsticks.measure()?;
-    let kernels = if options.kernels {
-        bench.kernels()?
-    } else {
-        Vec::new()
-    };
-    let model = if options.model {
-        bench.networks()?
-    } else {
-        Vec::new()
-    };
+    let kernels = if options.kernels { bench.kernels()? } else { Vec::new() };
+    let model = if options.model { bench.networks()? } else { Vec::new() };
     Ok(Report {
         medfuse: env!("CARGO_PKG_VERSION"),
         machine: machine(device),
@@ -231,22 +211,10 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn timed(&self, network: &Network, weights: &dyn ParamSource) -> Result<Timed, BenchError> {
-        let exe = self
-            .device
-            .compile(&network.graph, &network.outputs, weights)?;
+        let exe = self.device.compile(&network.graph, &network.outputs, weights)?;
         let plan = exe.plan();
-        let calls = plan
-            .steps
-            .iter()
-            .map(|s| Call::of(s, &plan.target))
-            .collect();
-        Ok(Timed {
-            name: network.name.clone(),
-            inputs: random_inputs(plan),
-            calls,
-            seconds: Vec::new(),
-            exe,
-        })
+        let calls = plan.steps.iter().map(|s| Call::of(s, &plan.target)).collect();
+        Ok(Timed { name: network.name.clone(), inputs: random_inputs(plan), calls, seconds: Vec::new(), exe })
     }
 
     /// Times every call of a UNet pass and the head, and the single convolutions.
@@ -255,10 +223,7 @@ impl Bench<'_> {
         (self.progress)("preparing kernels");
         let unet = unet_pass(&self.model.unet, size, Asked::Features)?;
         let head = head_pass(&self.model.head, size)?;
-        let mut timed = vec![
-            self.timed(&unet, &self.model)?,
-            self.timed(&head, &self.model)?,
-        ];
+        let mut timed = vec![self.timed(&unet, &self.model)?, self.timed(&head, &self.model)?];
         for (kernel, channels, side) in CONVOLUTIONS {
             let (network, weights) = convolution(kernel, channels, side)?;
             timed.push(self.timed(&network, &weights)?);
@@ -280,19 +245,14 @@ impl Bench<'_> {
 
     /// Times whole networks, one after the other so that only one is in memory.
     fn networks(&mut self) -> Result<Vec<ModelRow>, BenchError> {
-        let Options {
-            size, runs, pair, ..
-        } = self.options;
+        let Options { size, runs, pair, .. } = self.options;
         let unet = |asked| unet_pass(&self.model.unet, size, asked);
         let networks = [
             (unet(Asked::Features)?, Some(runs)),
             (unet(Asked::Prediction)?, pair.then_some(runs)),
             (unet(Asked::Everything)?, None),
             (head_pass(&self.model.head, size)?, Some(runs)),
-            (
-                whole_pair(&self.model, size)?,
-                pair.then_some(runs.min(PAIR_RUNS)),
-            ),
+            (whole_pair(&self.model, size)?, pair.then_some(runs.min(PAIR_RUNS))),
         ];
         let row = |(network, runs): &(Network, Option<usize>)| self.network(network, *runs);
         networks.iter().map(row).collect()
@@ -308,9 +268,7 @@ impl Bench<'_> {
             return Ok(row);
         };
         let start = Instant::now();
-        let exe = self
-            .device
-            .compile(&network.graph, &network.outputs, &self.model)?;
+        let exe = self.device.compile(&network.graph, &network.outputs, &self.model)?;
         row.compile_seconds = Some(start.elapsed().as_secs_f64());
         let inputs = random_inputs(&plan);
         let named: Vec<(&str, &[f32])> = inputs.iter().map(|(n, v)| (&n[..], &v[..])).collect();
@@ -343,12 +301,7 @@ fn tables(timed: &[Timed], peak: Peak) -> Vec<KernelTable> {
                 table.rows.extend(rows);
                 table.total_ms += total_ms;
             }
-            None => tables.push(KernelTable {
-                network: network.name.clone(),
-                total_ms,
-                peak,
-                rows,
-            }),
+            None => tables.push(KernelTable { network: network.name.clone(), total_ms, peak, rows }),
         }
     }
     for table in &mut tables {
@@ -361,10 +314,7 @@ fn tables(timed: &[Timed], peak: Peak) -> Vec<KernelTable> {
 
 fn model_row(name: &str, plan: &Plan, plan_seconds: f64) -> ModelRow {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let dispatches = plan
-        .steps
-        .iter()
-        .map(|s| Call::of(s, &plan.target).dispatches);
+    let dispatches = plan.steps.iter().map(|s| Call::of(s, &plan.target).dispatches);
     ModelRow {
         network: name.to_owned(),
         seconds: None,
@@ -385,52 +335,27 @@ mod tests {
     use super::*;
     use crate::ops::testing::gpu;
 
-    const SMALL: Options = Options {
-        size: 64,
-        channels: 32,
-        runs: 1,
-        kernels: true,
-        model: true,
-        pair: false,
-    };
+    const SMALL: Options = Options { size: 64, channels: 32, runs: 1, kernels: true, model: true, pair: false };
 
     #[test]
     fn everything_is_measured_on_both_devices() {
         for device in [Device::Cpu, Device::Gpu(gpu())] {
             let report = run(&device, &SMALL, &mut |_| {}).expect("it runs");
-            let tables: Vec<(&str, usize)> = report
-                .kernels
-                .iter()
-                .map(|t| (t.network.as_str(), t.rows.len()))
-                .collect();
+            let tables: Vec<(&str, usize)> =
+                report.kernels.iter().map(|t| (t.network.as_str(), t.rows.len())).collect();
             assert!(
-                matches!(
-                    tables[..],
-                    [
-                        ("UNet pass", 10..),
-                        ("fusion head", 10..),
-                        ("single convolutions", 3)
-                    ]
-                ),
+                matches!(tables[..], [("UNet pass", 10..), ("fusion head", 10..), ("single convolutions", 3)]),
                 "{tables:?}"
             );
             let timed: Vec<bool> = report.model.iter().map(|r| r.seconds.is_some()).collect();
             assert_eq!(timed, [true, false, false, true, false]);
-            assert!(
-                report
-                    .model
-                    .iter()
-                    .all(|r| r.run_mib > 0.0 && r.dispatches >= r.steps)
-            );
+            assert!(report.model.iter().all(|r| r.run_mib > 0.0 && r.dispatches >= r.steps));
         }
     }
 
     #[test]
     fn the_json_has_the_documented_fields() {
-        let options = Options {
-            kernels: false,
-            ..SMALL
-        };
+        let options = Options { kernels: false, ..SMALL };
         let report = run(&Device::Cpu, &options, &mut |_| {}).expect("it runs");
         let json = serde_json::to_value(&report).expect("it can be written");
         let has = |at: &serde_json::Value, fields: &[&str]| {
@@ -439,42 +364,17 @@ mod tests {
             fields.sort_unstable();
             assert_eq!(found, fields);
         };
-        has(
-            &json,
-            &[
-                "medfuse",
-                "machine",
-                "options",
-                "yardsticks",
-                "kernels",
-                "model",
-            ],
-        );
-        has(
-            &json["machine"],
-            &["device", "driver", "threads", "arch", "os"],
-        );
+        has(&json, &["medfuse", "machine", "options", "yardsticks", "kernels", "model"]);
+        has(&json["machine"], &["device", "driver", "threads", "arch", "os"]);
         has(&json["yardsticks"][0], &["name", "unit", "median", "range"]);
-        let model = [
-            "network",
-            "seconds",
-            "gmac",
-            "gflops",
-            "of_peak",
-            "run_mib",
-            "weight_mib",
-            "steps",
-        ];
+        let model = ["network", "seconds", "gmac", "gflops", "of_peak", "run_mib", "weight_mib", "steps"];
         let rest = ["dispatches", "plan_seconds", "compile_seconds"];
         has(&json["model"][0], &[&model[..], &rest].concat());
     }
 
     #[test]
     fn a_width_that_the_norms_cannot_group_is_refused() {
-        let options = Options {
-            channels: 40,
-            ..SMALL
-        };
+        let options = Options { channels: 40, ..SMALL };
         let error = run(&Device::Cpu, &options, &mut |_| {}).expect_err("32 groups");
         assert!(error.to_string().contains("32 groups"), "{error}");
     }

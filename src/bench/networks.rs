@@ -30,18 +30,10 @@ pub struct Network {
 
 /// The published sizes with another number of channels at the first level.
 pub fn configs(channels: usize) -> (UnetConfig, HeadConfig) {
-    let unet = UnetConfig {
-        inner_channel: channels,
-        ..UnetConfig::published()
-    };
+    let unet = UnetConfig { inner_channel: channels, ..UnetConfig::published() };
     let published = HeadConfig::published();
     let head = HeadConfig {
-        dims: unet
-            .channel_mults
-            .iter()
-            .rev()
-            .map(|m| m * channels)
-            .collect(),
+        dims: unet.channel_mults.iter().rev().map(|m| m * channels).collect(),
         decode_channels: (channels / 2).max(1),
         ..published
     };
@@ -59,11 +51,7 @@ pub fn random_model(channels: usize) -> Result<DmFnet, ModelError> {
     let mut draw = |network: Network| random_weights(&network.graph, &mut rng);
     let unet_weights = draw(unet_pass(&unet, side, Asked::Prediction)?);
     let head_weights = draw(head_pass(&head, side)?);
-    DmFnet::new(
-        unet_weights.into_iter().collect(),
-        head_weights.into_iter().collect(),
-        &ModelFile::default(),
-    )
+    DmFnet::new(unet_weights.into_iter().collect(), head_weights.into_iter().collect(), &ModelFile::default())
 }
 
 fn random_weights(graph: &Graph, rng: &mut ChaCha8Rng) -> BTreeMap<String, Tensor> {
@@ -119,11 +107,7 @@ pub fn unet_pass(config: &UnetConfig, size: usize, asked: Asked) -> Result<Netwo
             ("UNet pass, all outputs", all.collect())
         }
     };
-    Ok(Network {
-        name: name.into(),
-        graph,
-        outputs,
-    })
+    Ok(Network { name: name.into(), graph, outputs })
 }
 
 /// The fusion head on the features of images of `size` x `size`.
@@ -147,11 +131,7 @@ pub fn head_pass(config: &HeadConfig, size: usize) -> Result<Network, GraphError
     };
     let [mri, other] = MODALITIES.map(&mut features);
     let fused = fusion_head(&mut graph, config, &mri, &other)?;
-    Ok(Network {
-        name: "fusion head".into(),
-        graph,
-        outputs: vec![fused],
-    })
+    Ok(Network { name: "fusion head".into(), graph, outputs: vec![fused] })
 }
 
 /// A pair as `medfuse fuse` runs it: a UNet pass for each modality and noise step, and the head.
@@ -160,11 +140,7 @@ pub fn head_pass(config: &HeadConfig, size: usize) -> Result<Network, GraphError
 /// [`GraphError`] if the size does not suit the network.
 pub fn whole_pair(model: &DmFnet, size: usize) -> Result<Network, GraphError> {
     let (graph, fused) = model.graph(size, size)?;
-    Ok(Network {
-        name: "pair".into(),
-        graph,
-        outputs: vec![fused],
-    })
+    Ok(Network { name: "pair".into(), graph, outputs: vec![fused] })
 }
 
 /// One convolution of a `side` x `side` map with its weights.
@@ -180,11 +156,7 @@ pub fn convolution(
     let x = graph.input("x", Shape::new(1, channels[0], side, side));
     let out = conv(&mut graph, "conv", x, channels[1], ConvSpec::same(kernel))?;
     let weights = random_weights(&graph, &mut ChaCha8Rng::seed_from_u64(SEED));
-    let network = Network {
-        name: "single convolutions".into(),
-        graph,
-        outputs: vec![out],
-    };
+    let network = Network { name: "single convolutions".into(), graph, outputs: vec![out] };
     Ok((network, weights))
 }
 
@@ -229,10 +201,7 @@ mod tests {
 
     #[test]
     fn the_scaled_architecture_is_the_published_one() {
-        assert_eq!(
-            configs(128),
-            (UnetConfig::published(), HeadConfig::published())
-        );
+        assert_eq!(configs(128), (UnetConfig::published(), HeadConfig::published()));
     }
 
     #[test]

@@ -43,9 +43,7 @@ impl Op for PeakFma {
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         let out = out.item(0);
         let len = out.len().div_ceil(rayon::current_num_threads());
-        let parts = out
-            .par_chunks_mut(len)
-            .zip(inputs[0].item(0).par_chunks(len));
+        let parts = out.par_chunks_mut(len).zip(inputs[0].item(0).par_chunks(len));
         parts.for_each(|(out, x)| {
             let products = PER_ROUND * self.rounds * out.len();
             out.fill(Arch::new().dispatch(Chains { b: x[0], products }));
@@ -57,12 +55,7 @@ impl Op for PeakFma {
         let params = Params::new().u(count).u(self.rounds);
         let binds = vec![Bind::Input(0), Bind::Output];
         let groups = [count.div_ceil(64), 1, 1];
-        vec![Dispatch::new(
-            Kernel::new("peak_fma"),
-            params,
-            binds,
-            groups,
-        )]
+        vec![Dispatch::new(Kernel::new("peak_fma"), params, binds, groups)]
     }
 }
 
@@ -116,9 +109,7 @@ impl Op for PeakCopy {
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         let out = out.item(0);
         let len = out.len().div_ceil(rayon::current_num_threads());
-        let parts = out
-            .par_chunks_mut(len)
-            .zip(inputs[0].item(0).par_chunks(len));
+        let parts = out.par_chunks_mut(len).zip(inputs[0].item(0).par_chunks(len));
         parts.for_each(|(out, x)| out.copy_from_slice(x));
     }
 
@@ -127,12 +118,7 @@ impl Op for PeakCopy {
         let params = Params::new().u(vectors);
         let binds = vec![Bind::Input(0), Bind::Output];
         let kernel = Kernel::new("peak_copy");
-        vec![Dispatch::folded(
-            kernel,
-            params,
-            binds,
-            vectors.div_ceil(64),
-        )]
+        vec![Dispatch::folded(kernel, params, binds, vectors.div_ceil(64))]
     }
 }
 
@@ -167,10 +153,7 @@ mod tests {
     #[test]
     fn the_chains_converge_to_one() {
         // x = (1 - b) x + b has the fixed point 1, which every element of every chain nears.
-        let chains = Chains {
-            b: 0.5,
-            products: 1 << 16,
-        };
+        let chains = Chains { b: 0.5, products: 1 << 16 };
         let sum = Arch::new().dispatch(chains);
         assert!(sum > 0.0 && (sum / CHAINS as f32).fract() == 0.0, "{sum}");
     }

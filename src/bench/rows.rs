@@ -139,11 +139,7 @@ pub fn gather(calls: &[Call], seconds: &[Vec<f64>], peak: Peak) -> Vec<Row> {
 
 /// `amount` in `seconds`, in 10^9 a second; zero where the clock saw no time pass.
 pub fn rate(amount: f64, seconds: f64) -> f64 {
-    if seconds > 0.0 {
-        amount / seconds * 1e-9
-    } else {
-        0.0
-    }
+    if seconds > 0.0 { amount / seconds * 1e-9 } else { 0.0 }
 }
 
 /// The middle value, the mean of the two middle ones of an even number; zero of none.
@@ -164,10 +160,7 @@ mod tests {
     use crate::graph::Plan;
     use crate::ops::testing::gpu;
 
-    const PEAK: Peak = Peak {
-        gflops: 100.0,
-        gb_per_s: 10.0,
-    };
+    const PEAK: Peak = Peak { gflops: 100.0, gb_per_s: 10.0 };
 
     fn call(op: &str, macs: u64, bytes: u64) -> Call {
         Call {
@@ -183,17 +176,10 @@ mod tests {
 
     #[test]
     fn equal_calls_become_one_row() {
-        let (conv, norm) = (
-            call("conv2d", 1_000_000, 1000),
-            call("group_norm", 0, 4_000_000),
-        );
+        let (conv, norm) = (call("conv2d", 1_000_000, 1000), call("group_norm", 0, 4_000_000));
         let calls = [conv.clone(), norm, conv];
         // The second run is disturbed; medians over three runs do not see it.
-        let seconds = [
-            vec![0.001, 0.004, 0.003],
-            vec![9.0, 9.0, 9.0],
-            vec![0.001, 0.004, 0.003],
-        ];
+        let seconds = [vec![0.001, 0.004, 0.003], vec![9.0, 9.0, 9.0], vec![0.001, 0.004, 0.003]];
         let rows = gather(&calls, &seconds, PEAK);
         let figures: Vec<_> = rows.iter().map(|r| (r.op.as_str(), r.count)).collect();
         assert_eq!(figures, [("conv2d", 2), ("group_norm", 1)]);
@@ -233,8 +219,7 @@ mod tests {
     fn a_call_says_what_runs() {
         let (network, _) = convolution(3, [128, 128], 32).expect("the shapes fit");
         for target in [Target::Cpu, Target::Gpu(gpu().traits().clone())] {
-            let plan =
-                Plan::new(&network.graph, &network.outputs, target).expect("it can be planned");
+            let plan = Plan::new(&network.graph, &network.outputs, target).expect("it can be planned");
             let call = Call::of(&plan.steps[0], &plan.target);
             assert_eq!(call.op, "conv2d 3x3");
             assert_eq!(call.macs, 128 * 128 * 9 * 32 * 32);
@@ -246,13 +231,8 @@ mod tests {
     #[test]
     fn repeated_blocks_share_their_rows() {
         let network = unet_pass(&configs(32).0, 64, Asked::Features).expect("the shapes fit");
-        let plan =
-            Plan::new(&network.graph, &network.outputs, Target::Cpu).expect("it can be planned");
-        let calls: Vec<Call> = plan
-            .steps
-            .iter()
-            .map(|s| Call::of(s, &plan.target))
-            .collect();
+        let plan = Plan::new(&network.graph, &network.outputs, Target::Cpu).expect("it can be planned");
+        let calls: Vec<Call> = plan.steps.iter().map(|s| Call::of(s, &plan.target)).collect();
         let rows = gather(&calls, &[vec![1.0; calls.len()]], PEAK);
         assert_eq!(rows.iter().map(|r| r.count).sum::<usize>(), calls.len());
         assert!(rows.len() < calls.len());

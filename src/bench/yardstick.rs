@@ -114,10 +114,7 @@ impl<'a> Yardsticks<'a> {
     /// The peak over the measurements from number `first` on.
     pub fn peak_since(&self, first: usize) -> Peak {
         let of = |i: usize| median(self.gauges[i].rates.iter().skip(first).copied());
-        Peak {
-            gflops: of(0),
-            gb_per_s: of(1),
-        }
+        Peak { gflops: of(0), gb_per_s: of(1) }
     }
 
     /// What was measured so far.
@@ -128,10 +125,7 @@ impl<'a> Yardsticks<'a> {
                 name: gauge.name.into(),
                 unit: gauge.unit,
                 median: median(rates.clone()),
-                range: [
-                    rates.clone().fold(f64::INFINITY, f64::min),
-                    rates.fold(0.0, f64::max),
-                ],
+                range: [rates.clone().fold(f64::INFINITY, f64::min), rates.fold(0.0, f64::max)],
             }
         };
         self.gauges.iter().map(of).collect()
@@ -176,8 +170,7 @@ fn calibrated(device: &Device) -> Result<(u64, Single), BenchError> {
 /// A product of two square matrices by the `gemm` crate on all threads.
 fn sgemm<'a>() -> Gauge<'a> {
     let n = SGEMM;
-    let values =
-        |shift: f32| -> Vec<f32> { (0..n * n).map(|i| (i as f32 + shift).sin()).collect() };
+    let values = |shift: f32| -> Vec<f32> { (0..n * n).map(|i| (i as f32 + shift).sin()).collect() };
     let (a, b) = (values(0.0), values(0.5));
     let mut product = vec![0.0f32; n * n];
     let measure = move || {
@@ -188,8 +181,7 @@ fn sgemm<'a>() -> Gauge<'a> {
         // SAFETY: three row-major matrices of n x n elements, of which only the first is written.
         unsafe {
             gemm::gemm(
-                n, n, n, out, 1, stride, false, a, 1, stride, b, 1, stride, 0.0, 1.0, false, false,
-                false, threads,
+                n, n, n, out, 1, stride, false, a, 1, stride, b, 1, stride, 0.0, 1.0, false, false, false, threads,
             );
         }
         Ok(start.elapsed().as_secs_f64())

@@ -57,20 +57,14 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let options = Options {
         size: args.size,
         channels: args.channels,
-        runs: if args.quick {
-            args.runs.min(QUICK_RUNS)
-        } else {
-            args.runs
-        },
+        runs: if args.quick { args.runs.min(QUICK_RUNS) } else { args.runs },
         kernels: !args.model_only,
         model: !args.kernels_only,
         pair: !args.quick,
     };
     let device = args.device.open()?;
     let bar = spinner();
-    let report = measure(&device, &options, &mut |message| {
-        bar.set_message(message.to_owned())
-    })?;
+    let report = measure(&device, &options, &mut |message| bar.set_message(message.to_owned()))?;
     bar.finish_and_clear();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -81,8 +75,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
-        .expect("the template is well-formed");
+    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})").expect("the template is well-formed");
     // Hidden by indicatif when the standard error is not a terminal.
     let bar = ProgressBar::new_spinner().with_style(style);
     bar.enable_steady_tick(Duration::from_millis(200));
@@ -94,18 +87,9 @@ fn text(report: &Report) -> String {
     let options = &report.options;
     let mut text = format!(
         "medfuse {} on {}\nDM-FNet, {} channels, {}x{}, medians of {} measurements\n",
-        report.medfuse,
-        report.machine.device,
-        options.channels,
-        options.size,
-        options.size,
-        options.runs
+        report.medfuse, report.machine.device, options.channels, options.size, options.size, options.runs
     );
-    text += &section(
-        "what the device can do",
-        &YARDSTICKS,
-        report.yardsticks.iter().map(yardstick_cells),
-    );
+    text += &section("what the device can do", &YARDSTICKS, report.yardsticks.iter().map(yardstick_cells));
     for table in &report.kernels {
         let title = format!(
             "{}: {:.1} ms in kernels, the device's peak meanwhile {:.1} GFLOP/s and {:.1} GB/s",
@@ -120,18 +104,8 @@ fn text(report: &Report) -> String {
 }
 
 const YARDSTICKS: [&str; 5] = ["yardstick", "median", "lowest", "highest", ""];
-const KERNELS: [&str; 10] = [
-    "operation",
-    "by",
-    "input",
-    "output",
-    "calls",
-    "ms each",
-    "of total",
-    "GFLOP/s",
-    "GB/s",
-    "of peak",
-];
+const KERNELS: [&str; 10] =
+    ["operation", "by", "input", "output", "calls", "ms each", "of total", "GFLOP/s", "GB/s", "of peak"];
 const MODELS: [&str; 11] = [
     "network",
     "s",
@@ -148,13 +122,7 @@ const MODELS: [&str; 11] = [
 
 fn yardstick_cells(y: &Yardstick) -> Vec<String> {
     let [low, high] = y.range;
-    vec![
-        y.name.clone(),
-        format!("{:.1}", y.median),
-        format!("{low:.1}"),
-        format!("{high:.1}"),
-        y.unit.into(),
-    ]
+    vec![y.name.clone(), format!("{:.1}", y.median), format!("{low:.1}"), format!("{high:.1}"), y.unit.into()]
 }
 
 /// The rows that take [`WORTH_A_LINE`] of the time, and one line for all others.
@@ -196,8 +164,7 @@ fn percent(share: f64) -> String {
 }
 
 fn model_cells(row: &ModelRow) -> Vec<String> {
-    let some =
-        |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
+    let some = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
     vec![
         row.network.clone(),
         some(row.seconds, 3),
@@ -217,18 +184,10 @@ fn model_cells(row: &ModelRow) -> Vec<String> {
 fn section(title: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let header: Vec<String> = header.iter().map(|&h| h.to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
-    let width = |column: usize| {
-        rows.iter()
-            .map(|r| r[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let figures = |column: usize| {
-        rows[1..]
-            .iter()
-            .all(|r| r[column].starts_with(|c: char| c.is_ascii_digit() || c == '-'))
-    };
+    let figures =
+        |column: usize| rows[1..].iter().all(|r| r[column].starts_with(|c: char| c.is_ascii_digit() || c == '-'));
     let right: Vec<bool> = (0..rows[0].len()).map(figures).collect();
     let mut text = format!("\n{title}\n");
     for row in &rows {
@@ -245,19 +204,14 @@ fn section(title: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>
 
 /// The figures that matter most, in a line.
 fn summary(report: &Report) -> String {
-    let mut parts: Vec<String> = report
-        .yardsticks
-        .iter()
-        .map(|y| format!("{} {:.1} {}", y.name, y.median, y.unit))
-        .collect();
+    let mut parts: Vec<String> =
+        report.yardsticks.iter().map(|y| format!("{} {:.1} {}", y.name, y.median, y.unit)).collect();
     if report.model.is_empty() {
         let kernels = |t: &KernelTable| format!("{} {:.0} ms", t.network, t.total_ms);
         parts.extend(report.kernels.iter().map(kernels));
     }
     for row in &report.model {
-        let time = row
-            .seconds
-            .map_or("not run".into(), |s| format!("{s:.2} s"));
+        let time = row.seconds.map_or("not run".into(), |s| format!("{s:.2} s"));
         parts.push(format!("{} {time} in {:.0} MiB", row.network, row.run_mib));
     }
     parts.join("; ")
@@ -270,14 +224,9 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let rows = [["conv2d", "1.5"], ["group_norm", "10.25"]];
-        let rows = rows
-            .iter()
-            .map(|r| r.iter().map(|c| (*c).to_owned()).collect());
+        let rows = rows.iter().map(|r| r.iter().map(|c| (*c).to_owned()).collect());
         let text = section("kernels", &["operation", "ms"], rows);
-        assert_eq!(
-            text,
-            "\nkernels\noperation      ms\nconv2d        1.5\ngroup_norm  10.25\n"
-        );
+        assert_eq!(text, "\nkernels\noperation      ms\nconv2d        1.5\ngroup_norm  10.25\n");
     }
 
     #[test]
@@ -294,26 +243,9 @@ mod tests {
             gb_per_s: 2.5,
             of_peak: 0.5,
         };
-        let cells = table_cells(&[
-            row("long", 1, 0.996),
-            row("a", 2, 0.003),
-            row("b", 3, 0.001),
-        ]);
-        let long = [
-            "long", "", "1x1x1x1", "1x1x1x1", "1", "1.000", "99.6 %", "-", "2.5", "50 %",
-        ];
-        let rest = [
-            "2 shorter ones",
-            "-",
-            "-",
-            "-",
-            "5",
-            "-",
-            "0.4 %",
-            "-",
-            "-",
-            "-",
-        ];
+        let cells = table_cells(&[row("long", 1, 0.996), row("a", 2, 0.003), row("b", 3, 0.001)]);
+        let long = ["long", "", "1x1x1x1", "1x1x1x1", "1", "1.000", "99.6 %", "-", "2.5", "50 %"];
+        let rest = ["2 shorter ones", "-", "-", "-", "5", "-", "0.4 %", "-", "-", "-"];
         assert_eq!(cells, [long, rest]);
     }
 }

@@ -34,8 +34,7 @@ pub struct DemoArgs {
 /// # Errors
 /// A size out of range, a folder that cannot be written, a device that is not there.
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
-    std::fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot make the folder {}", args.out.display()))?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
     let device = args.device.open()?;
     super::say(format_args!("device: {}", device.describe()))?;
     let fuser = Fuser::new(DmFnet::shipped()?, device);
@@ -44,22 +43,11 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         let start = Instant::now();
         let fused = fuser.fuse(&FusionPair::new(mri.clone(), other.clone())?, args.seed)?;
         let seconds = start.elapsed().as_secs_f64();
-        let labels = [
-            "MRI (synthetic)".to_owned(),
-            format!("{modality} (synthetic)"),
-            "fused".to_owned(),
-        ];
-        let pictures: Vec<_> = labels
-            .iter()
-            .map(String::as_str)
-            .zip([&mri, &other, &fused])
-            .collect();
+        let labels = ["MRI (synthetic)".to_owned(), format!("{modality} (synthetic)"), "fused".to_owned()];
+        let pictures: Vec<_> = labels.iter().map(String::as_str).zip([&mri, &other, &fused]).collect();
         let path = args.out.join(format!("synthetic_MRI_{modality}.png"));
         montage(&pictures)?.save(&path, 95)?;
-        super::say(format_args!(
-            "{}: MRI, {modality} and fused, {seconds:.1} s",
-            path.display()
-        ))?;
+        super::say(format_args!("{}: MRI, {modality} and fused, {seconds:.1} s", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

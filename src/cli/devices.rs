@@ -32,19 +32,13 @@ pub fn run(args: DevicesArgs) -> anyhow::Result<ExitCode> {
     }
     found.iter().try_for_each(print_adapter)?;
     super::say(format_args!("cpu: {}", Device::Cpu.describe()))?;
-    super::say(format_args!(
-        "--device auto takes: {}",
-        Device::select("auto")?.describe()
-    ))?;
+    super::say(format_args!("--device auto takes: {}", Device::select("auto")?.describe()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn print_adapter(r: &AdapterReport) -> anyhow::Result<()> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    super::say(format_args!(
-        "{}: {} ({}, {}, driver {})",
-        r.index, r.name, r.kind, r.backend, r.driver
-    ))?;
+    super::say(format_args!("{}: {} ({}, {}, driver {})", r.index, r.name, r.kind, r.backend, r.driver))?;
     super::say(format_args!(
         "   storage binding {:.0} MiB, buffer {:.0} MiB, workgroup {} invocations and {} KiB, subgroup {} to {}",
         mib(r.max_storage_binding),

@@ -47,8 +47,7 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
     let (done, failed) = evaluate_folders(&args)?;
 
     if let Some(path) = args.csv.as_deref().filter(|_| !csv_to_stdout) {
-        write_whole(path, csv(&done).as_bytes())
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_whole(path, csv(&done).as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let output = if csv_to_stdout {
         csv(&done)
@@ -57,18 +56,12 @@ pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
     } else {
         table(&done)
     };
-    io::stdout()
-        .write_all(output.as_bytes())
-        .context("cannot write to the standard output")?;
+    io::stdout().write_all(output.as_bytes()).context("cannot write to the standard output")?;
 
     if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!(
-        "{} of {} not evaluated:",
-        failed.len(),
-        done.len() + failed.len()
-    );
+    eprintln!("{} of {} not evaluated:", failed.len(), done.len() + failed.len());
     for (name, reason) in &failed {
         eprintln!("  {name}: {reason}");
     }
@@ -103,12 +96,7 @@ fn evaluate_folders(args: &EvalArgs) -> anyhow::Result<(Done, Failed)> {
             Err(reason) => failed.push((group.name, format!("{reason:#}"))),
         }
     }
-    failed.extend(
-        matched
-            .unmatched
-            .into_iter()
-            .map(|u| (u.name, u.reason.to_string())),
-    );
+    failed.extend(matched.unmatched.into_iter().map(|u| (u.name, u.reason.to_string())));
     failed.sort();
     Ok((done, failed))
 }
@@ -137,23 +125,13 @@ fn table(done: &Done) -> String {
         std::iter::once(name.to_owned()).chain(figures).collect()
     };
     let mut rows: Vec<Vec<String>> = Vec::new();
-    rows.push(
-        std::iter::once("name")
-            .chain(NAMES)
-            .map(str::to_owned)
-            .collect(),
-    );
+    rows.push(std::iter::once("name").chain(NAMES).map(str::to_owned).collect());
     rows.extend(done.iter().map(|(name, metrics)| row(name, metrics)));
     if let Some((mean, std)) = summary(done) {
         rows.push(row("mean", &mean));
         rows.push(row("std", &std));
     }
-    let width = |column: usize| {
-        rows.iter()
-            .map(|r| r[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..=NAMES.len()).map(width).collect();
     let mut text = String::new();
     for row in &rows {
@@ -207,8 +185,7 @@ mod tests {
     /// Folders mri, other and fused; `files` are (folder/name, size or 0 for a file that is no image).
     fn folders(files: &[(&str, u32)]) -> (tempfile::TempDir, EvalArgs) {
         let root = tempfile::tempdir().unwrap();
-        let [mri_dir, other_dir, fused_dir] =
-            ["mri", "other", "fused"].map(|f| root.path().join(f));
+        let [mri_dir, other_dir, fused_dir] = ["mri", "other", "fused"].map(|f| root.path().join(f));
         for folder in [&mri_dir, &other_dir, &fused_dir] {
             std::fs::create_dir(folder).unwrap();
         }
@@ -220,13 +197,7 @@ mod tests {
                 _ => GrayImage::from_fn(*size, *size, level).save(path).unwrap(),
             }
         }
-        let args = EvalArgs {
-            mri_dir,
-            other_dir,
-            fused_dir,
-            csv: None,
-            json: false,
-        };
+        let args = EvalArgs { mri_dir, other_dir, fused_dir, csv: None, json: false };
         (root, args)
     }
 
@@ -253,39 +224,21 @@ mod tests {
         let (done, failed) = evaluate_folders(&args).unwrap();
         assert_eq!(done.len(), 1);
         assert_eq!(done[0].0, "a,1");
-        let reasons: BTreeMap<_, _> = failed
-            .iter()
-            .map(|(n, r)| (n.as_str(), r.as_str()))
-            .collect();
+        let reasons: BTreeMap<_, _> = failed.iter().map(|(n, r)| (n.as_str(), r.as_str())).collect();
         assert_eq!(reasons.len(), 4);
         assert!(reasons["b"].contains("fused 50x50"), "{}", reasons["b"]);
-        assert!(
-            reasons["c"].starts_with("no image of this name in"),
-            "{}",
-            reasons["c"]
-        );
+        assert!(reasons["c"].starts_with("no image of this name in"), "{}", reasons["c"]);
         assert!(reasons["c"].ends_with("other"), "{}", reasons["c"]);
         assert!(reasons["d"].contains("d.png"), "{}", reasons["d"]);
-        assert!(
-            reasons["e"].starts_with("several files have this name"),
-            "{}",
-            reasons["e"]
-        );
+        assert!(reasons["e"].starts_with("several files have this name"), "{}", reasons["e"]);
 
         let path = root.path().join("out.csv");
-        let code = run(EvalArgs {
-            csv: Some(path.clone()),
-            ..args
-        })
-        .unwrap();
+        let code = run(EvalArgs { csv: Some(path.clone()), ..args }).unwrap();
         assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::FAILURE));
         let text = std::fs::read_to_string(path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
-        assert_eq!(
-            lines[0],
-            "name,EN,SD,SF,AG,MI,SCD,VIFF,Qabf,SSIM,PSNR,CC,MSE"
-        );
+        assert_eq!(lines[0], "name,EN,SD,SF,AG,MI,SCD,VIFF,Qabf,SSIM,PSNR,CC,MSE");
         let figures = lines[1].strip_prefix("\"a,1\",").unwrap();
         let figures: Vec<f64> = figures.split(',').map(|v| v.parse().unwrap()).collect();
         assert_eq!(figures, done[0].1.values());
@@ -299,21 +252,14 @@ mod tests {
         args.fused_dir = root.path().join("nowhere");
         assert!(run(args).unwrap_err().to_string().contains("nowhere"));
         let (_root, args) = folders(&[("mri/a.png", 48)]);
-        let both = EvalArgs {
-            csv: Some("-".into()),
-            json: true,
-            ..args
-        };
+        let both = EvalArgs { csv: Some("-".into()), json: true, ..args };
         assert!(run(both).unwrap_err().to_string().contains("--json"));
     }
 
     #[test]
     fn the_table_is_aligned_and_ends_in_mean_and_std() {
         let row = |v: f64| Metrics::from_values([v; 12]);
-        let done = vec![
-            ("first".to_owned(), row(1.0)),
-            ("2".to_owned(), row(1003.0)),
-        ];
+        let done = vec![("first".to_owned(), row(1.0)), ("2".to_owned(), row(1003.0))];
         let text = table(&done);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 5);
@@ -331,10 +277,7 @@ mod tests {
         assert_eq!(report["pairs"][0]["name"], "x");
         assert_eq!(report["pairs"][0]["Qabf"], 2.0);
         assert!(report["pairs"][0]["PSNR"].is_null());
-        assert_eq!(
-            (&report["mean"]["EN"], &report["std"]["EN"]),
-            (&json!(2.0), &json!(0.0))
-        );
+        assert_eq!((&report["mean"]["EN"], &report["std"]["EN"]), (&json!(2.0), &json!(0.0)));
         assert_eq!(report["failed"][0]["reason"], "too small");
         assert!(report_json(&vec![], &failed)["mean"].is_null());
     }

@@ -91,10 +91,7 @@ pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let stopped = done.len() < total;
     if args.json {
-        super::say(format_args!(
-            "{:#}",
-            report(&device_name, &done, &unpaired, stopped)
-        ))?;
+        super::say(format_args!("{:#}", report(&device_name, &done, &unpaired, stopped)))?;
     }
     Ok(summarise(&done, &unpaired, total, stopped))
 }
@@ -124,28 +121,16 @@ fn jobs(args: &FuseArgs) -> anyhow::Result<Jobs> {
 fn folder_jobs(args: &FuseArgs) -> anyhow::Result<Jobs> {
     let matched = match_folders([args.mri.as_path(), args.other.as_path()])?;
     if matched.groups.is_empty() {
-        bail!(
-            "no file name is in both {} and {} (PNG, JPEG, BMP, TIFF)",
-            args.mri.display(),
-            args.other.display()
-        );
+        bail!("no file name is in both {} and {} (PNG, JPEG, BMP, TIFF)", args.mri.display(), args.other.display());
     }
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot make the output folder {}", args.out.display()))?;
     let jobs = matched.groups.into_iter().map(|group| {
         let [mri, other] = group.paths;
         let out = args.out.join(other.file_name().unwrap_or_default());
-        Job {
-            name: group.name,
-            mri,
-            other,
-            out,
-        }
+        Job { name: group.name, mri, other, out }
     });
-    let unpaired = matched
-        .unmatched
-        .into_iter()
-        .map(|u| (u.name, u.reason.to_string()));
+    let unpaired = matched.unmatched.into_iter().map(|u| (u.name, u.reason.to_string()));
     Ok((jobs.collect(), unpaired.collect()))
 }
 
@@ -157,10 +142,7 @@ fn check_keeps_inputs(job: &Job) -> anyhow::Result<()> {
     };
     for input in [&job.mri, &job.other] {
         if input.canonicalize().is_ok_and(|path| path == out) {
-            bail!(
-                "the result would replace its own input {}: choose another --out",
-                input.display()
-            );
+            bail!("the result would replace its own input {}: choose another --out", input.display());
         }
     }
     Ok(())
@@ -198,33 +180,19 @@ fn progress(len: u64) -> ProgressBar {
     ProgressBar::new(len).with_style(style)
 }
 
-fn report(
-    device: &str,
-    done: &[Outcome],
-    unpaired: &[(String, String)],
-    stopped: bool,
-) -> serde_json::Value {
+fn report(device: &str, done: &[Outcome], unpaired: &[(String, String)], stopped: bool) -> serde_json::Value {
     let row = |(job, result): &Outcome| match result {
         Ok(seconds) => json!({"name": job.name, "out": job.out, "seconds": seconds}),
         Err(error) => json!({"name": job.name, "error": error}),
     };
-    let unpaired = unpaired
-        .iter()
-        .map(|(name, reason)| json!({"name": name, "error": reason}));
+    let unpaired = unpaired.iter().map(|(name, reason)| json!({"name": name, "error": reason}));
     let pairs: Vec<_> = done.iter().map(row).chain(unpaired).collect();
     json!({"device": device, "stopped": stopped, "pairs": pairs})
 }
 
 /// Says on the standard error what failed; the exit code is 1 then, and 130 when the command was stopped.
-fn summarise(
-    done: &[Outcome],
-    unpaired: &[(String, String)],
-    total: usize,
-    stopped: bool,
-) -> ExitCode {
-    let failed = done
-        .iter()
-        .filter_map(|(job, result)| Some((&job.name, result.as_ref().err()?)));
+fn summarise(done: &[Outcome], unpaired: &[(String, String)], total: usize, stopped: bool) -> ExitCode {
+    let failed = done.iter().filter_map(|(job, result)| Some((&job.name, result.as_ref().err()?)));
     let failed: Vec<_> = failed.chain(unpaired.iter().map(|(n, r)| (n, r))).collect();
     for (name, reason) in &failed {
         eprintln!("{name}: {reason}");
@@ -234,9 +202,5 @@ fn summarise(
     if stopped {
         return ExitCode::from(130);
     }
-    if failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

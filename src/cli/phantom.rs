@@ -54,8 +54,7 @@ pub fn run(args: PhantomArgs) -> anyhow::Result<ExitCode> {
     };
     let write = |folder: &str, name: &str, picture: &Image| -> anyhow::Result<()> {
         let folder: &Path = &args.out_dir.join(folder);
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         Ok(picture.save(folder.join(name), 95)?)
     };
     for seed in (args.seed..).take(usize::try_from(args.count)?) {
@@ -85,21 +84,11 @@ mod tests {
     fn folders_pair_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let out_dir = folder.path().join("new");
-        let args = PhantomArgs {
-            out_dir: out_dir.clone(),
-            size: 32,
-            seed: 8,
-            modality: Choice::All,
-            count: 2,
-        };
+        let args = PhantomArgs { out_dir: out_dir.clone(), size: 32, seed: 8, modality: Choice::All, count: 2 };
         assert_eq!(run(args).unwrap(), ExitCode::SUCCESS);
-        let found = match_folders(
-            ["MRI", "CT", "PET", "SPECT"]
-                .map(|n| out_dir.join(n))
-                .each_ref()
-                .map(PathBuf::as_path),
-        )
-        .unwrap();
+        let found =
+            match_folders(["MRI", "CT", "PET", "SPECT"].map(|n| out_dir.join(n)).each_ref().map(PathBuf::as_path))
+                .unwrap();
         let names: Vec<_> = found.groups.iter().map(|g| g.name.as_str()).collect();
         assert_eq!(names, ["phantom_0008", "phantom_0009"]);
         assert!(found.unmatched.is_empty());
@@ -110,18 +99,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out_dir = folder.path().join("file");
         std::fs::write(&out_dir, b"").unwrap();
-        let args = PhantomArgs {
-            out_dir,
-            size: 32,
-            seed: 0,
-            modality: Choice::Ct,
-            count: 1,
-        };
-        assert!(
-            run(args)
-                .unwrap_err()
-                .to_string()
-                .contains("cannot make the folder")
-        );
+        let args = PhantomArgs { out_dir, size: 32, seed: 0, modality: Choice::Ct, count: 1 };
+        assert!(run(args).unwrap_err().to_string().contains("cannot make the folder"));
     }
 }

@@ -58,15 +58,10 @@ pub fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
         if args.json {
             shown.push(report_json(&report));
         } else {
-            out.write_all(text(&report, &args).as_bytes())
-                .context("cannot print")?;
+            out.write_all(text(&report, &args).as_bytes()).context("cannot print")?;
         }
     }
-    let Counts {
-        passed,
-        failed,
-        not_checked,
-    } = counts;
+    let Counts { passed, failed, not_checked } = counts;
     let line = format!("{passed} passed, {failed} failed, {not_checked} not checked");
     if args.json {
         let all = json!({
@@ -98,9 +93,7 @@ fn jobs(arguments: &[PathBuf]) -> Vec<(PathBuf, Option<CaseError>)> {
         }
     }
     if jobs.is_empty() {
-        let named = arguments
-            .iter()
-            .map(|path| (path.clone(), Some(CaseError::NoCases)));
+        let named = arguments.iter().map(|path| (path.clone(), Some(CaseError::NoCases)));
         jobs.extend(named);
     }
     jobs
@@ -146,11 +139,7 @@ fn drift(report: &Report) -> String {
 
 /// The counts of a case and its worst tensor.
 fn summary(report: &Report) -> String {
-    let Counts {
-        passed,
-        failed,
-        not_checked,
-    } = report.counts();
+    let Counts { passed, failed, not_checked } = report.counts();
     let compared = report.checks.iter().filter_map(|c| match &c.outcome {
         Outcome::Compared(comparison) => Some((c, comparison)),
         _ => None,
@@ -166,30 +155,18 @@ fn summary(report: &Report) -> String {
     }
     if let Some((check, comparison)) = worst {
         let of = comparison.tolerance;
-        text += &format!(
-            "; nearest the limit: {} {} of {of}",
-            check.name,
-            figure(comparison.error())
-        );
+        text += &format!("; nearest the limit: {} {} of {of}", check.name, figure(comparison.error()));
     }
     format!("{text} ({:.1} s)", report.seconds)
 }
 
 fn figure(v: f64) -> String {
-    if v == 0.0 {
-        "0".into()
-    } else {
-        format!("{v:.1e}")
-    }
+    if v == 0.0 { "0".into() } else { format!("{v:.1e}") }
 }
 
 fn row(check: &Check) -> [String; 7] {
     let dims: Vec<String> = check.dims.iter().map(usize::to_string).collect();
-    let dims = if dims.is_empty() {
-        "scalar".into()
-    } else {
-        dims.join("x")
-    };
+    let dims = if dims.is_empty() { "scalar".into() } else { dims.join("x") };
     let name = check.name.clone();
     match &check.outcome {
         Outcome::Compared(c) => [
@@ -203,27 +180,11 @@ fn row(check: &Check) -> [String; 7] {
         ],
         Outcome::Failed(reason) => {
             let none = || "-".to_owned();
-            [
-                name,
-                dims,
-                none(),
-                none(),
-                none(),
-                none(),
-                format!("FAIL: {reason}"),
-            ]
+            [name, dims, none(), none(), none(), none(), format!("FAIL: {reason}")]
         }
         Outcome::NotChecked => {
             let none = || "-".to_owned();
-            [
-                name,
-                dims,
-                none(),
-                none(),
-                none(),
-                none(),
-                "not checked".into(),
-            ]
+            [name, dims, none(), none(), none(), none(), "not checked".into()]
         }
     }
 }
@@ -256,11 +217,7 @@ fn aligned(rows: Vec<[String; 7]>) -> String {
 }
 
 fn report_json(report: &Report) -> Value {
-    let Counts {
-        passed,
-        failed,
-        not_checked,
-    } = report.counts();
+    let Counts { passed, failed, not_checked } = report.counts();
     json!({
         "case": report.name,
         "error": report.error.as_ref().map(ToString::to_string),
@@ -299,9 +256,8 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let cells = |first: &str, figure: &str| {
-            [first, "2x3", figure, "1.0e-7", "-", "1.0e-5", "pass"].map(str::to_owned)
-        };
+        let cells =
+            |first: &str, figure: &str| [first, "2x3", figure, "1.0e-7", "-", "1.0e-5", "pass"].map(str::to_owned);
         let text = aligned(vec![cells("out.y", "1.0e-10"), cells("out.longer", "0")]);
         let ends: Vec<Option<usize>> = text.lines().skip(1).map(|l| l.find("1.0e-7")).collect();
         assert!(ends[0].is_some() && ends[0] == ends[1], "{text}");

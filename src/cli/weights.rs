@@ -70,11 +70,7 @@ pub fn run(args: WeightsArgs) -> anyhow::Result<ExitCode> {
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let report = Report::of(&Weights::load(&args.file)?);
-    let text = if args.json {
-        serde_json::to_string_pretty(&report)?
-    } else {
-        report.table()
-    };
+    let text = if args.json { serde_json::to_string_pretty(&report)? } else { report.table() };
     super::say(text.trim_end())
 }
 
@@ -111,13 +107,8 @@ struct Totals {
 
 impl Report {
     fn of(weights: &Weights) -> Self {
-        let mut totals = Totals {
-            tensors: weights.len(),
-            parameters: 0,
-            buffer_values: 0,
-            bytes: 0,
-            dtypes: BTreeMap::new(),
-        };
+        let mut totals =
+            Totals { tensors: weights.len(), parameters: 0, buffer_values: 0, bytes: 0, dtypes: BTreeMap::new() };
         let mut tensors = Vec::with_capacity(weights.len());
         for (name, tensor, stored) in weights.iter_stored() {
             let len = tensor.data().len();
@@ -130,21 +121,14 @@ impl Report {
             *totals.dtypes.entry(stored.to_string()).or_default() += 1;
             tensors.push(Row::of(name, tensor, stored.to_string()));
         }
-        Self {
-            file: weights.path().display().to_string(),
-            format: weights.format().to_string(),
-            tensors,
-            totals,
-        }
+        Self { file: weights.path().display().to_string(), format: weights.format().to_string(), tensors, totals }
     }
 
     fn table(&self) -> String {
         let width = self.tensors.iter().map(|row| row.name.len()).max();
         let width = width.unwrap_or(0).max("name".len());
-        let mut out = format!(
-            "{:<width$}  {:<5} {:<18} {:>11} {:>11} {:>11}\n",
-            "name", "dtype", "shape", "min", "max", "mean"
-        );
+        let mut out =
+            format!("{:<width$}  {:<5} {:<18} {:>11} {:>11} {:>11}\n", "name", "dtype", "shape", "min", "max", "mean");
         for row in &self.tensors {
             let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.4e}"));
             let shape: Vec<String> = row.shape.iter().map(usize::to_string).collect();
@@ -164,11 +148,7 @@ impl Report {
             out.push('\n');
         }
         let totals = &self.totals;
-        let dtypes: Vec<String> = totals
-            .dtypes
-            .iter()
-            .map(|(dtype, count)| format!("{count} {dtype}"))
-            .collect();
+        let dtypes: Vec<String> = totals.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
         let _ = writeln!(
             out,
             "\n{}: {}, {} tensors ({}), {} parameters, {} values in buffers, {} bytes",
@@ -209,9 +189,7 @@ impl Row {
 
 fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
     ensure!(
-        args.output
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("safetensors")),
+        args.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")),
         "{}: the output is a safetensors file, give it the extension .safetensors",
         args.output.display()
     );
@@ -225,8 +203,8 @@ fn convert(args: &ConvertArgs) -> anyhow::Result<()> {
         Dtype::F16 => StoreType::F16,
     };
     weights.save_safetensors(&args.output, store)?;
-    let written = Weights::load(&args.output)
-        .with_context(|| "the file just written does not read back".to_string())?;
+    let written =
+        Weights::load(&args.output).with_context(|| "the file just written does not read back".to_string())?;
     super::say(format_args!(
         "{}: {} tensors, largest relative rounding of a tensor {:.1e}",
         args.output.display(),
@@ -245,11 +223,7 @@ fn largest_rounding(before: &Weights, after: &Weights) -> f64 {
             change += (f64::from(a) - f64::from(b)).powi(2);
             norm += f64::from(a).powi(2);
         }
-        if norm > 0.0 {
-            (change / norm).sqrt()
-        } else {
-            0.0
-        }
+        if norm > 0.0 { (change / norm).sqrt() } else { 0.0 }
     };
     before.iter().map(relative).fold(0.0, f64::max)
 }
@@ -285,17 +259,7 @@ mod tests {
         let table = report.table();
         let row = table.lines().find(|l| l.starts_with("layer.weight"));
         let columns: Vec<&str> = row.unwrap().split_whitespace().collect();
-        assert_eq!(
-            columns,
-            [
-                "layer.weight",
-                "f32",
-                "2x3",
-                "-6.2500e0",
-                "4.5000e0",
-                "4.5833e-1"
-            ]
-        );
+        assert_eq!(columns, ["layer.weight", "f32", "2x3", "-6.2500e0", "4.5000e0", "4.5833e-1"]);
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["tensors"][1]["shape"], serde_json::json!([1]));
         assert_eq!(json["totals"]["dtypes"]["f32"], 3);

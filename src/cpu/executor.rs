@@ -27,10 +27,7 @@ impl CpuExecutable {
                 *buffer = Vec::new();
             }
         }
-        Self {
-            plan,
-            buffers: Mutex::new(buffers),
-        }
+        Self { plan, buffers: Mutex::new(buffers) }
     }
 
     /// The plan.
@@ -44,11 +41,7 @@ impl CpuExecutable {
     }
 
     /// Like [`CpuExecutable::run`]; `observe` gets each step, its seconds and its result.
-    pub fn run_observed(
-        &self,
-        inputs: &[&[f32]],
-        mut observe: impl FnMut(&Step, f64, View),
-    ) -> Vec<Vec<f32>> {
+    pub fn run_observed(&self, inputs: &[&[f32]], mut observe: impl FnMut(&Step, f64, View)) -> Vec<Vec<f32>> {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
             upload(&mut buffers, location, data);
@@ -56,18 +49,11 @@ impl CpuExecutable {
         for step in &self.plan.steps {
             let start = std::time::Instant::now();
             run_step(&mut buffers, step);
-            observe(
-                step,
-                start.elapsed().as_secs_f64(),
-                view(&buffers, &step.output),
-            );
+            observe(step, start.elapsed().as_secs_f64(), view(&buffers, &step.output));
         }
         let read = |location: &Location| {
             let view = view(&buffers, location);
-            (0..view.shape.n())
-                .flat_map(|n| view.item(n))
-                .copied()
-                .collect()
+            (0..view.shape.n()).flat_map(|n| view.item(n)).copied().collect()
         };
         self.plan.outputs.iter().map(read).collect()
     }

@@ -35,11 +35,7 @@ impl Moments {
         let shift = mean as f32;
         let squares = sum_of(x, |v| (v - shift) * (v - shift));
         let rounding = mean - f64::from(shift);
-        Self {
-            count,
-            mean,
-            m2: squares - count * rounding * rounding,
-        }
+        Self { count, mean, m2: squares - count * rounding * rounding }
     }
 
     /// The moments of two sets of elements together (Chan, Golub and LeVeque 1979).
@@ -51,11 +47,7 @@ impl Moments {
         }
         let delta = other.mean - self.mean;
         let share = other.count / count;
-        Self {
-            count,
-            mean: self.mean + delta * share,
-            m2: self.m2 + other.m2 + delta * delta * self.count * share,
-        }
+        Self { count, mean: self.mean + delta * share, m2: self.m2 + other.m2 + delta * delta * self.count * share }
     }
 
     /// The variance of the elements themselves, not of what they are drawn from.
@@ -134,9 +126,7 @@ mod tests {
     #[test]
     fn moments_follow_their_definition_far_from_zero() {
         for len in [1, 31, 4097, 150_001] {
-            let x: Vec<f32> = (0..len)
-                .map(|i| 300.0 + ((i * 37) % 101) as f32 / 50.0)
-                .collect();
+            let x: Vec<f32> = (0..len).map(|i| 300.0 + ((i * 37) % 101) as f32 / 50.0).collect();
             let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / len as f64;
             let m2: f64 = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();
             let found = Moments::of(&x);

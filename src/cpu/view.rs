@@ -19,11 +19,7 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// A view of a whole contiguous tensor.
     pub fn contiguous(data: &'a [f32], shape: Shape) -> Self {
-        Self {
-            data,
-            shape,
-            batch_stride: shape.item(),
-        }
+        Self { data, shape, batch_stride: shape.item() }
     }
 
     /// The `c * h * w` elements of batch item `n`.
@@ -52,11 +48,7 @@ pub struct ViewMut<'a> {
 impl<'a> ViewMut<'a> {
     /// A view of a whole contiguous tensor.
     pub fn contiguous(data: &'a mut [f32], shape: Shape) -> Self {
-        Self {
-            data,
-            shape,
-            batch_stride: shape.item(),
-        }
+        Self { data, shape, batch_stride: shape.item() }
     }
 
     /// The `c * h * w` elements of batch item `n`.

@@ -78,11 +78,7 @@ fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
 pub fn adapters() -> Vec<AdapterReport> {
     let instance = instance();
     let report = |(index, adapter): (usize, &wgpu::Adapter)| report(index, adapter);
-    enumerate(&instance)
-        .iter()
-        .enumerate()
-        .map(report)
-        .collect()
+    enumerate(&instance).iter().enumerate().map(report).collect()
 }
 
 fn kind(info: &wgpu::AdapterInfo) -> &'static str {
@@ -102,30 +98,21 @@ fn report(index: usize, adapter: &wgpu::Adapter) -> AdapterReport {
         (wgpu::Features::TIMESTAMP_QUERY, "timestamp queries"),
         (wgpu::Features::SUBGROUP, "subgroups"),
         (wgpu::Features::SHADER_F16, "f16"),
-        (
-            wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
-            "cooperative matrices",
-        ),
+        (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrices"),
     ];
     let features = adapter.features();
     AdapterReport {
         index,
         kind: kind(&info),
         backend: info.backend.to_string(),
-        driver: format!("{} {}", info.driver, info.driver_info)
-            .trim()
-            .to_owned(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         name: info.name,
         max_storage_binding: limits.max_storage_buffer_binding_size,
         max_buffer: limits.max_buffer_size,
         max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
         workgroup_memory: limits.max_compute_workgroup_storage_size,
         subgroup: [info.subgroup_min_size, info.subgroup_max_size],
-        features: known
-            .iter()
-            .filter(|(f, _)| features.contains(*f))
-            .map(|(_, n)| *n)
-            .collect(),
+        features: known.iter().filter(|(f, _)| features.contains(*f)).map(|(_, n)| *n).collect(),
     }
 }
 
@@ -142,9 +129,7 @@ pub struct Gpu {
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gpu")
-            .field("report", &self.report)
-            .finish_non_exhaustive()
+        f.debug_struct("Gpu").field("report", &self.report).finish_non_exhaustive()
     }
 }
 
@@ -153,10 +138,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::NoAdapter`] if there is none, [`GpuError::Open`] if the driver refuses.
-    pub fn open(
-        description: &str,
-        wanted: impl Fn(&AdapterReport) -> bool,
-    ) -> Result<Arc<Self>, GpuError> {
+    pub fn open(description: &str, wanted: impl Fn(&AdapterReport) -> bool) -> Result<Arc<Self>, GpuError> {
         let instance = instance();
         for (index, adapter) in enumerate(&instance).into_iter().enumerate() {
             let report = report(index, &adapter);
@@ -164,9 +146,7 @@ impl Gpu {
                 return Self::open_adapter(&adapter, report);
             }
         }
-        Err(GpuError::NoAdapter {
-            wanted: description.to_owned(),
-        })
+        Err(GpuError::NoAdapter { wanted: description.to_owned() })
     }
 
     fn open_adapter(adapter: &wgpu::Adapter, report: AdapterReport) -> Result<Arc<Self>, GpuError> {
@@ -180,10 +160,7 @@ impl Gpu {
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
         }))
-        .map_err(|e| GpuError::Open {
-            name: report.name.clone(),
-            reason: e.to_string(),
-        })?;
+        .map_err(|e| GpuError::Open { name: report.name.clone(), reason: e.to_string() })?;
         let fault = Arc::new(Mutex::new(None));
         let slot = fault.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
@@ -198,14 +175,7 @@ impl Gpu {
                 && report.subgroup[0] == report.subgroup[1])
                 .then_some(report.subgroup[0]),
         };
-        Ok(Arc::new(Self {
-            device,
-            queue,
-            pipelines: Mutex::default(),
-            fault,
-            report,
-            traits,
-        }))
+        Ok(Arc::new(Self { device, queue, pipelines: Mutex::default(), fault, report, traits }))
     }
 
     /// What the adapter is.
@@ -220,28 +190,19 @@ impl Gpu {
 
     /// Whether kernels can be timed on the device.
     pub fn has_timestamps(&self) -> bool {
-        self.device
-            .features()
-            .contains(wgpu::Features::TIMESTAMP_QUERY)
+        self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY)
     }
 
     /// Fails if the driver has reported an error since the last call.
     pub(super) fn check(&self) -> Result<(), GpuError> {
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-        fault
-            .take()
-            .map_or(Ok(()), |message| Err(GpuError::Device(message)))
+        fault.take().map_or(Ok(()), |message| Err(GpuError::Device(message)))
     }
 
     /// Waits until all submitted work is done.
     pub(super) fn wait(&self) -> Result<(), GpuError> {
-        let wait = wgpu::PollType::Wait {
-            submission_index: None,
-            timeout: None,
-        };
-        self.device
-            .poll(wait)
-            .map_err(|e| GpuError::Device(e.to_string()))?;
+        let wait = wgpu::PollType::Wait { submission_index: None, timeout: None };
+        self.device.poll(wait).map_err(|e| GpuError::Device(e.to_string()))?;
         self.check()
     }
 }

@@ -33,9 +33,7 @@ pub struct GpuExecutable {
 
 impl std::fmt::Debug for GpuExecutable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GpuExecutable")
-            .field("launches", &self.launches.len())
-            .finish_non_exhaustive()
+        f.debug_struct("GpuExecutable").field("launches", &self.launches.len()).finish_non_exhaustive()
     }
 }
 
@@ -45,22 +43,15 @@ impl GpuExecutable {
     /// # Errors
     /// [`GpuError`] if a kernel does not compile or the driver runs out of memory.
     pub fn new(gpu: Arc<Gpu>, plan: Plan, weights: &[&[f32]]) -> Result<Self, GpuError> {
-        let storage = wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_DST
-            | wgpu::BufferUsages::COPY_SRC;
-        let mut buffers: Vec<Option<wgpu::Buffer>> = plan
-            .buffers
-            .iter()
-            .map(|b| Some(gpu.buffer(4 * b.len as u64, storage)))
-            .collect();
+        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        let mut buffers: Vec<Option<wgpu::Buffer>> =
+            plan.buffers.iter().map(|b| Some(gpu.buffer(4 * b.len as u64, storage))).collect();
         gpu.check()?;
         for ((_, location), data) in plan.params.iter().zip(weights) {
             gpu.upload(&buffers, location, data);
         }
         let setup = launches(&gpu, &plan.setup, &buffers)?;
-        let mut encoder = gpu
-            .device
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encode(&mut encoder, &setup, None);
         gpu.queue.submit([encoder.finish()]);
         gpu.wait()?;
@@ -71,19 +62,9 @@ impl GpuExecutable {
         }
         let launches = launches(&gpu, &plan.steps, &buffers)?;
         let out_len: usize = plan.outputs.iter().map(|l| l.slot.shape.numel()).sum();
-        let readback = gpu.buffer(
-            4 * out_len as u64,
-            wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-        );
+        let readback = gpu.buffer(4 * out_len as u64, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
         gpu.check()?;
-        Ok(Self {
-            gpu,
-            plan,
-            buffers,
-            launches,
-            readback,
-            running: Mutex::new(()),
-        })
+        Ok(Self { gpu, plan, buffers, launches, readback, running: Mutex::new(()) })
     }
 
     /// The plan.
@@ -100,10 +81,7 @@ impl GpuExecutable {
         for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
             self.gpu.upload(&self.buffers, location, data);
         }
-        let mut encoder = self
-            .gpu
-            .device
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encode(&mut encoder, &self.launches, None);
         self.encode_readback(&mut encoder);
         self.gpu.queue.submit([encoder.finish()]);
@@ -128,8 +106,7 @@ impl GpuExecutable {
             let ticks = self.timed(chunk)?;
             for (launch, pair) in chunk.iter().zip(ticks.chunks(2)) {
                 let elapsed = pair[1].saturating_sub(pair[0]) as f64;
-                seconds[launch.step] +=
-                    elapsed * f64::from(self.gpu.queue.get_timestamp_period()) * 1e-9;
+                seconds[launch.step] += elapsed * f64::from(self.gpu.queue.get_timestamp_period()) * 1e-9;
             }
         }
         Ok(Some(seconds))
@@ -139,20 +116,11 @@ impl GpuExecutable {
     fn timed(&self, launches: &[Launch]) -> Result<Vec<u64>, GpuError> {
         let device = &self.gpu.device;
         let count = 2 * launches.len() as u32;
-        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
-            label: None,
-            ty: wgpu::QueryType::Timestamp,
-            count,
-        });
+        let queries =
+            device.create_query_set(&wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count });
         let bytes = 8 * u64::from(count);
-        let resolved = self.gpu.buffer(
-            bytes,
-            wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-        );
-        let mapped = self.gpu.buffer(
-            bytes,
-            wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-        );
+        let resolved = self.gpu.buffer(bytes, wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
+        let mapped = self.gpu.buffer(bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encode(&mut encoder, launches, Some(&queries));
         encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
@@ -204,8 +172,7 @@ impl Gpu {
     fn upload(&self, buffers: &[Option<wgpu::Buffer>], location: &Location, data: &[f32]) {
         if let Some(buffer) = &buffers[location.buffer] {
             let offset = 4 * location.slot.offset as u64;
-            self.queue
-                .write_buffer(buffer, offset, bytemuck::cast_slice(data));
+            self.queue.write_buffer(buffer, offset, bytemuck::cast_slice(data));
         }
     }
 
@@ -214,9 +181,7 @@ impl Gpu {
         let slice = buffer.slice(..);
         slice.map_async(wgpu::MapMode::Read, |_| {});
         self.wait()?;
-        let view = slice
-            .get_mapped_range()
-            .map_err(|e| GpuError::Device(e.to_string()))?;
+        let view = slice.get_mapped_range().map_err(|e| GpuError::Device(e.to_string()))?;
         let data = bytemuck::cast_slice(&view).to_vec();
         drop(view);
         buffer.unmap();
@@ -225,11 +190,7 @@ impl Gpu {
 }
 
 /// Binds every kernel of `steps`.
-fn launches(
-    gpu: &Gpu,
-    steps: &[Step],
-    buffers: &[Option<wgpu::Buffer>],
-) -> Result<Vec<Launch>, GpuError> {
+fn launches(gpu: &Gpu, steps: &[Step], buffers: &[Option<wgpu::Buffer>]) -> Result<Vec<Launch>, GpuError> {
     let mut dispatches: Vec<(usize, Dispatch)> = Vec::new();
     for (i, step) in steps.iter().enumerate() {
         let slots: Vec<_> = step.inputs.iter().map(|l| l.slot).collect();
@@ -245,10 +206,7 @@ fn launches(
         bytes.extend_from_slice(params);
         bytes.resize(bytes.len().next_multiple_of(alignment.max(16)), 0);
     }
-    let uniform = gpu.buffer(
-        bytes.len() as u64,
-        wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-    );
+    let uniform = gpu.buffer(bytes.len() as u64, wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST);
     gpu.queue.write_buffer(&uniform, 0, &bytes);
     let absent = gpu.buffer(16, wgpu::BufferUsages::STORAGE);
     let mut pipelines: HashMap<String, Arc<Pipeline>> = HashMap::new();
@@ -257,10 +215,7 @@ fn launches(
         let key = format!("{:?}", dispatch.kernel);
         let pipeline = match pipelines.get(&key) {
             Some(known) => known.clone(),
-            None => pipelines
-                .entry(key)
-                .or_insert(gpu.pipeline(&dispatch.kernel)?)
-                .clone(),
+            None => pipelines.entry(key).or_insert(gpu.pipeline(&dispatch.kernel)?).clone(),
         };
         let bound = |bind: &Bind| {
             let index = match *bind {
@@ -269,10 +224,7 @@ fn launches(
                 Bind::Scratch(i) => steps[step].scratch[i],
                 Bind::Absent => return absent.as_entire_binding(),
             };
-            buffers[index]
-                .as_ref()
-                .unwrap_or(&absent)
-                .as_entire_binding()
+            buffers[index].as_ref().unwrap_or(&absent).as_entire_binding()
         };
         let params = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: &uniform,
@@ -282,33 +234,21 @@ fn launches(
         let entries: Vec<wgpu::BindGroupEntry> = std::iter::once(params)
             .chain(dispatch.binds.iter().map(bound))
             .enumerate()
-            .map(|(binding, resource)| wgpu::BindGroupEntry {
-                binding: binding as u32,
-                resource,
-            })
+            .map(|(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource })
             .collect();
         let bind_group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(&steps[step].name),
             layout: &pipeline.layout,
             entries: &entries,
         });
-        launches.push(Launch {
-            pipeline,
-            bind_group,
-            workgroups: dispatch.workgroups,
-            step,
-        });
+        launches.push(Launch { pipeline, bind_group, workgroups: dispatch.workgroups, step });
     }
     gpu.check()?;
     Ok(launches)
 }
 
 /// Records the launches in one pass, or in one pass each where they are timed.
-fn encode(
-    encoder: &mut wgpu::CommandEncoder,
-    launches: &[Launch],
-    queries: Option<&wgpu::QuerySet>,
-) {
+fn encode(encoder: &mut wgpu::CommandEncoder, launches: &[Launch], queries: Option<&wgpu::QuerySet>) {
     let launch = |pass: &mut wgpu::ComputePass, l: &Launch| {
         pass.set_pipeline(&l.pipeline.pipeline);
         pass.set_bind_group(0, &l.bind_group, &[]);

@@ -38,17 +38,13 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// If the file or something it uses does not exist.
 pub fn source(kernel: &Kernel) -> Result<String, ShaderError> {
-    let fail = |message: String| ShaderError {
-        kernel: kernel.file.to_owned(),
-        message,
-    };
+    let fail = |message: String| ShaderError { kernel: kernel.file.to_owned(), message };
     let text = find(KERNELS, kernel.file).ok_or_else(|| fail("there is no such file".into()))?;
     let mut source = String::with_capacity(text.len());
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("//#use ") {
             let shared = find(SHARED, name.trim());
-            source
-                .push_str(shared.ok_or_else(|| fail(format!("it uses {name}, which is missing")))?);
+            source.push_str(shared.ok_or_else(|| fail(format!("it uses {name}, which is missing")))?);
         } else if line.trim() == "//@body" {
             let body = kernel.body.as_deref();
             source.push_str(body.ok_or_else(|| fail("it needs a body".into()))?);
@@ -61,10 +57,7 @@ pub fn source(kernel: &Kernel) -> Result<String, ShaderError> {
 }
 
 fn find(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
-    table
-        .iter()
-        .find(|(n, _)| *n == name)
-        .map(|(_, text)| *text)
+    table.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
 }
 
 /// Parses and validates a kernel in the variant that its constants make; returns how it uses its bindings, by number.
@@ -72,21 +65,12 @@ fn find(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
 /// # Errors
 /// [`ShaderError`] with naga's words.
 pub fn validate(kernel: &Kernel) -> Result<Vec<Access>, ShaderError> {
-    let fail = |message: String| ShaderError {
-        kernel: kernel.file.to_owned(),
-        message,
-    };
+    let fail = |message: String| ShaderError { kernel: kernel.file.to_owned(), message };
     let text = source(kernel)?;
     let module = naga::front::wgsl::parse_str(&text).map_err(|e| fail(e.emit_to_string(&text)))?;
     let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
-    let info = validator
-        .validate(&module)
-        .map_err(|e| fail(e.emit_to_string(&text)))?;
-    let constants = kernel
-        .constants
-        .iter()
-        .map(|&(name, value)| (name.to_owned(), value))
-        .collect();
+    let info = validator.validate(&module).map_err(|e| fail(e.emit_to_string(&text)))?;
+    let constants = kernel.constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
     let entry = Some((naga::ShaderStage::Compute, kernel.entry));
     process_overrides(&module, &info, entry, &constants).map_err(|e| fail(e.to_string()))?;
     if !module.entry_points.iter().any(|e| e.name == kernel.entry) {
@@ -102,11 +86,7 @@ fn bindings(module: &naga::Module) -> Vec<Access> {
         .filter_map(|(_, var)| {
             let access = match var.space {
                 naga::AddressSpace::Uniform => Access::Uniform,
-                naga::AddressSpace::Storage { access }
-                    if access.contains(naga::StorageAccess::STORE) =>
-                {
-                    Access::Write
-                }
+                naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => Access::Write,
                 naga::AddressSpace::Storage { .. } => Access::Read,
                 _ => return None,
             };

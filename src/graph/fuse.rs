@@ -73,28 +73,15 @@ fn fuse_one(nodes: &[Node], uses: &[usize], i: usize) -> Option<(Node, NodeId)> 
         let before = &nodes[producer.0];
         if let Some(joined) = previous.absorb_consumer(op.as_ref(), slot, &shapes) {
             let others = node.inputs.iter().enumerate().filter(|&(s, _)| s != slot);
-            let inputs = before
-                .inputs
-                .iter()
-                .copied()
-                .chain(others.map(|(_, &id)| id));
-            let fused = Node {
-                kind: Kind::Op(joined),
-                inputs: inputs.collect(),
-                shape: node.shape,
-                name: before.name.clone(),
-            };
+            let inputs = before.inputs.iter().copied().chain(others.map(|(_, &id)| id));
+            let fused =
+                Node { kind: Kind::Op(joined), inputs: inputs.collect(), shape: node.shape, name: before.name.clone() };
             return Some((fused, producer));
         }
         if let Some(joined) = op.absorb_producer(previous.as_ref(), slot) {
             let mut inputs = node.inputs.clone();
             inputs[slot] = before.inputs[0];
-            let fused = Node {
-                kind: Kind::Op(joined),
-                inputs,
-                shape: node.shape,
-                name: node.name.clone(),
-            };
+            let fused = Node { kind: Kind::Op(joined), inputs, shape: node.shape, name: node.name.clone() };
             return Some((fused, producer));
         }
     }
@@ -117,17 +104,13 @@ pub fn specialize(graph: &Graph, outputs: &[NodeId], target: &Target) -> (Graph,
             && let Some(special) = op.specialize(target, &shapes)
         {
             for (slot, prepare) in special.prepared {
-                node.inputs[slot] =
-                    prepare_once(&mut result, &mut prepared, prepare, node.inputs[slot]);
+                node.inputs[slot] = prepare_once(&mut result, &mut prepared, prepare, node.inputs[slot]);
             }
             node.kind = Kind::Op(special.op);
         }
         place.push(result.push(node));
     }
-    prune(
-        &result,
-        &outputs.iter().map(|id| place[id.0]).collect::<Vec<_>>(),
-    )
+    prune(&result, &outputs.iter().map(|id| place[id.0]).collect::<Vec<_>>())
 }
 
 fn prepare_once(
@@ -140,16 +123,9 @@ fn prepare_once(
     if let Some(&id) = prepared.get(&key) {
         return id;
     }
-    let shape = op
-        .infer(&[graph.shape(input)])
-        .expect("a preparing operation is made for its weight");
+    let shape = op.infer(&[graph.shape(input)]).expect("a preparing operation is made for its weight");
     let name = format!("{} ({})", graph.node(input).name, op.name());
-    let id = graph.push(Node {
-        kind: Kind::Op(op),
-        inputs: vec![input],
-        shape,
-        name,
-    });
+    let id = graph.push(Node { kind: Kind::Op(op), inputs: vec![input], shape, name });
     prepared.insert(key, id);
     id
 }

@@ -122,12 +122,7 @@ impl Graph {
 
     /// A tensor that every run is given under `name`.
     pub fn input(&mut self, name: &str, shape: Shape) -> NodeId {
-        self.push(Node {
-            kind: Kind::Input,
-            inputs: Vec::new(),
-            shape,
-            name: name.to_owned(),
-        })
+        self.push(Node { kind: Kind::Input, inputs: Vec::new(), shape, name: name.to_owned() })
     }
 
     /// The weight `name`, prefixed with the current scope; asking twice gives the same node.
@@ -139,20 +134,11 @@ impl Graph {
         if let Some(&id) = self.params.get(&name) {
             let first = self.shape(id);
             if first != shape {
-                return Err(GraphError::ParamShape {
-                    name,
-                    first,
-                    second: shape,
-                });
+                return Err(GraphError::ParamShape { name, first, second: shape });
             }
             return Ok(id);
         }
-        let id = self.push(Node {
-            kind: Kind::Param,
-            inputs: Vec::new(),
-            shape,
-            name: name.clone(),
-        });
+        let id = self.push(Node { kind: Kind::Param, inputs: Vec::new(), shape, name: name.clone() });
         self.params.insert(name, id);
         Ok(id)
     }
@@ -175,10 +161,7 @@ impl Graph {
     /// `name` under the current scope, as checkpoints write it.
     pub fn scoped(&self, name: &str) -> String {
         let scope = self.scope.iter().map(String::as_str);
-        let parts: Vec<&str> = scope
-            .chain([name])
-            .filter(|part| !part.is_empty())
-            .collect();
+        let parts: Vec<&str> = scope.chain([name]).filter(|part| !part.is_empty()).collect();
         parts.join(".")
     }
 
@@ -186,23 +169,11 @@ impl Graph {
     ///
     /// # Errors
     /// [`GraphError::Shape`] if the operation does not take these inputs.
-    pub fn apply(
-        &mut self,
-        name: &str,
-        op: impl Op,
-        inputs: &[NodeId],
-    ) -> Result<NodeId, GraphError> {
+    pub fn apply(&mut self, name: &str, op: impl Op, inputs: &[NodeId]) -> Result<NodeId, GraphError> {
         let shapes: Vec<Shape> = inputs.iter().map(|&id| self.shape(id)).collect();
         let layer = self.scoped(name);
-        let shape = op
-            .infer(&shapes)
-            .map_err(|reason| shape_error(&layer, op.name(), &shapes, reason))?;
-        Ok(self.push(Node {
-            kind: Kind::Op(Arc::new(op)),
-            inputs: inputs.to_vec(),
-            shape,
-            name: layer,
-        }))
+        let shape = op.infer(&shapes).map_err(|reason| shape_error(&layer, op.name(), &shapes, reason))?;
+        Ok(self.push(Node { kind: Kind::Op(Arc::new(op)), inputs: inputs.to_vec(), shape, name: layer }))
     }
 
     /// The channel concatenation of `parts`, which costs nothing: the parts are written side by side.
@@ -222,12 +193,7 @@ impl Graph {
         }
         let channels = shapes.iter().map(Shape::c).sum();
         let shape = Shape::new(first.n(), channels, first.h(), first.w());
-        Ok(self.push(Node {
-            kind: Kind::Concat,
-            inputs: parts.to_vec(),
-            shape,
-            name: layer,
-        }))
+        Ok(self.push(Node { kind: Kind::Concat, inputs: parts.to_vec(), shape, name: layer }))
     }
 }
 
@@ -236,13 +202,7 @@ impl Graph {
     ///
     /// # Errors
     /// [`GraphError::Shape`] if `x` has not that many.
-    pub fn slice(
-        &mut self,
-        name: &str,
-        x: NodeId,
-        start: usize,
-        count: usize,
-    ) -> Result<NodeId, GraphError> {
+    pub fn slice(&mut self, name: &str, x: NodeId, start: usize, count: usize) -> Result<NodeId, GraphError> {
         let shape = self.shape(x);
         let layer = self.scoped(name);
         if count == 0 || start + count > shape.c() {
@@ -260,10 +220,5 @@ impl Graph {
 
 fn shape_error(layer: &str, op: &'static str, shapes: &[Shape], reason: String) -> GraphError {
     let shapes: Vec<String> = shapes.iter().map(Shape::to_string).collect();
-    GraphError::Shape {
-        layer: layer.to_owned(),
-        op,
-        shapes: shapes.join(", "),
-        reason,
-    }
+    GraphError::Shape { layer: layer.to_owned(), op, shapes: shapes.join(", "), reason }
 }

@@ -28,10 +28,7 @@ pub fn place(graph: Graph, outputs: Vec<NodeId>) -> (Graph, Vec<NodeId>, Vec<Pla
     let placed = lay_out(&graph);
     let conflict = |part: NodeId| {
         let reads = &graph.node(part).inputs;
-        matches!(graph.node(part).kind, Kind::Op(_))
-            && reads
-                .iter()
-                .any(|r| placed[r.0].root == placed[part.0].root)
+        matches!(graph.node(part).kind, Kind::Op(_)) && reads.iter().any(|r| placed[r.0].root == placed[part.0].root)
     };
     if !(0..graph.nodes().len()).any(|i| conflict(NodeId(i))) {
         return (graph, outputs, placed);
@@ -69,10 +66,7 @@ fn copy_parts(
             }
             inputs.push(place[input.0]);
         }
-        place.push(result.push(Node {
-            inputs,
-            ..node.clone()
-        }));
+        place.push(result.push(Node { inputs, ..node.clone() }));
     }
     (result, outputs.iter().map(|id| place[id.0]).collect())
 }
@@ -83,10 +77,7 @@ fn lay_out(graph: &Graph) -> Vec<Placed> {
         .nodes()
         .iter()
         .enumerate()
-        .map(|(i, node)| Placed {
-            root: NodeId(i),
-            slot: Slot::contiguous(node.shape),
-        })
+        .map(|(i, node)| Placed { root: NodeId(i), slot: Slot::contiguous(node.shape) })
         .collect();
     for (i, node) in graph.nodes().iter().enumerate().rev() {
         if !matches!(node.kind, Kind::Concat) {
@@ -136,9 +127,7 @@ pub fn share(intervals: &[Interval]) -> (Vec<usize>, Vec<usize>) {
     for i in order {
         let it = intervals[i];
         let free = |tenants: &Vec<usize>| {
-            tenants
-                .iter()
-                .all(|&t| intervals[t].last < it.first || it.last < intervals[t].first)
+            tenants.iter().all(|&t| intervals[t].last < it.first || it.last < intervals[t].first)
         };
         // The smallest buffer that is free: they were made in falling order of length.
         let buffer = match tenants.iter().rposition(free) {
@@ -181,13 +170,7 @@ mod tests {
 
     #[test]
     fn a_chain_needs_two_buffers() {
-        let chain: Vec<Interval> = (0..10)
-            .map(|i| Interval {
-                len: 100,
-                first: i,
-                last: i + 1,
-            })
-            .collect();
+        let chain: Vec<Interval> = (0..10).map(|i| Interval { len: 100, first: i, last: i + 1 }).collect();
         assert_eq!(share(&chain).1, vec![100, 100]);
     }
 }

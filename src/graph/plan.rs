@@ -80,9 +80,7 @@ pub enum PlanError {
         rounds: usize,
     },
     /// The tensors together have more elements than the kernels' 32-bit indices reach.
-    #[error(
-        "layer {layer} has {elements} elements, more than a 32-bit index reaches: use smaller images"
-    )]
+    #[error("layer {layer} has {elements} elements, more than a 32-bit index reaches: use smaller images")]
     TooMany {
         /// Name of the layer.
         layer: String,
@@ -140,11 +138,7 @@ impl Plan {
 
     fn bytes(&self, life: Life) -> u64 {
         let of = |b: &&Buffer| b.life == life;
-        self.buffers
-            .iter()
-            .filter(of)
-            .map(|b| 4 * b.len as u64)
-            .sum()
+        self.buffers.iter().filter(of).map(|b| 4 * b.len as u64).sum()
     }
 }
 
@@ -203,12 +197,7 @@ struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    fn new(
-        graph: &'a Graph,
-        outputs: &'a [NodeId],
-        placed: &'a [Placed],
-        target: &'a Target,
-    ) -> Self {
+    fn new(graph: &'a Graph, outputs: &'a [NodeId], placed: &'a [Placed], target: &'a Target) -> Self {
         let mut constant: Vec<bool> = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
             constant.push(match node.kind {
@@ -227,26 +216,14 @@ impl<'a> Layout<'a> {
                 }
             }
         }
-        Self {
-            graph,
-            outputs,
-            placed,
-            target,
-            constant,
-        }
+        Self { graph, outputs, placed, target, constant }
     }
 
     /// First and last step that touch each root; outputs stay to the end.
     fn lifetimes(&self) -> Vec<Interval> {
         let nodes = self.graph.nodes();
-        let mut lives: Vec<Interval> = nodes
-            .iter()
-            .map(|n| Interval {
-                len: n.shape.numel(),
-                first: usize::MAX,
-                last: 0,
-            })
-            .collect();
+        let mut lives: Vec<Interval> =
+            nodes.iter().map(|n| Interval { len: n.shape.numel(), first: usize::MAX, last: 0 }).collect();
         let mut touch = |id: NodeId, step: usize| {
             let life = &mut lives[self.placed[id.0].root.0];
             life.first = life.first.min(step);
@@ -273,9 +250,7 @@ impl<'a> Layout<'a> {
         let of_root = |id: &NodeId| self.placed[id.0].root == root;
         self.outputs.iter().any(of_root)
             || self.graph.nodes().iter().enumerate().any(|(i, node)| {
-                !self.constant[i]
-                    && matches!(node.kind, Kind::Op(_))
-                    && node.inputs.iter().any(of_root)
+                !self.constant[i] && matches!(node.kind, Kind::Op(_)) && node.inputs.iter().any(of_root)
             })
     }
 
@@ -296,16 +271,9 @@ impl<'a> Layout<'a> {
         let mut intervals = Vec::new();
         for i in (0..nodes.len()).filter(|&i| self.placed[i].root.0 == i) {
             if self.constant[i] {
-                let life = if self.read_in_runs(NodeId(i)) {
-                    Life::Weights
-                } else {
-                    Life::Setup
-                };
+                let life = if self.read_in_runs(NodeId(i)) { Life::Weights } else { Life::Setup };
                 buffer_of[i] = buffers.len();
-                buffers.push(Buffer {
-                    len: lives[i].len,
-                    life,
-                });
+                buffers.push(Buffer { len: lives[i].len, life });
             } else {
                 run_roots.push(i);
                 intervals.push(lives[i]);
@@ -319,40 +287,23 @@ impl<'a> Layout<'a> {
             })
             .collect();
         for (i, needs) in scratch.iter().enumerate() {
-            intervals.extend(needs.iter().map(|&len| Interval {
-                len,
-                first: i,
-                last: i,
-            }));
+            intervals.extend(needs.iter().map(|&len| Interval { len, first: i, last: i }));
         }
         let (assigned, lengths) = share(&intervals);
         let base = buffers.len();
-        buffers.extend(lengths.into_iter().map(|len| Buffer {
-            len,
-            life: Life::Run,
-        }));
+        buffers.extend(lengths.into_iter().map(|len| Buffer { len, life: Life::Run }));
         for (&root, &buffer) in run_roots.iter().zip(&assigned) {
             buffer_of[root] = base + buffer;
         }
         let mut scratch_buffers = assigned[run_roots.len()..].iter().map(|b| base + b);
-        let scratch: Vec<Vec<usize>> = scratch
-            .iter()
-            .map(|needs| scratch_buffers.by_ref().take(needs.len()).collect())
-            .collect();
+        let scratch: Vec<Vec<usize>> =
+            scratch.iter().map(|needs| scratch_buffers.by_ref().take(needs.len()).collect()).collect();
         self.steps(&buffer_of, buffers, scratch, macs)
     }
 
-    fn steps(
-        self,
-        buffer_of: &[usize],
-        buffers: Vec<Buffer>,
-        scratch: Vec<Vec<usize>>,
-        macs: u64,
-    ) -> Plan {
-        let locate = |id: NodeId| Location {
-            buffer: buffer_of[self.placed[id.0].root.0],
-            slot: self.placed[id.0].slot,
-        };
+    fn steps(self, buffer_of: &[usize], buffers: Vec<Buffer>, scratch: Vec<Vec<usize>>, macs: u64) -> Plan {
+        let locate =
+            |id: NodeId| Location { buffer: buffer_of[self.placed[id.0].root.0], slot: self.placed[id.0].slot };
         let mut plan = Plan {
             target: self.target.clone(),
             setup: Vec::new(),
@@ -436,9 +387,7 @@ mod tests {
         let mut g = Graph::new();
         let x = g.input("x", SHAPE);
         let a = g.apply("a", double(), &[x]).unwrap();
-        let b = g
-            .apply("b", Pointwise::act(Activation::Relu), &[x])
-            .unwrap();
+        let b = g.apply("b", Pointwise::act(Activation::Relu), &[x]).unwrap();
         let c = g.concat("c", &[a, b]).unwrap();
         let plan = Plan::new(&g, &[c], Target::Cpu).unwrap();
         assert_eq!(plan.steps.len(), 2, "no copy");
@@ -464,11 +413,7 @@ mod tests {
         let plan = Plan::new(&g, &[first, second], Target::Cpu).unwrap();
         for step in &plan.steps {
             let reads = step.inputs.iter().map(|l| l.buffer);
-            assert!(
-                reads.into_iter().all(|b| b != step.output.buffer),
-                "{}",
-                step.name
-            );
+            assert!(reads.into_iter().all(|b| b != step.output.buffer), "{}", step.name);
         }
     }
 
@@ -477,22 +422,16 @@ mod tests {
         let mut g = Graph::new();
         let x = g.input("x", SHAPE);
         let a = g.apply("a", double(), &[x]).unwrap();
-        let b = g
-            .apply("b", Pointwise::act(Activation::Relu), &[x])
-            .unwrap();
+        let b = g.apply("b", Pointwise::act(Activation::Relu), &[x]).unwrap();
         let inner = g.concat("inner", &[a, b]).unwrap();
-        let c = g
-            .apply("c", Pointwise::act(Activation::LeakyRelu(0.5)), &[x])
-            .unwrap();
+        let c = g.apply("c", Pointwise::act(Activation::LeakyRelu(0.5)), &[x]).unwrap();
         let outer = g.concat("outer", &[inner, c]).unwrap();
         let slice = g.slice("slice", outer, 2, 3).unwrap();
         let read = g.apply("read", double(), &[slice]).unwrap();
         let data = random(SHAPE.numel(), 3);
         let whole = run(&g, &[outer], &data).remove(0);
         let plane = SHAPE.plane();
-        let expected: Vec<f32> = (0..2)
-            .flat_map(|n| doubled(&whole[(n * 9 + 2) * plane..][..3 * plane]))
-            .collect();
+        let expected: Vec<f32> = (0..2).flat_map(|n| doubled(&whole[(n * 9 + 2) * plane..][..3 * plane])).collect();
         assert_eq!(run(&g, &[read, outer], &data), [expected, whole]);
         assert_eq!(Plan::new(&g, &[read], Target::Cpu).unwrap().steps.len(), 4);
     }
@@ -531,9 +470,7 @@ mod tests {
         let h = g.apply("conv", conv, &[up, weight, bias]).unwrap();
         let h = g.apply("vector", Pointwise::add(), &[h, vector]).unwrap();
         let h = g.apply("other", Pointwise::add(), &[other, h]).unwrap();
-        let h = g
-            .apply("act", Pointwise::act(Activation::Silu), &[h])
-            .unwrap();
+        let h = g.apply("act", Pointwise::act(Activation::Silu), &[h]).unwrap();
         let plan = Plan::new(&g, &[h], Target::Cpu).unwrap();
         assert_eq!(plan.steps.len(), 1);
         let weights: BTreeMap<String, Tensor> = g
@@ -550,9 +487,7 @@ mod tests {
             exe.run(&[("x", &data)]).expect("it runs").remove(0)
         };
         // With every node asked for, nothing can be joined.
-        let all: Vec<NodeId> = std::iter::once(h)
-            .chain((0..g.nodes().len()).map(NodeId))
-            .collect();
+        let all: Vec<NodeId> = std::iter::once(h).chain((0..g.nodes().len()).map(NodeId)).collect();
         let apart = fused(&all, Device::Cpu);
         assert!(relative_l2(&fused(&[h], Device::Cpu), &apart) < 1e-6);
         assert!(relative_l2(&fused(&[h], Device::Gpu(gpu())), &apart) < 1e-6);
@@ -589,13 +524,8 @@ mod tests {
         let mut g = Graph::new();
         let x = g.input("x", SHAPE);
         let y = g.apply("layer", double(), &[x]).unwrap();
-        let traits = GpuTraits {
-            max_binding: 4 * SHAPE.numel() as u64 - 1,
-            ..gpu().traits().clone()
-        };
-        let error = Plan::new(&g, &[y], Target::Gpu(traits))
-            .unwrap_err()
-            .to_string();
+        let traits = GpuTraits { max_binding: 4 * SHAPE.numel() as u64 - 1, ..gpu().traits().clone() };
+        let error = Plan::new(&g, &[y], Target::Gpu(traits)).unwrap_err().to_string();
         assert!(error.contains("layer layer"), "{error}");
     }
 }

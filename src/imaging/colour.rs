@@ -71,13 +71,7 @@ fn replace_luma<T: Sample>(picture: &[T], channels: Channels, plane: &[f32]) -> 
                 let [_, cr, cb] = ycrcb_from_rgb(rgb);
                 rgb_from_ycrcb([y, cr, cb])
             };
-            picture
-                .as_chunks::<3>()
-                .0
-                .iter()
-                .zip(luma)
-                .flat_map(recolour)
-                .collect()
+            picture.as_chunks::<3>().0.iter().zip(luma).flat_map(recolour).collect()
         }
     }
 }
@@ -87,10 +81,7 @@ fn grey_of<T: Sample>(rgb: &[T]) -> Vec<T> {
 }
 
 fn any_colour<T: Sample>(rgb: &[T]) -> bool {
-    rgb.as_chunks::<3>()
-        .0
-        .iter()
-        .any(|[r, g, b]| r != g || g != b)
+    rgb.as_chunks::<3>().0.iter().any(|[r, g, b]| r != g || g != b)
 }
 
 impl Image {
@@ -101,11 +92,7 @@ impl Image {
             (Samples::U8(v), Channels::Rgb) => Samples::U8(grey_of(v)),
             (Samples::U16(v), Channels::Rgb) => Samples::U16(grey_of(v)),
         };
-        Self {
-            channels: Channels::Grey,
-            samples,
-            ..*self
-        }
+        Self { channels: Channels::Grey, samples, ..*self }
     }
 
     /// Whether any pixel's red, green and blue differ.
@@ -121,11 +108,7 @@ impl Image {
     pub fn to_8_bit(&self) -> Self {
         let samples = match &self.samples {
             Samples::U8(_) => return self.clone(),
-            Samples::U16(v) => Samples::U8(
-                v.iter()
-                    .map(|&v| ((u32::from(v) + 128) / 257) as u8)
-                    .collect(),
-            ),
+            Samples::U16(v) => Samples::U8(v.iter().map(|&v| ((u32::from(v) + 128) / 257) as u8).collect()),
         };
         Self { samples, ..*self }
     }
@@ -134,14 +117,8 @@ impl Image {
     /// in the reference's order.
     pub fn network_input(&self) -> Vec<f32> {
         match self.to_grey().samples {
-            Samples::U8(v) => v
-                .iter()
-                .map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0)
-                .collect(),
-            Samples::U16(v) => v
-                .iter()
-                .map(|&v| f32::from(v) / 65_535.0 * 2.0 - 1.0)
-                .collect(),
+            Samples::U8(v) => v.iter().map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0).collect(),
+            Samples::U16(v) => v.iter().map(|&v| f32::from(v) / 65_535.0 * 2.0 - 1.0).collect(),
         }
     }
 
@@ -157,18 +134,9 @@ impl Image {
         }
         let (width, height) = (self.width, self.height);
         if plane.len() != width * height {
-            return Err(ImagingError::SampleCount {
-                width,
-                height,
-                expected: width * height,
-                got: plane.len(),
-            });
+            return Err(ImagingError::SampleCount { width, height, expected: width * height, got: plane.len() });
         }
-        let channels = if self.is_coloured() {
-            Channels::Rgb
-        } else {
-            Channels::Grey
-        };
+        let channels = if self.is_coloured() { Channels::Rgb } else { Channels::Grey };
         let samples = match &self.samples {
             Samples::U8(v) => Samples::U8(replace_luma(v, channels, plane)),
             Samples::U16(v) => Samples::U16(replace_luma(v, channels, plane)),
@@ -183,36 +151,24 @@ mod tests {
 
     /// Colours, and what Pillow 13 (`convert("L")`) and OpenCV 5.0 (`COLOR_RGB2YCrCb`) make of them.
     const RGB: [u8; 48] = [
-        0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 255, 0, 0, 0, 255, 255, 255, 0, 0, 255, 255, 255, 0,
-        255, 128, 128, 128, 1, 2, 3, 254, 1, 77, 13, 200, 90, 200, 13, 250, 77, 78, 76, 250, 120,
-        3, 33, 44, 155,
+        0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 255, 0, 0, 0, 255, 255, 255, 0, 0, 255, 255, 255, 0, 255, 128, 128, 128,
+        1, 2, 3, 254, 1, 77, 13, 200, 90, 200, 13, 250, 77, 78, 76, 250, 120, 3, 33, 44, 155,
     ];
-    const LUMA: [u8; 16] = [
-        0, 255, 76, 150, 29, 226, 179, 105, 128, 2, 85, 132, 96, 77, 146, 53,
-    ];
+    const LUMA: [u8; 16] = [0, 255, 76, 150, 29, 226, 179, 105, 128, 2, 85, 132, 96, 77, 146, 53];
     const YCRCB: [u8; 48] = [
-        0, 128, 128, 255, 128, 128, 76, 255, 85, 150, 21, 43, 29, 107, 255, 226, 149, 1, 179, 0,
-        171, 105, 235, 213, 128, 128, 128, 2, 127, 129, 85, 248, 123, 132, 43, 104, 96, 202, 215,
-        77, 128, 127, 146, 202, 47, 53, 114, 186,
+        0, 128, 128, 255, 128, 128, 76, 255, 85, 150, 21, 43, 29, 107, 255, 226, 149, 1, 179, 0, 171, 105, 235, 213,
+        128, 128, 128, 2, 127, 129, 85, 248, 123, 132, 43, 104, 96, 202, 215, 77, 128, 127, 146, 202, 47, 53, 114, 186,
     ];
     /// Another luma over the same chroma, and OpenCV's `COLOR_YCrCb2RGB` of that.
-    const NEW_LUMA: [u8; 16] = [
-        255, 0, 10, 250, 128, 0, 255, 3, 77, 200, 255, 0, 19, 255, 130, 240,
-    ];
+    const NEW_LUMA: [u8; 16] = [255, 0, 10, 250, 128, 0, 255, 3, 77, 200, 255, 0, 19, 255, 130, 240];
     const BACK: [u8; 48] = [
-        255, 255, 255, 0, 0, 0, 188, 0, 0, 100, 255, 99, 99, 99, 255, 29, 29, 0, 75, 255, 255, 153,
-        0, 154, 77, 77, 77, 199, 200, 202, 255, 171, 246, 0, 69, 0, 123, 0, 173, 255, 255, 253,
-        234, 105, 0, 220, 230, 255,
+        255, 255, 255, 0, 0, 0, 188, 0, 0, 100, 255, 99, 99, 99, 255, 29, 29, 0, 75, 255, 255, 153, 0, 154, 77, 77, 77,
+        199, 200, 202, 255, 171, 246, 0, 69, 0, 123, 0, 173, 255, 255, 253, 234, 105, 0, 220, 230, 255,
     ];
 
     /// `convert` of every pixel of three samples.
     fn each<T: Sample>(pixels: &[T], convert: impl Fn([T; 3]) -> [T; 3]) -> Vec<T> {
-        pixels
-            .as_chunks::<3>()
-            .0
-            .iter()
-            .flat_map(|&p| convert(p))
-            .collect()
+        pixels.as_chunks::<3>().0.iter().flat_map(|&p| convert(p)).collect()
     }
 
     fn rgb8() -> Image {
@@ -228,39 +184,24 @@ mod tests {
     fn ycrcb_is_opencvs_with_its_clipping() {
         assert_eq!(each(&RGB, ycrcb_from_rgb), YCRCB);
         let mut changed = YCRCB;
-        changed
-            .iter_mut()
-            .step_by(3)
-            .zip(NEW_LUMA)
-            .for_each(|(y, new)| *y = new);
+        changed.iter_mut().step_by(3).zip(NEW_LUMA).for_each(|(y, new)| *y = new);
         assert_eq!(each(&changed, rgb_from_ycrcb), BACK);
     }
 
     #[test]
     fn ycrcb_is_opencvs_at_16_bit() {
-        let rgb: [u16; 15] = [
-            65535, 65535, 65535, 65535, 0, 0, 0, 0, 65535, 1000, 40000, 65000, 12345, 54321, 33333,
-        ];
-        let ycrcb = [
-            65535, 32768, 32768, 19596, 65523, 21715, 7472, 27440, 65517, 31189, 11243, 51838,
-            39377, 13494, 29359,
-        ];
+        let rgb: [u16; 15] = [65535, 65535, 65535, 65535, 0, 0, 0, 0, 65535, 1000, 40000, 65000, 12345, 54321, 33333];
+        let ycrcb =
+            [65535, 32768, 32768, 19596, 65523, 21715, 7472, 27440, 65517, 31189, 11243, 51838, 39377, 13494, 29359];
         assert_eq!(each(&rgb, ycrcb_from_rgb), ycrcb);
-        let changed: [u16; 9] = [
-            30000, 65523, 21715, 65535, 11243, 51838, 50000, 13494, 29359,
-        ];
-        let back = [
-            65535, 10415, 10403, 35335, 65535, 65535, 22958, 64934, 43956,
-        ];
+        let changed: [u16; 9] = [30000, 65523, 21715, 65535, 11243, 51838, 50000, 13494, 29359];
+        let back = [65535, 10415, 10403, 35335, 65535, 65535, 22958, 64934, 43956];
         assert_eq!(each(&changed, rgb_from_ycrcb), back);
     }
 
     #[test]
     fn luma_replaces_luma_and_colour_stays() {
-        let plane: Vec<f32> = NEW_LUMA
-            .iter()
-            .map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0)
-            .collect();
+        let plane: Vec<f32> = NEW_LUMA.iter().map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0).collect();
         let fused = rgb8().with_luma(&plane).unwrap();
         assert_eq!(fused.samples, Samples::U8(BACK.to_vec()));
     }
@@ -269,20 +210,14 @@ mod tests {
     fn an_rgb_file_without_colour_gives_grey() {
         let grey = Image::new(2, 1, Channels::Rgb, Samples::U8(vec![7, 7, 7, 9, 9, 9])).unwrap();
         let fused = grey.with_luma(&[-1.0, 1.0]).unwrap();
-        assert_eq!(
-            (fused.channels, fused.samples),
-            (Channels::Grey, Samples::U8(vec![0, 255]))
-        );
+        assert_eq!((fused.channels, fused.samples), (Channels::Grey, Samples::U8(vec![0, 255])));
     }
 
     #[test]
     fn samples_round_half_to_even_and_clamp() {
         // In f32, (x + 1) / 2 * 255 is exactly 64.5, 65.5, 66.5 and 127.5 here.
         let halves = [-0.494_117_62, -0.486_274_48, -0.478_431_34, 0.0];
-        assert_eq!(
-            halves.map(|x| (x + 1.0_f32) / 2.0 * 255.0),
-            [64.5, 65.5, 66.5, 127.5]
-        );
+        assert_eq!(halves.map(|x| (x + 1.0_f32) / 2.0 * 255.0), [64.5, 65.5, 66.5, 127.5]);
         assert_eq!(halves.map(quantise::<u8>), [64, 66, 66, 128]);
         assert_eq!([-1.5, 1.5].map(quantise::<u8>), [0, 255]);
         assert_eq!(quantise::<u16>(0.0), 32_768);
@@ -300,13 +235,7 @@ mod tests {
 
     #[test]
     fn sixteen_bits_round_to_eight() {
-        let deep = Image::new(
-            4,
-            1,
-            Channels::Grey,
-            Samples::U16(vec![0, 128, 129, 65_535]),
-        )
-        .unwrap();
+        let deep = Image::new(4, 1, Channels::Grey, Samples::U16(vec![0, 128, 129, 65_535])).unwrap();
         assert_eq!(deep.to_8_bit().samples, Samples::U8(vec![0, 0, 1, 255]));
     }
 

@@ -4,9 +4,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use image::error::UnsupportedErrorKind;
-use image::{
-    DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits,
-};
+use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use super::colour::Sample;
 use super::{Channels, Image, ImagingError, MAX_SIDE, Samples};
@@ -25,10 +23,7 @@ impl Image {
     /// [`ImagingError`]'s `Unreadable`, `NotAnImage`, `Damaged`, `Unsupported` (CMYK, float, ...) or `TooLarge`.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, ImagingError> {
         let path = path.as_ref();
-        let unreadable = |source| ImagingError::Unreadable {
-            path: path.into(),
-            source,
-        };
+        let unreadable = |source| ImagingError::Unreadable { path: path.into(), source };
         if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_BYTES {
             return Err(ImagingError::TooLarge { path: path.into() });
         }
@@ -54,13 +49,8 @@ impl Image {
         if decoder.total_bytes() > MAX_BYTES {
             return Err(ImagingError::TooLarge { path: path.into() });
         }
-        if let ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16 = decoder.original_color_type()
-        {
-            return Err(ImagingError::Unsupported {
-                path: path.into(),
-                format: name,
-                what: "CMYK".into(),
-            });
+        if let ExtendedColorType::Cmyk8 | ExtendedColorType::Cmyk16 = decoder.original_color_type() {
+            return Err(ImagingError::Unsupported { path: path.into(), format: name, what: "CMYK".into() });
         }
         let picture = DynamicImage::from_decoder(decoder).map_err(failed)?;
         let (width, height) = (picture.width() as usize, picture.height() as usize);
@@ -75,11 +65,7 @@ impl Image {
             DynamicImage::ImageRgba16(p) => (Channels::Rgb, Samples::U16(flatten::<u16, 4>(&p))),
             deep => {
                 let what = format!("{:?} samples", deep.color());
-                return Err(ImagingError::Unsupported {
-                    path: path.into(),
-                    format: name,
-                    what,
-                });
+                return Err(ImagingError::Unsupported { path: path.into(), format: name, what });
             }
         };
         Image::new(width, height, channels, samples)
@@ -119,17 +105,9 @@ fn decoding_error(error: ImageError, path: &Path, format: &'static str) -> Imagi
             ImagingError::Unsupported { path, format, what }
         }
         ImageError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-            ImagingError::Damaged {
-                path,
-                format,
-                reason: "it ends too early".into(),
-            }
+            ImagingError::Damaged { path, format, reason: "it ends too early".into() }
         }
-        e => ImagingError::Damaged {
-            path,
-            format,
-            reason: e.to_string(),
-        },
+        e => ImagingError::Damaged { path, format, reason: e.to_string() },
     }
 }
 
@@ -146,39 +124,23 @@ fn flatten<T: Sample, const N: usize>(pixels: &[T]) -> Vec<T> {
 /// Refuses what the JPEG decoder would pass in silence: four colour components (CMYK, turned into RGB without its
 /// profile) and a file that ends before its end marker (missing rows come out grey).
 fn check_jpeg(bytes: &[u8], path: &Path) -> Result<(), ImagingError> {
-    let cut = || ImagingError::Damaged {
-        path: path.into(),
-        format: "JPEG",
-        reason: "it ends too early".into(),
-    };
+    let cut = || ImagingError::Damaged { path: path.into(), format: "JPEG", reason: "it ends too early".into() };
     let mut at = 2;
     loop {
-        let &[0xff, marker, high, low] = bytes
-            .get(at..)
-            .and_then(|b| b.first_chunk())
-            .ok_or_else(cut)?
-        else {
+        let &[0xff, marker, high, low] = bytes.get(at..).and_then(|b| b.first_chunk()).ok_or_else(cut)? else {
             // Fill bytes between segments; anything stranger is the decoder's to judge.
             at += 1;
             continue;
         };
         let frame_header = matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc);
         if frame_header && *bytes.get(at + 9).ok_or_else(cut)? == 4 {
-            return Err(ImagingError::Unsupported {
-                path: path.into(),
-                format: "JPEG",
-                what: "CMYK".into(),
-            });
+            return Err(ImagingError::Unsupported { path: path.into(), format: "JPEG", what: "CMYK".into() });
         }
         if marker == 0xda {
             let complete = bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]);
             return if complete { Ok(()) } else { Err(cut()) };
         }
-        at += if marker == 0xff {
-            1
-        } else {
-            2 + usize::from(u16::from_be_bytes([high, low]))
-        };
+        at += if marker == 0xff { 1 } else { 2 + usize::from(u16::from_be_bytes([high, low])) };
     }
 }
 
@@ -190,17 +152,13 @@ mod tests {
 
     fn png(pixels: &[u8], width: u32, height: u32, kind: ExtendedColorType) -> Vec<u8> {
         let mut bytes = Vec::new();
-        PngEncoder::new(&mut bytes)
-            .write_image(pixels, width, height, kind)
-            .unwrap();
+        PngEncoder::new(&mut bytes).write_image(pixels, width, height, kind).unwrap();
         bytes
     }
 
     fn tiff(pixels: &[u8], width: u32, height: u32, kind: ExtendedColorType) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
-        TiffEncoder::new(&mut bytes)
-            .write_image(pixels, width, height, kind)
-            .unwrap();
+        TiffEncoder::new(&mut bytes).write_image(pixels, width, height, kind).unwrap();
         bytes.into_inner()
     }
 
@@ -218,10 +176,7 @@ mod tests {
         assert!(decode(&whole).is_ok());
         for kept in [9, 20, 40, whole.len() / 2, whole.len() - 30] {
             let error = decode(&whole[..kept]).unwrap_err();
-            assert!(
-                matches!(error, ImagingError::Damaged { format: "PNG", .. }),
-                "{kept}: {error}"
-            );
+            assert!(matches!(error, ImagingError::Damaged { format: "PNG", .. }), "{kept}: {error}");
         }
     }
 
@@ -232,10 +187,7 @@ mod tests {
         assert!(decode(&whole).is_ok());
         for kept in [4, 30, whole.len() / 2, whole.len() - 2] {
             let error = decode(&whole[..kept]).unwrap_err();
-            assert!(
-                matches!(error, ImagingError::Damaged { format: "JPEG", .. }),
-                "{kept}: {error}"
-            );
+            assert!(matches!(error, ImagingError::Damaged { format: "JPEG", .. }), "{kept}: {error}");
         }
     }
 
@@ -260,14 +212,8 @@ mod tests {
     #[test]
     fn a_missing_file_and_a_folder_are_unreadable() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            Image::load(folder.path().join("no.png")),
-            Err(ImagingError::Unreadable { .. })
-        ));
-        assert!(matches!(
-            Image::load(folder.path()),
-            Err(ImagingError::Unreadable { .. })
-        ));
+        assert!(matches!(Image::load(folder.path().join("no.png")), Err(ImagingError::Unreadable { .. })));
+        assert!(matches!(Image::load(folder.path()), Err(ImagingError::Unreadable { .. })));
     }
 
     #[test]
@@ -275,21 +221,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("really_a_png.jpg");
         std::fs::write(&path, png(&[1, 2, 3, 4], 2, 2, ExtendedColorType::L8)).unwrap();
-        assert_eq!(
-            Image::load(&path).unwrap().samples(),
-            &Samples::U8(vec![1, 2, 3, 4])
-        );
+        assert_eq!(Image::load(&path).unwrap().samples(), &Samples::U8(vec![1, 2, 3, 4]));
     }
 
     #[test]
     fn opaque_alpha_is_dropped_and_transparency_is_black() {
-        let picture = decode(&png(
-            &[9, 8, 7, 255, 200, 100, 50, 0],
-            2,
-            1,
-            ExtendedColorType::Rgba8,
-        ))
-        .unwrap();
+        let picture = decode(&png(&[9, 8, 7, 255, 200, 100, 50, 0], 2, 1, ExtendedColorType::Rgba8)).unwrap();
         assert_eq!(picture.samples(), &Samples::U8(vec![9, 8, 7, 0, 0, 0]));
         let picture = decode(&png(&[200, 128, 255, 1], 2, 1, ExtendedColorType::La8)).unwrap();
         // 200 * 128 / 255 = 100.39, 255 * 1 / 255 = 1.
@@ -301,27 +238,16 @@ mod tests {
 
     #[test]
     fn float_and_cmyk_are_unsupported() {
-        let float = tiff(
-            bytemuck::cast_slice(&[0.5_f32; 12]),
-            2,
-            2,
-            ExtendedColorType::Rgb32F,
-        );
+        let float = tiff(bytemuck::cast_slice(&[0.5_f32; 12]), 2, 2, ExtendedColorType::Rgb32F);
         let error = decode(&float).unwrap_err();
-        assert!(
-            matches!(error, ImagingError::Unsupported { format: "TIFF", .. }),
-            "{error}"
-        );
+        assert!(matches!(error, ImagingError::Unsupported { format: "TIFF", .. }), "{error}");
         // RGBA of photometric interpretation RGB (2) becomes CMYK with 5: the entry is tag 262, type SHORT, count 1.
         let mut cmyk = tiff(&[0; 16], 2, 2, ExtendedColorType::Rgba8);
         let entry = [6, 1, 3, 0, 1, 0, 0, 0];
         let at = cmyk.windows(8).position(|w| w == entry).unwrap();
         cmyk[at + 8] = 5;
         let error = decode(&cmyk).unwrap_err();
-        assert!(
-            matches!(error, ImagingError::Unsupported { format: "TIFF", .. }),
-            "{error}"
-        );
+        assert!(matches!(error, ImagingError::Unsupported { format: "TIFF", .. }), "{error}");
     }
 
     #[test]
@@ -330,10 +256,7 @@ mod tests {
         let mut bytes = picture.encode(ImageFormat::Jpeg, 95).unwrap();
         let frame = bytes.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
         bytes[frame + 9] = 4;
-        assert!(matches!(
-            decode(&bytes),
-            Err(ImagingError::Unsupported { format: "JPEG", .. })
-        ));
+        assert!(matches!(decode(&bytes), Err(ImagingError::Unsupported { format: "JPEG", .. })));
     }
 
     #[test]

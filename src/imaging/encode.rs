@@ -15,11 +15,7 @@ use crate::files::write_whole;
 /// # Errors
 /// [`ImagingError::UnknownExtension`] for all but png, jpg, jpeg, bmp, tif and tiff, in any case.
 pub fn format_for(path: &Path) -> Result<ImageFormat, ImagingError> {
-    let extension = path
-        .extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default()
-        .to_ascii_lowercase();
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match extension.as_str() {
         "png" => Ok(ImageFormat::Png),
         "jpg" | "jpeg" => Ok(ImageFormat::Jpeg),
@@ -38,10 +34,7 @@ impl Image {
     /// [`ImagingError::UnknownExtension`] or [`ImagingError::Unwritable`].
     pub fn save(&self, path: impl AsRef<Path>, quality: u8) -> Result<(), ImagingError> {
         let path = path.as_ref();
-        let unwritable = |e: &dyn Display| ImagingError::Unwritable {
-            path: path.into(),
-            reason: e.to_string(),
-        };
+        let unwritable = |e: &dyn Display| ImagingError::Unwritable { path: path.into(), reason: e.to_string() };
         let encoded = self.encode(format_for(path)?, quality);
         let bytes = encoded.map_err(|e| unwritable(&e))?;
         write_whole(path, &bytes).map_err(|e| unwritable(&e))
@@ -49,9 +42,7 @@ impl Image {
 
     /// The bytes of the picture's file in PNG, TIFF, BMP or (at `quality` 1 to 100) JPEG.
     pub(super) fn encode(&self, format: ImageFormat, quality: u8) -> image::ImageResult<Vec<u8>> {
-        if matches!(format, ImageFormat::Jpeg | ImageFormat::Bmp)
-            && matches!(self.samples, Samples::U16(_))
-        {
+        if matches!(format, ImageFormat::Jpeg | ImageFormat::Bmp) && matches!(self.samples, Samples::U16(_)) {
             return self.to_8_bit().encode(format, quality);
         }
         let (bytes, kind): (&[u8], _) = match (&self.samples, self.channels) {
@@ -79,8 +70,7 @@ mod tests {
 
     fn pictures() -> Vec<Image> {
         let ramp8 = |n: usize| Samples::U8((0..n).map(|i| (i * 37 % 256) as u8).collect());
-        let ramp16 =
-            |n: usize| Samples::U16((0..n).map(|i| (i * 40_503 % 65_536) as u16).collect());
+        let ramp16 = |n: usize| Samples::U16((0..n).map(|i| (i * 40_503 % 65_536) as u16).collect());
         [
             (Channels::Grey, ramp8(35)),
             (Channels::Rgb, ramp8(105)),
@@ -110,40 +100,27 @@ mod tests {
         for picture in pictures() {
             let path = folder.path().join("out.bmp");
             picture.save(&path, 95).unwrap();
-            assert_eq!(
-                Image::load(&path).unwrap().to_grey(),
-                picture.to_8_bit().to_grey()
-            );
+            assert_eq!(Image::load(&path).unwrap().to_grey(), picture.to_8_bit().to_grey());
             let path = folder.path().join("out.jpeg");
             picture.save(&path, 95).unwrap();
             let back = Image::load(&path).unwrap();
-            assert_eq!(
-                (back.width(), back.height(), back.channels()),
-                (7, 5, picture.channels())
-            );
+            assert_eq!((back.width(), back.height(), back.channels()), (7, 5, picture.channels()));
         }
     }
 
     #[test]
     fn an_unknown_extension_is_refused() {
         let error = pictures()[0].save("fused.gif", 95).unwrap_err();
-        assert!(
-            matches!(error, ImagingError::UnknownExtension { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, ImagingError::UnknownExtension { .. }), "{error}");
     }
 
     #[test]
     fn an_output_that_cannot_be_written_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
-        let error = pictures()[0]
-            .save(folder.path().join("no/such/folder/out.png"), 95)
-            .unwrap_err();
+        let error = pictures()[0].save(folder.path().join("no/such/folder/out.png"), 95).unwrap_err();
         assert!(matches!(error, ImagingError::Unwritable { .. }), "{error}");
         std::fs::create_dir(folder.path().join("taken.png")).unwrap();
-        let error = pictures()[0]
-            .save(folder.path().join("taken.png"), 95)
-            .unwrap_err();
+        let error = pictures()[0].save(folder.path().join("taken.png"), 95).unwrap_err();
         assert!(matches!(error, ImagingError::Unwritable { .. }), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }

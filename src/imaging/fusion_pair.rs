@@ -22,10 +22,7 @@ impl FusionPair {
     pub fn new(mri: Image, other: Image) -> Result<Self, ImagingError> {
         let (mri_size, other_size) = ((mri.width, mri.height), (other.width, other.height));
         if mri_size != other_size {
-            return Err(ImagingError::SizeMismatch {
-                mri: mri_size,
-                other: other_size,
-            });
+            return Err(ImagingError::SizeMismatch { mri: mri_size, other: other_size });
         }
         let (width, height) = mri_size;
         if width.min(height) < MIN_SIDE {
@@ -81,53 +78,28 @@ mod tests {
     use crate::imaging::Channels;
 
     fn grey8(width: usize, height: usize) -> Image {
-        Image::new(
-            width,
-            height,
-            Channels::Grey,
-            Samples::U8(vec![9; width * height]),
-        )
-        .unwrap()
+        Image::new(width, height, Channels::Grey, Samples::U8(vec![9; width * height])).unwrap()
     }
 
     fn grey16(width: usize, height: usize) -> Image {
-        Image::new(
-            width,
-            height,
-            Channels::Grey,
-            Samples::U16(vec![9; width * height]),
-        )
-        .unwrap()
+        Image::new(width, height, Channels::Grey, Samples::U16(vec![9; width * height])).unwrap()
     }
 
     #[test]
     fn different_sizes_are_refused_with_both_sizes() {
-        let error = FusionPair::new(grey8(4, 3), grey8(3, 4))
-            .unwrap_err()
-            .to_string();
+        let error = FusionPair::new(grey8(4, 3), grey8(3, 4)).unwrap_err().to_string();
         assert!(error.contains("4x3") && error.contains("3x4"), "{error}");
     }
 
     #[test]
     fn one_pixel_is_refused() {
         let error = FusionPair::new(grey8(1, 1), grey8(1, 1)).unwrap_err();
-        assert!(matches!(
-            error,
-            ImagingError::TooSmall {
-                width: 1,
-                height: 1
-            }
-        ));
+        assert!(matches!(error, ImagingError::TooSmall { width: 1, height: 1 }));
     }
 
     #[test]
     fn the_result_is_deep_only_if_both_images_are() {
-        let depth = |mri, other| match FusionPair::new(mri, other)
-            .unwrap()
-            .fused_image(&[0.0; 4])
-            .unwrap()
-            .samples
-        {
+        let depth = |mri, other| match FusionPair::new(mri, other).unwrap().fused_image(&[0.0; 4]).unwrap().samples {
             Samples::U8(_) => 8,
             Samples::U16(_) => 16,
         };
@@ -139,13 +111,6 @@ mod tests {
     #[test]
     fn a_plane_of_another_size_is_refused() {
         let pair = FusionPair::new(grey8(2, 2), grey8(2, 2)).unwrap();
-        assert!(matches!(
-            pair.fused_image(&[0.0; 5]),
-            Err(ImagingError::SampleCount {
-                expected: 4,
-                got: 5,
-                ..
-            })
-        ));
+        assert!(matches!(pair.fused_image(&[0.0; 5]), Err(ImagingError::SampleCount { expected: 4, got: 5, .. })));
     }
 }

@@ -75,9 +75,7 @@ pub enum ImagingError {
         path: PathBuf,
     },
     /// A side is shorter than [`MIN_SIDE`].
-    #[error(
-        "an image of {width} x {height} pixels is too small to fuse: each side needs at least {MIN_SIDE} pixels"
-    )]
+    #[error("an image of {width} x {height} pixels is too small to fuse: each side needs at least {MIN_SIDE} pixels")]
     TooSmall {
         /// Width in pixels.
         width: usize,
@@ -111,11 +109,7 @@ pub enum ImagingError {
         count: usize,
     },
     /// A phantom of this size cannot be drawn.
-    #[error(
-        "a phantom has {} to {} pixels a side, not {size}",
-        phantom::MIN_SIZE,
-        phantom::MAX_SIZE
-    )]
+    #[error("a phantom has {} to {} pixels a side, not {size}", phantom::MIN_SIZE, phantom::MAX_SIZE)]
     PhantomSize {
         /// The size that was asked for, in pixels.
         size: usize,
@@ -197,29 +191,12 @@ impl Image {
     ///
     /// # Errors
     /// [`ImagingError::SampleCount`] unless there are `width * height * channels.count()` samples, at least one.
-    pub fn new(
-        width: usize,
-        height: usize,
-        channels: Channels,
-        samples: Samples,
-    ) -> Result<Self, ImagingError> {
-        let expected = width
-            .saturating_mul(height)
-            .saturating_mul(channels.count());
+    pub fn new(width: usize, height: usize, channels: Channels, samples: Samples) -> Result<Self, ImagingError> {
+        let expected = width.saturating_mul(height).saturating_mul(channels.count());
         if samples.len() != expected || expected == 0 {
-            return Err(ImagingError::SampleCount {
-                width,
-                height,
-                expected,
-                got: samples.len(),
-            });
+            return Err(ImagingError::SampleCount { width, height, expected, got: samples.len() });
         }
-        Ok(Self {
-            width,
-            height,
-            channels,
-            samples,
-        })
+        Ok(Self { width, height, channels, samples })
     }
 
     /// Width in pixels.

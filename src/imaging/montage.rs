@@ -28,9 +28,7 @@ fn glyph(character: char) -> [u8; 5] {
     const UNKNOWN: u64 = 0x7F_41_41_41_7F;
     let place = ALPHABET.chars().position(|c| c == character);
     let digits = place.and_then(|p| GLYPHS.split(' ').nth(p));
-    let columns = digits
-        .and_then(|d| u64::from_str_radix(d, 16).ok())
-        .unwrap_or(UNKNOWN);
+    let columns = digits.and_then(|d| u64::from_str_radix(d, 16).ok()).unwrap_or(UNKNOWN);
     let [.., a, b, c, d, e] = columns.to_be_bytes();
     [a, b, c, d, e]
 }
@@ -44,11 +42,7 @@ struct Canvas {
 
 impl Canvas {
     fn black(width: usize, height: usize) -> Self {
-        Self {
-            width,
-            height,
-            pixels: vec![[0; 3]; width * height],
-        }
+        Self { width, height, pixels: vec![[0; 3]; width * height] }
     }
 
     /// Copies a picture to column `left`, row `top`.
@@ -59,8 +53,7 @@ impl Canvas {
         let count = picture.channels.count();
         for (y, row) in samples.chunks_exact(picture.width * count).enumerate() {
             for (x, pixel) in row.chunks_exact(count).enumerate() {
-                self.pixels[(top + y) * self.width + left + x] =
-                    [0, 1, 2].map(|c| pixel[c.min(count - 1)]);
+                self.pixels[(top + y) * self.width + left + x] = [0, 1, 2].map(|c| pixel[c.min(count - 1)]);
             }
         }
     }
@@ -96,8 +89,7 @@ pub fn montage(pictures: &[(&str, &Image)]) -> Result<Image, ImagingError> {
     let narrowest = pictures.iter().map(|(_, p)| p.width).min().unwrap_or(0);
     let scale = (narrowest / 160).max(1);
     let gap = 2 * scale;
-    let width = pictures.iter().map(|(_, p)| p.width).sum::<usize>()
-        + gap * pictures.len().saturating_sub(1);
+    let width = pictures.iter().map(|(_, p)| p.width).sum::<usize>() + gap * pictures.len().saturating_sub(1);
     let tallest = pictures.iter().map(|(_, p)| p.height).max().unwrap_or(0);
     let mut canvas = Canvas::black(width, tallest + STRIP * scale);
     let mut left = 0;
@@ -106,12 +98,7 @@ pub fn montage(pictures: &[(&str, &Image)]) -> Result<Image, ImagingError> {
         canvas.paste(picture, left, STRIP * scale);
         left += picture.width + gap;
     }
-    Image::new(
-        width,
-        canvas.height,
-        Channels::Rgb,
-        Samples::U8(canvas.pixels.concat()),
-    )
+    Image::new(width, canvas.height, Channels::Rgb, Samples::U8(canvas.pixels.concat()))
 }
 
 #[cfg(test)]
@@ -119,13 +106,7 @@ mod tests {
     use super::*;
 
     fn grey(width: usize, height: usize, value: u16) -> Image {
-        Image::new(
-            width,
-            height,
-            Channels::Grey,
-            Samples::U16(vec![value; width * height]),
-        )
-        .unwrap()
+        Image::new(width, height, Channels::Grey, Samples::U16(vec![value; width * height])).unwrap()
     }
 
     #[test]
@@ -142,31 +123,17 @@ mod tests {
     fn pictures_stand_side_by_side_under_their_labels() {
         let (a, b) = (grey(20, 10, 257 * 50), grey(30, 12, 257 * 90));
         let both = montage(&[("T", &a), ("long label that is cut", &b)]).unwrap();
-        assert_eq!(
-            (both.width(), both.height(), both.channels()),
-            (52, 23, Channels::Rgb)
-        );
-        let Samples::U8(v) = both.samples() else {
-            panic!("not 8 bit")
-        };
+        assert_eq!((both.width(), both.height(), both.channels()), (52, 23, Channels::Rgb));
+        let Samples::U8(v) = both.samples() else { panic!("not 8 bit") };
         let at = |x: usize, y: usize| v[(y * 52 + x) * 3];
-        assert_eq!(
-            [at(0, 11), at(19, 20), at(20, 15), at(22, 11), at(51, 22)],
-            [50, 50, 0, 90, 90]
-        );
+        assert_eq!([at(0, 11), at(19, 20), at(20, 15), at(22, 11), at(51, 22)], [50, 50, 0, 90, 90]);
         // The T: a bar of five pixels with its stem in the middle.
-        assert_eq!(
-            (0..20).filter(|&x| at(x, 2) > 0).collect::<Vec<_>>(),
-            [2, 3, 4, 5, 6]
-        );
+        assert_eq!((0..20).filter(|&x| at(x, 2) > 0).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
         assert_eq!((0..20).filter(|&x| at(x, 8) > 0).collect::<Vec<_>>(), [4]);
     }
 
     #[test]
     fn no_picture_is_an_error() {
-        assert!(matches!(
-            montage(&[]),
-            Err(ImagingError::SampleCount { .. })
-        ));
+        assert!(matches!(montage(&[]), Err(ImagingError::SampleCount { .. })));
     }
 }

@@ -23,12 +23,7 @@ impl Padding {
     /// The padding that takes `height` and `width` to multiples of `multiple` (at least 1) not below `min_side`.
     pub fn new(height: usize, width: usize, multiple: usize, min_side: usize) -> Self {
         let up = |side: usize| side.max(min_side).next_multiple_of(multiple.max(1));
-        Self {
-            height,
-            width,
-            padded_height: up(height),
-            padded_width: up(width),
-        }
+        Self { height, width, padded_height: up(height), padded_width: up(width) }
     }
 
     /// The top left `height` x `width` of a padded plane.
@@ -80,10 +75,7 @@ mod tests {
         assert_eq!((padding.padded_height, padding.padded_width), (8, 8));
         assert_eq!(padded[..8], [1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
         assert_eq!(padded[56..], [3.0, 4.0, 3.0, 4.0, 3.0, 4.0, 3.0, 4.0]);
-        assert_eq!(
-            (0..9).map(|i| reflect(i, 3)).collect::<Vec<_>>(),
-            [0, 1, 2, 1, 0, 1, 2, 1, 0]
-        );
+        assert_eq!((0..9).map(|i| reflect(i, 3)).collect::<Vec<_>>(), [0, 1, 2, 1, 0, 1, 2, 1, 0]);
     }
 
     proptest! {

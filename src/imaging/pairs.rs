@@ -48,11 +48,7 @@ impl fmt::Display for UnmatchedReason {
             Self::Ambiguous { files } => {
                 let names = files.iter().filter_map(|p| p.file_name());
                 let names: Vec<_> = names.map(|n| n.to_string_lossy()).collect();
-                write!(
-                    f,
-                    "several files have this name ({}); keep one",
-                    names.join(", ")
-                )
+                write!(f, "several files have this name ({}); keep one", names.join(", "))
             }
         }
     }
@@ -98,41 +94,25 @@ pub fn match_folders<const N: usize>(folders: [&Path; N]) -> Result<Matched<N>, 
     let (mut groups, mut unmatched) = (Vec::new(), Vec::new());
     for (name, mut files) in by_name {
         if let Some(missing) = files.iter().position(Vec::is_empty) {
-            let reason = UnmatchedReason::Missing {
-                folder: folders[missing].into(),
-            };
+            let reason = UnmatchedReason::Missing { folder: folders[missing].into() };
             unmatched.push(Unmatched { name, reason });
         } else if let Some(several) = files.iter_mut().find(|f| f.len() > 1) {
-            let reason = UnmatchedReason::Ambiguous {
-                files: std::mem::take(several),
-            };
+            let reason = UnmatchedReason::Ambiguous { files: std::mem::take(several) };
             unmatched.push(Unmatched { name, reason });
         } else {
-            groups.push(Group {
-                name,
-                paths: files.map(|mut f| f.swap_remove(0)),
-            });
+            groups.push(Group { name, paths: files.map(|mut f| f.swap_remove(0)) });
         }
     }
-    Ok(Matched {
-        groups,
-        unmatched,
-        ignored,
-    })
+    Ok(Matched { groups, unmatched, ignored })
 }
 
 /// The files of a folder that are not hidden, sorted.
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>, ImagingError> {
-    let unreadable = |source| ImagingError::Unreadable {
-        path: folder.into(),
-        source,
-    };
+    let unreadable = |source| ImagingError::Unreadable { path: folder.into(), source };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        let hidden = path
-            .file_name()
-            .is_some_and(|n: &OsStr| n.as_encoded_bytes().starts_with(b"."));
+        let hidden = path.file_name().is_some_and(|n: &OsStr| n.as_encoded_bytes().starts_with(b"."));
         if !hidden && !path.is_dir() {
             files.push(path);
         }
@@ -155,15 +135,7 @@ mod tests {
 
     #[test]
     fn names_are_matched_sorted_and_the_rest_is_told() {
-        let mri = folder(&[
-            "b.png",
-            "a.PNG",
-            "only.bmp",
-            "twice.png",
-            "twice.jpg",
-            ".hidden.png",
-            "notes.txt",
-        ]);
+        let mri = folder(&["b.png", "a.PNG", "only.bmp", "twice.png", "twice.jpg", ".hidden.png", "notes.txt"]);
         let other = folder(&["a.tif", "b.jpeg", "twice.png", "extra.png"]);
         std::fs::create_dir(other.path().join("folder.png")).unwrap();
         let found = match_folders([mri.path(), other.path()]).unwrap();
@@ -171,14 +143,8 @@ mod tests {
         assert_eq!(
             found.groups,
             [
-                Group {
-                    name: "a".into(),
-                    paths: paths("a.PNG", "a.tif")
-                },
-                Group {
-                    name: "b".into(),
-                    paths: paths("b.png", "b.jpeg")
-                }
+                Group { name: "a".into(), paths: paths("a.PNG", "a.tif") },
+                Group { name: "b".into(), paths: paths("b.png", "b.jpeg") }
             ]
         );
         let told: Vec<String> = found.unmatched.iter().map(ToString::to_string).collect();
@@ -195,20 +161,9 @@ mod tests {
 
     #[test]
     fn three_folders_match_too() {
-        let folders = [
-            folder(&["1.png", "2.png"]),
-            folder(&["1.png", "2.png"]),
-            folder(&["2.png"]),
-        ];
+        let folders = [folder(&["1.png", "2.png"]), folder(&["1.png", "2.png"]), folder(&["2.png"])];
         let found = match_folders([0, 1, 2].map(|i| folders[i].path())).unwrap();
-        assert_eq!(
-            found
-                .groups
-                .iter()
-                .map(|g| g.name.as_str())
-                .collect::<Vec<_>>(),
-            ["2"]
-        );
+        assert_eq!(found.groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>(), ["2"]);
         assert_eq!(found.unmatched.len(), 1);
     }
 

@@ -57,32 +57,21 @@ fn sobel(image: &Plane) -> Vec<Edge> {
     let (w, h) = (image.width, image.height);
     let padded_width = w + 2;
     let mut padded = vec![0.0; padded_width * (h + 2)];
-    for (row, target) in image
-        .rows()
-        .zip(padded.chunks_exact_mut(padded_width).skip(1))
-    {
+    for (row, target) in image.rows().zip(padded.chunks_exact_mut(padded_width).skip(1)) {
         target[1..=w].copy_from_slice(row);
     }
     let edge = |i: usize| {
         let at = |x: usize, y: usize| padded[(i / w + y) * padded_width + i % w + x];
         let gx = at(0, 0) + 2.0 * at(0, 1) + at(0, 2) - at(2, 0) - 2.0 * at(2, 1) - at(2, 2);
         let gy = at(0, 2) + 2.0 * at(1, 2) + at(2, 2) - at(0, 0) - 2.0 * at(1, 0) - at(2, 0);
-        Edge {
-            strength: (gx * gx + gy * gy).sqrt(),
-            angle: if gx == 0.0 {
-                FRAC_PI_2
-            } else {
-                (gy / gx).atan()
-            },
-        }
+        Edge { strength: (gx * gx + gy * gy).sqrt(), angle: if gx == 0.0 { FRAC_PI_2 } else { (gy / gx).atan() } }
     };
     (0..w * h).map(edge).collect()
 }
 
 /// How much of a source's edge the fused image preserves, 0..=1.
 fn preserved(source: &Edge, fused: &Edge) -> f64 {
-    let sigmoid =
-        |top: f64, slope: f64, middle: f64, v: f64| top / (1.0 + (-slope * (v - middle)).exp());
+    let sigmoid = |top: f64, slope: f64, middle: f64, v: f64| top / (1.0 + (-slope * (v - middle)).exp());
     let (s, f) = (source.strength, fused.strength);
     // Equal strengths give the strength itself, not 1: the evaluator (and the widespread Matlab code) has it so.
     let strength = if s > f {

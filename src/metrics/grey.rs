@@ -19,17 +19,9 @@ impl Grey {
     /// [`MetricsError::LevelCount`] if `levels` does not hold `width * height` values.
     pub fn new(width: usize, height: usize, levels: Vec<u8>) -> Result<Self, MetricsError> {
         if width.checked_mul(height) != Some(levels.len()) {
-            return Err(MetricsError::LevelCount {
-                levels: levels.len(),
-                width,
-                height,
-            });
+            return Err(MetricsError::LevelCount { levels: levels.len(), width, height });
         }
-        Ok(Self {
-            width,
-            height,
-            levels,
-        })
+        Ok(Self { width, height, levels })
     }
 
     /// (width, height) in pixels.
@@ -49,23 +41,13 @@ impl From<&Image> for Grey {
         let samples: Vec<u8> = match image.samples() {
             Samples::U8(samples) => samples.clone(),
             // 65535 is 257 times 255; the quotient is at most 255.
-            Samples::U16(samples) => samples
-                .iter()
-                .map(|&v| ((u32::from(v) + 128) / 257) as u8)
-                .collect(),
+            Samples::U16(samples) => samples.iter().map(|&v| ((u32::from(v) + 128) / 257) as u8).collect(),
         };
         let levels = match image.channels() {
             Channels::Grey => samples,
-            Channels::Rgb => samples
-                .chunks_exact(3)
-                .map(|p| luma([p[0], p[1], p[2]]))
-                .collect(),
+            Channels::Rgb => samples.chunks_exact(3).map(|p| luma([p[0], p[1], p[2]])).collect(),
         };
-        Self {
-            width: image.width(),
-            height: image.height(),
-            levels,
-        }
+        Self { width: image.width(), height: image.height(), levels }
     }
 }
 
@@ -101,9 +83,7 @@ mod tests {
         assert_eq!(luma([0, 255, 0]), 150);
         assert_eq!(luma([0, 0, 255]), 29);
         let channel = || (0..=255u8).step_by(3);
-        for (r, g, b) in
-            channel().flat_map(|r| channel().flat_map(move |g| channel().map(move |b| (r, g, b))))
-        {
+        for (r, g, b) in channel().flat_map(|r| channel().flat_map(move |g| channel().map(move |b| (r, g, b)))) {
             let exact = 299 * i32::from(r) + 587 * i32::from(g) + 114 * i32::from(b);
             let level = luma([r, g, b]);
             let distance = (1000 * i32::from(level) - exact).abs();
@@ -123,9 +103,6 @@ mod tests {
 
     #[test]
     fn wrong_number_of_levels_is_refused() {
-        assert!(matches!(
-            Grey::new(2, 3, vec![0; 5]),
-            Err(MetricsError::LevelCount { levels: 5, .. })
-        ));
+        assert!(matches!(Grey::new(2, 3, vec![0; 5]), Err(MetricsError::LevelCount { levels: 5, .. })));
     }
 }

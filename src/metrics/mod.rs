@@ -17,9 +17,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 /// The names of the metrics, in the order of [`Metrics::values`].
-pub const NAMES: [&str; 12] = [
-    "EN", "SD", "SF", "AG", "MI", "SCD", "VIFF", "Qabf", "SSIM", "PSNR", "CC", "MSE",
-];
+pub const NAMES: [&str; 12] = ["EN", "SD", "SF", "AG", "MI", "SCD", "VIFF", "Qabf", "SSIM", "PSNR", "CC", "MSE"];
 
 /// The smallest width and height that [`evaluate`] takes, in pixels: below it the last of VIFF's four scales has no
 /// window left.
@@ -109,28 +107,15 @@ impl Metrics {
     /// The figures in the order of [`NAMES`].
     pub fn values(&self) -> [f64; 12] {
         [
-            self.en, self.sd, self.sf, self.ag, self.mi, self.scd, self.viff, self.qabf, self.ssim,
-            self.psnr, self.cc, self.mse,
+            self.en, self.sd, self.sf, self.ag, self.mi, self.scd, self.viff, self.qabf, self.ssim, self.psnr, self.cc,
+            self.mse,
         ]
     }
 
     /// Figures from values in the order of [`NAMES`].
     pub fn from_values(values: [f64; 12]) -> Self {
         let [en, sd, sf, ag, mi, scd, viff, qabf, ssim, psnr, cc, mse] = values;
-        Self {
-            en,
-            sd,
-            sf,
-            ag,
-            mi,
-            scd,
-            viff,
-            qabf,
-            ssim,
-            psnr,
-            cc,
-            mse,
-        }
+        Self { en, sd, sf, ag, mi, scd, viff, qabf, ssim, psnr, cc, mse }
     }
 
     /// Name and figure, in the order of [`NAMES`].
@@ -160,11 +145,7 @@ impl Metrics {
 /// [`MetricsError::SizesDiffer`] and [`MetricsError::TooSmall`].
 pub fn evaluate(mri: &Grey, other: &Grey, fused: &Grey) -> Result<Metrics, MetricsError> {
     if mri.size() != fused.size() || other.size() != fused.size() {
-        return Err(MetricsError::SizesDiffer {
-            mri: mri.size(),
-            other: other.size(),
-            fused: fused.size(),
-        });
+        return Err(MetricsError::SizesDiffer { mri: mri.size(), other: other.size(), fused: fused.size() });
     }
     let (width, height) = fused.size();
     if width < MIN_SIDE || height < MIN_SIDE {
@@ -177,8 +158,7 @@ pub fn evaluate(mri: &Grey, other: &Grey, fused: &Grey) -> Result<Metrics, Metri
         sd: statistics::standard_deviation(&f),
         sf: edges::spatial_frequency(&f),
         ag: edges::average_gradient(&f),
-        mi: statistics::mutual_information(fused, mri)
-            + statistics::mutual_information(fused, other),
+        mi: statistics::mutual_information(fused, mri) + statistics::mutual_information(fused, other),
         scd: statistics::scd(&a, &b, &f),
         viff: vif::vif(&a, &f) + vif::vif(&b, &f),
         qabf: edges::qabf(&a, &b, &f),
@@ -201,11 +181,7 @@ mod tests {
 
     /// A chequerboard of flat and sawtooth fields.
     fn field(x: usize, y: usize) -> usize {
-        if (x / 8 + y / 8).is_multiple_of(2) {
-            (x * 4 + y) % 256
-        } else {
-            200
-        }
+        if (x / 8 + y / 8).is_multiple_of(2) { (x * 4 + y) % 256 } else { 200 }
     }
 
     /// Rings that wrap around.
@@ -295,20 +271,7 @@ mod tests {
         );
         assert_values(
             evaluate(&flat, &flat, &flat).unwrap(),
-            [
-                0.0,
-                0.0,
-                0.0,
-                0.0,
-                0.0,
-                nan,
-                2.0,
-                0.9753327680875878,
-                2.0,
-                inf,
-                nan,
-                0.0,
-            ],
+            [0.0, 0.0, 0.0, 0.0, 0.0, nan, 2.0, 0.9753327680875878, 2.0, inf, nan, 0.0],
         );
         assert_values(
             evaluate(&black, &black, &black).unwrap(),
@@ -327,11 +290,7 @@ mod tests {
         assert_relative_eq!(m.viff, 2.0, epsilon = 1e-8);
         assert_relative_eq!(m.cc, 1.0, epsilon = 1e-12);
         // The information an image has about itself is its entropy, in nats here.
-        assert_relative_eq!(
-            m.mi,
-            2.0 * m.en * std::f64::consts::LN_2,
-            max_relative = 1e-12
-        );
+        assert_relative_eq!(m.mi, 2.0 * m.en * std::f64::consts::LN_2, max_relative = 1e-12);
         assert_eq!((m.mse, m.psnr), (0.0, f64::INFINITY));
     }
 
@@ -341,23 +300,11 @@ mod tests {
         let (transposed, _) = sources(60, 50);
         let error = evaluate(&a, &b, &transposed).unwrap_err();
         assert!(error.to_string().contains("fused 60x50"), "{error}");
-        assert!(matches!(
-            evaluate(&a, &transposed, &a),
-            Err(MetricsError::SizesDiffer { .. })
-        ));
+        assert!(matches!(evaluate(&a, &transposed, &a), Err(MetricsError::SizesDiffer { .. })));
         let (small, _) = sources(64, 40);
-        assert!(matches!(
-            evaluate(&small, &small, &small),
-            Err(MetricsError::TooSmall {
-                width: 64,
-                height: 40
-            })
-        ));
+        assert!(matches!(evaluate(&small, &small, &small), Err(MetricsError::TooSmall { width: 64, height: 40 })));
         let single = grey(1, 1, |_, _| 9);
-        assert!(matches!(
-            evaluate(&single, &single, &single),
-            Err(MetricsError::TooSmall { .. })
-        ));
+        assert!(matches!(evaluate(&single, &single, &single), Err(MetricsError::TooSmall { .. })));
     }
 
     #[test]

@@ -14,11 +14,7 @@ impl From<&Grey> for Plane {
     fn from(grey: &Grey) -> Self {
         let (width, height) = grey.size();
         let data = grey.levels().iter().map(|&v| f64::from(v)).collect();
-        Self {
-            width,
-            height,
-            data,
-        }
+        Self { width, height, data }
     }
 }
 
@@ -36,19 +32,13 @@ impl Plane {
     /// The plane with its mean taken off.
     pub fn centred(&self) -> Plane {
         let mean = self.mean();
-        Plane {
-            data: self.data.iter().map(|v| v - mean).collect(),
-            ..*self
-        }
+        Plane { data: self.data.iter().map(|v| v - mean).collect(), ..*self }
     }
 
     /// `f` of each pair of values; both planes are of one size.
     pub fn zip(&self, other: &Plane, f: impl Fn(f64, f64) -> f64) -> Plane {
         let pairs = self.data.iter().zip(&other.data);
-        Plane {
-            data: pairs.map(|(&x, &y)| f(x, y)).collect(),
-            ..*self
-        }
+        Plane { data: pairs.map(|(&x, &y)| f(x, y)).collect(), ..*self }
     }
 
     /// Correlation with the symmetric kernel `taps taps^T`, only where it fits: `taps.len() - 1` shorter on each side.
@@ -56,10 +46,8 @@ impl Plane {
         let (width, height) = (self.width - taps.len() + 1, self.height - taps.len() + 1);
         let mut along_rows = Vec::with_capacity(width * self.height);
         for row in self.rows() {
-            along_rows.extend(
-                row.windows(taps.len())
-                    .map(|window| window.iter().zip(taps).map(|(v, t)| v * t).sum::<f64>()),
-            );
+            along_rows
+                .extend(row.windows(taps.len()).map(|window| window.iter().zip(taps).map(|(v, t)| v * t).sum::<f64>()));
         }
         let mut data = vec![0.0; width * height];
         for (y, out) in data.chunks_exact_mut(width).enumerate() {
@@ -69,11 +57,7 @@ impl Plane {
                 }
             }
         }
-        Plane {
-            width,
-            height,
-            data,
-        }
+        Plane { width, height, data }
     }
 
     /// Every second pixel of every second row, the first one kept.

@@ -44,8 +44,7 @@ pub(super) fn standard_deviation(image: &Plane) -> f64 {
 /// Pearson correlation, -1..=1; NaN if one of the planes is constant.
 fn pearson(x: &Plane, y: &Plane) -> f64 {
     let (x, y) = (x.centred(), y.centred());
-    let dot =
-        |u: &Plane, v: &Plane| -> f64 { u.data.iter().zip(&v.data).map(|(p, q)| p * q).sum() };
+    let dot = |u: &Plane, v: &Plane| -> f64 { u.data.iter().zip(&v.data).map(|(p, q)| p * q).sum() };
     dot(&x, &y) / (dot(&x, &x) * dot(&y, &y)).sqrt()
 }
 

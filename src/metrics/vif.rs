@@ -59,9 +59,7 @@ fn information(var_x: f64, var_y: f64, covariance: f64) -> (f64, f64) {
 fn gaussian(length: usize) -> Vec<f64> {
     let sigma = length as f64 / 5.0;
     let centre = (length - 1) as f64 / 2.0;
-    let taps: Vec<f64> = (0..length)
-        .map(|i| (-(i as f64 - centre).powi(2) / (2.0 * sigma * sigma)).exp())
-        .collect();
+    let taps: Vec<f64> = (0..length).map(|i| (-(i as f64 - centre).powi(2) / (2.0 * sigma * sigma)).exp()).collect();
     let sum: f64 = taps.iter().sum();
     taps.into_iter().map(|t| t / sum).collect()
 }

@@ -69,9 +69,7 @@ pub enum ModelError {
         source: NotAHead,
     },
     /// A folder of weights has no such file.
-    #[error(
-        "{folder} has no {name}.safetensors or {name}.pth: --weights takes a folder with unet and head"
-    )]
+    #[error("{folder} has no {name}.safetensors or {name}.pth: --weights takes a folder with unet and head")]
     MissingFile {
         /// The folder.
         folder: String,
@@ -125,9 +123,7 @@ pub struct DmFnet {
 
 impl ParamSource for DmFnet {
     fn param(&self, name: &str) -> Option<&Tensor> {
-        self.unet_weights
-            .get(name)
-            .or_else(|| self.head_weights.get(name))
+        self.unet_weights.get(name).or_else(|| self.head_weights.get(name))
     }
 }
 
@@ -143,10 +139,7 @@ impl DmFnet {
             paths
                 .into_iter()
                 .find(|p| p.is_file())
-                .ok_or_else(|| ModelError::MissingFile {
-                    folder: folder.display().to_string(),
-                    name,
-                })
+                .ok_or_else(|| ModelError::MissingFile { folder: folder.display().to_string(), name })
         };
         let (unet, head) = (file("unet")?, file("head")?);
         let config = read_model_file(&folder.join("model.json"))?;
@@ -159,18 +152,9 @@ impl DmFnet {
     /// None that is not a bug: the files are embedded and tested.
     pub fn shipped() -> Result<Self, ModelError> {
         let weights = |bytes: &[u8], name: &str| Weights::from_safetensors(bytes, name);
-        let unet = weights(
-            include_bytes!("../../weights/dm-fnet-small/unet.safetensors"),
-            "shipped unet",
-        )?;
-        let head = weights(
-            include_bytes!("../../weights/dm-fnet-small/head.safetensors"),
-            "shipped head",
-        )?;
-        let file = parse_model_file(
-            include_str!("../../weights/dm-fnet-small/model.json"),
-            "shipped model.json",
-        )?;
+        let unet = weights(include_bytes!("../../weights/dm-fnet-small/unet.safetensors"), "shipped unet")?;
+        let head = weights(include_bytes!("../../weights/dm-fnet-small/head.safetensors"), "shipped head")?;
+        let file = parse_model_file(include_str!("../../weights/dm-fnet-small/model.json"), "shipped model.json")?;
         Self::new(unet, head, &file)
     }
 
@@ -178,35 +162,17 @@ impl DmFnet {
     ///
     /// # Errors
     /// [`ModelError`] if they do not fit the architecture or each other.
-    pub fn new(
-        unet_weights: Weights,
-        head_weights: Weights,
-        file: &ModelFile,
-    ) -> Result<Self, ModelError> {
+    pub fn new(unet_weights: Weights, head_weights: Weights, file: &ModelFile) -> Result<Self, ModelError> {
         let path = |weights: &Weights| weights.path().display().to_string();
-        let unet = UnetConfig::from_weights(&unet_weights, file.norm_groups).map_err(|source| {
-            ModelError::Unet {
-                path: path(&unet_weights),
-                source,
-            }
-        })?;
-        let head = HeadConfig::from_weights(&head_weights).map_err(|source| ModelError::Head {
-            path: path(&head_weights),
-            source,
-        })?;
+        let unet = UnetConfig::from_weights(&unet_weights, file.norm_groups)
+            .map_err(|source| ModelError::Unet { path: path(&unet_weights), source })?;
+        let head = HeadConfig::from_weights(&head_weights)
+            .map_err(|source| ModelError::Head { path: path(&head_weights), source })?;
         unet_weights.check_finite()?;
         head_weights.check_finite()?;
-        let widths: Vec<usize> = unet
-            .channel_mults
-            .iter()
-            .rev()
-            .map(|m| m * unet.inner_channel)
-            .collect();
+        let widths: Vec<usize> = unet.channel_mults.iter().rev().map(|m| m * unet.inner_channel).collect();
         if widths != head.dims {
-            let reason = format!(
-                "the UNet's levels have {widths:?} channels, the head reads {:?}",
-                head.dims
-            );
+            let reason = format!("the UNet's levels have {widths:?} channels, the head reads {:?}", head.dims);
             return Err(ModelError::Mismatch(reason));
         }
         let model = Self {
@@ -233,12 +199,7 @@ impl DmFnet {
     }
 
     fn check_steps(&self, steps: &[usize]) -> Result<(), ModelError> {
-        let fail = |reason: String| {
-            Err(ModelError::Steps {
-                steps: steps.to_vec(),
-                reason,
-            })
-        };
+        let fail = |reason: String| Err(ModelError::Steps { steps: steps.to_vec(), reason });
         let (wanted, last) = (self.head.time_steps, self.schedule.len());
         if steps.len() != wanted {
             return fail(format!("this head fuses {wanted} steps"));
@@ -257,10 +218,7 @@ impl DmFnet {
         let side = self.multiple() * MIN_COARSE_SIDE;
         let (graph, _) = self.graph(side, side)?;
         let of = |weights: &Weights, unet: bool| -> Vec<(String, Vec<usize>)> {
-            let expected = graph
-                .params()
-                .iter()
-                .filter(|(name, _)| name.starts_with("denoise_fn.") == unet);
+            let expected = graph.params().iter().filter(|(name, _)| name.starts_with("denoise_fn.") == unet);
             expected
                 .map(|(name, id)| {
                     let shape = graph.shape(*id);
@@ -275,10 +233,8 @@ impl DmFnet {
                 })
                 .collect()
         };
-        self.unet_weights
-            .check(&of(&self.unet_weights, true), &SCHEDULE_BUFFERS)?;
-        self.head_weights
-            .check(&of(&self.head_weights, false), &[])?;
+        self.unet_weights.check(&of(&self.unet_weights, true), &SCHEDULE_BUFFERS)?;
+        self.head_weights.check(&of(&self.head_weights, false), &[])?;
         Ok(())
     }
 
@@ -297,10 +253,7 @@ impl DmFnet {
         let mut features: [Vec<Vec<NodeId>>; 2] = [Vec::new(), Vec::new()];
         for t in &self.time_steps {
             for (modality, features) in MODALITIES.iter().zip(&mut features) {
-                let x = g.input(
-                    &format!("x_t.{modality}.t{t}"),
-                    Shape::new(1, self.unet.in_channel, height, width),
-                );
+                let x = g.input(&format!("x_t.{modality}.t{t}"), Shape::new(1, self.unet.in_channel, height, width));
                 let level = g.input(&format!("level.{modality}.t{t}"), Shape::new(1, 1, 1, 1));
                 let out = unet(&mut g, &self.unet, x, level)?;
                 features.push(self.head_features(&out.decoder));
@@ -317,10 +270,7 @@ impl DmFnet {
     /// The first block of each level of the decoder, coarsest first: `feat_scales` 14, 11, 8, 5, 2 of the published size.
     fn head_features(&self, decoder: &[NodeId]) -> Vec<NodeId> {
         let per_level = self.unet.res_blocks + 1;
-        (1..=self.head.dims.len())
-            .rev()
-            .map(|level| decoder[level * per_level - 1])
-            .collect()
+        (1..=self.head.dims.len()).rev().map(|level| decoder[level * per_level - 1]).collect()
     }
 
     /// The merging blocks' weights, which a head of a single step has and does not use.
@@ -342,33 +292,22 @@ fn read_model_file(path: &Path) -> Result<ModelFile, ModelError> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse_model_file(&text, &name),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(ModelFile::default()),
-        Err(e) => Err(ModelError::ModelFile {
-            path: name,
-            reason: e.to_string(),
-        }),
+        Err(e) => Err(ModelError::ModelFile { path: name, reason: e.to_string() }),
     }
 }
 
 fn parse_model_file(text: &str, name: &str) -> Result<ModelFile, ModelError> {
-    let fail = |reason: String| ModelError::ModelFile {
-        path: name.to_owned(),
-        reason,
-    };
+    let fail = |reason: String| ModelError::ModelFile { path: name.to_owned(), reason };
     let file: ModelFile = serde_json::from_str(text).map_err(|e| fail(e.to_string()))?;
     if file.model != "dm-fnet" {
-        return Err(fail(format!(
-            "it describes the model {:?}, not dm-fnet",
-            file.model
-        )));
+        return Err(fail(format!("it describes the model {:?}, not dm-fnet", file.model)));
     }
     if file.norm_groups == 0 {
         return Err(fail("norm_groups must be at least 1".into()));
     }
     if !(1..=MAX_TIMESTEPS).contains(&file.schedule.n_timestep) {
         let found = file.schedule.n_timestep;
-        return Err(fail(format!(
-            "n_timestep must be 1 to {MAX_TIMESTEPS}, not {found}"
-        )));
+        return Err(fail(format!("n_timestep must be 1 to {MAX_TIMESTEPS}, not {found}")));
     }
     let betas = [file.schedule.linear_start, file.schedule.linear_end];
     if !betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
@@ -399,11 +338,7 @@ pub struct Fuser {
 impl Fuser {
     /// A fuser of `model` on `device`.
     pub fn new(model: DmFnet, device: Device) -> Self {
-        Self {
-            model,
-            device,
-            planned: Mutex::default(),
-        }
+        Self { model, device, planned: Mutex::default() }
     }
 
     /// The model.
@@ -443,23 +378,14 @@ impl Fuser {
         // What the device cannot hold is refused before any noise is drawn.
         self.executable(padding.padded_height, padding.padded_width)?;
         let mut source = NoiseSource::new(seed);
-        let mut noise = FusionNoise {
-            levels: Vec::new(),
-            planes: Vec::new(),
-        };
+        let mut noise = FusionNoise { levels: Vec::new(), planes: Vec::new() };
         for &t in &self.model.time_steps {
             let mut draw = || (source.level(&self.model.schedule, t), source.normal(plane));
             let ((a, x), (b, y)) = (draw(), draw());
             noise.levels.push([a, b]);
             noise.planes.push([x, y]);
         }
-        let fused = self.fuse_planes(
-            &pair.mri_input(),
-            &pair.other_input(),
-            pair.height(),
-            pair.width(),
-            &noise,
-        )?;
+        let fused = self.fuse_planes(&pair.mri_input(), &pair.other_input(), pair.height(), pair.width(), &noise)?;
         Ok(pair.fused_image(&fused)?)
     }
 
@@ -483,36 +409,24 @@ impl Fuser {
     ) -> Result<Vec<f32>, ModelError> {
         let multiple = self.model.multiple();
         let side = multiple * MIN_COARSE_SIDE;
-        let padded =
-            [mri, other].map(|plane| pad_to_multiple(plane, height, width, multiple, side).0);
+        let padded = [mri, other].map(|plane| pad_to_multiple(plane, height, width, multiple, side).0);
         let padding = self.padding(height, width);
         let executable = self.executable(padding.padded_height, padding.padded_width)?;
         let mut named: Vec<(String, Vec<f32>)> = Vec::new();
-        for ((t, levels), planes) in self
-            .model
-            .time_steps
-            .iter()
-            .zip(&noise.levels)
-            .zip(&noise.planes)
-        {
+        for ((t, levels), planes) in self.model.time_steps.iter().zip(&noise.levels).zip(&noise.planes) {
             for m in 0..2 {
                 let x_t = q_sample(&padded[m], levels[m], &planes[m]);
                 named.push((format!("x_t.{}.t{t}", MODALITIES[m]), x_t));
                 named.push((format!("level.{}.t{t}", MODALITIES[m]), vec![levels[m]]));
             }
         }
-        let inputs: Vec<(&str, &[f32])> = named
-            .iter()
-            .map(|(n, v)| (n.as_str(), v.as_slice()))
-            .collect();
+        let inputs: Vec<(&str, &[f32])> = named.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
         match executable.run(&inputs) {
             Ok(mut outputs) => Ok(padding.crop(&outputs.swap_remove(0))),
             // A GPU cannot say which layer it was; the CPU twins can.
             Err(RunError::NotFinite { layer: None }) => {
                 let on_cpu = Self::new(self.model.clone(), Device::Cpu);
-                on_cpu
-                    .executable(padding.padded_height, padding.padded_width)?
-                    .run(&inputs)?;
+                on_cpu.executable(padding.padded_height, padding.padded_width)?.run(&inputs)?;
                 Err(RunError::NotFinite { layer: None }.into())
             }
             Err(error) => Err(error.into()),

@@ -39,12 +39,7 @@ pub struct NotAHead(String);
 impl HeadConfig {
     /// The published size: 3,026,640 parameters.
     pub fn published() -> Self {
-        Self {
-            dims: vec![256, 128, 128, 128, 128],
-            time_steps: 3,
-            decode_channels: 64,
-            out_channels: 1,
-        }
+        Self { dims: vec![256, 128, 128, 128, 128], time_steps: 3, decode_channels: 64, out_channels: 1 }
     }
 
     /// Reads the size off a checkpoint with keys `decoder.*`, `rgb_decode1.*` and `rgb_decode2.*`.
@@ -68,20 +63,10 @@ impl HeadConfig {
             return Err(NotAHead("decoder.0.block.0.weight is missing".into()));
         };
         let time_steps = joined / first.max(1);
-        if !levels
-            .iter()
-            .all(|[out, joined]| *joined == out * time_steps && time_steps > 0)
-        {
-            return Err(NotAHead(
-                "its levels take different numbers of noise steps".into(),
-            ));
+        if !levels.iter().all(|[out, joined]| *joined == out * time_steps && time_steps > 0) {
+            return Err(NotAHead("its levels take different numbers of noise steps".into()));
         }
-        Ok(Self {
-            dims: levels.iter().map(|l| l[0]).collect(),
-            time_steps,
-            decode_channels,
-            out_channels,
-        })
+        Ok(Self { dims: levels.iter().map(|l| l[0]).collect(), time_steps, decode_channels, out_channels })
     }
 }
 
@@ -126,12 +111,7 @@ pub fn fusion_head(
 }
 
 /// One level's features of all noise steps in one map; a single step passes unchanged, as in the reference.
-fn merge_steps(
-    g: &mut Graph,
-    cfg: &HeadConfig,
-    features: &[Vec<NodeId>],
-    level: usize,
-) -> Result<NodeId, GraphError> {
+fn merge_steps(g: &mut Graph, cfg: &HeadConfig, features: &[Vec<NodeId>], level: usize) -> Result<NodeId, GraphError> {
     let steps: Vec<NodeId> = features.iter().map(|step| step[level]).collect();
     g.scope(&format!("decoder.{}", 2 * level), |g| {
         if let [only] = steps[..] {
@@ -222,10 +202,7 @@ fn three_att_gate(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
 fn pixel_attention(g: &mut Graph, x: NodeId, pattern: NodeId) -> Result<NodeId, GraphError> {
     g.scope("pa2", |g| {
         let channels = g.shape(x).c();
-        let spec = ConvSpec {
-            groups: channels,
-            ..reflect(3)
-        };
+        let spec = ConvSpec { groups: channels, ..reflect(3) };
         let weight = g.param("weight", Shape::new(channels, 2, 3, 3))?;
         let bias = g.param("bias", Shape::new(1, channels, 1, 1))?;
         let of_x = g.slice("weight_x", weight, 0, 1)?;

@@ -15,13 +15,7 @@ pub const NORM_EPS: f32 = 1e-5;
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn conv(
-    g: &mut Graph,
-    name: &str,
-    x: NodeId,
-    out_channels: usize,
-    spec: ConvSpec,
-) -> Result<NodeId, GraphError> {
+pub fn conv(g: &mut Graph, name: &str, x: NodeId, out_channels: usize, spec: ConvSpec) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let in_channels = g.shape(x).c() / spec.groups;
         let [kh, kw] = spec.kernel;
@@ -52,32 +46,19 @@ pub fn conv_without_bias(
 
 /// A square convolution that reflects at the borders and keeps the size.
 pub fn reflect(kernel: usize) -> ConvSpec {
-    ConvSpec {
-        padding_mode: PaddingMode::Reflect,
-        ..ConvSpec::same(kernel)
-    }
+    ConvSpec { padding_mode: PaddingMode::Reflect, ..ConvSpec::same(kernel) }
 }
 
 /// A group norm with scale and shift under the scope `name`.
 ///
 /// # Errors
 /// [`GraphError`] if the groups do not divide the channels.
-pub fn group_norm(
-    g: &mut Graph,
-    name: &str,
-    x: NodeId,
-    groups: usize,
-) -> Result<NodeId, GraphError> {
+pub fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let channels = Shape::new(1, g.shape(x).c(), 1, 1);
         let weight = g.param("weight", channels)?;
         let bias = g.param("bias", channels)?;
-        let norm = GroupNorm {
-            groups,
-            eps: NORM_EPS,
-            affine: true,
-            activation: Activation::None,
-        };
+        let norm = GroupNorm { groups, eps: NORM_EPS, affine: true, activation: Activation::None };
         g.apply("", norm, &[x, weight, bias])
     })
 }
@@ -86,12 +67,7 @@ pub fn group_norm(
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn linear(
-    g: &mut Graph,
-    name: &str,
-    x: NodeId,
-    out_features: usize,
-) -> Result<NodeId, GraphError> {
+pub fn linear(g: &mut Graph, name: &str, x: NodeId, out_features: usize) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let weight = g.param("weight", Shape::new(out_features, g.shape(x).c(), 1, 1))?;
         let bias = g.param("bias", Shape::new(1, out_features, 1, 1))?;

@@ -56,9 +56,7 @@ impl UnetConfig {
         let dims = |name: &str| {
             let name = format!("denoise_fn.{name}");
             let tensor = weights.get(&name).filter(|t| t.dims().len() == 4);
-            tensor
-                .map(|t| t.dims().to_vec())
-                .ok_or_else(|| NotAUnet(format!("{name} is missing or not a convolution")))
+            tensor.map(|t| t.dims().to_vec()).ok_or_else(|| NotAUnet(format!("{name} is missing or not a convolution")))
         };
         let first = dims("init_conv.weight")?;
         let out_channel = dims("final_conv.block.3.weight")?[0];
@@ -79,9 +77,7 @@ impl UnetConfig {
             channels > 0 && blocks == res_blocks && channels % inner_channel == 0
         };
         if inner_channel == 0 || !levels.iter().all(even) {
-            return Err(NotAUnet(
-                "its levels are not even in their residual blocks".into(),
-            ));
+            return Err(NotAUnet("its levels are not even in their residual blocks".into()));
         }
         Ok(Self {
             in_channel: first[1],
@@ -113,26 +109,13 @@ pub struct UnetOutputs {
 ///
 /// # Errors
 /// [`GraphError`] if height or width is not a multiple of [`UnetConfig::multiple`].
-pub fn unet(
-    g: &mut Graph,
-    cfg: &UnetConfig,
-    x: NodeId,
-    level: NodeId,
-) -> Result<UnetOutputs, GraphError> {
+pub fn unet(g: &mut Graph, cfg: &UnetConfig, x: NodeId, level: NodeId) -> Result<UnetOutputs, GraphError> {
     g.scope("denoise_fn", |g| {
-        let builder = Builder {
-            cfg,
-            embedding: noise_level_mlp(g, cfg.inner_channel, level)?,
-        };
+        let builder = Builder { cfg, embedding: noise_level_mlp(g, cfg.inner_channel, level)? };
         let mut skips = Vec::new();
         let x = builder.encoder(g, x, &mut skips)?;
-        let x = builder.block(
-            g,
-            "mid.0",
-            x,
-            cfg.inner_channel * cfg.channel_mults[cfg.channel_mults.len() - 1],
-            true,
-        )?;
+        let x =
+            builder.block(g, "mid.0", x, cfg.inner_channel * cfg.channel_mults[cfg.channel_mults.len() - 1], true)?;
         let x = builder.block(g, "mid.1", x, g.shape(x).c(), false)?;
         let mut decoder = Vec::new();
         let x = builder.decoder(g, x, skips, &mut decoder)?;
@@ -149,11 +132,7 @@ pub fn unet(
 ///
 /// # Errors
 /// [`GraphError`] if `level` is not `[n, 1, 1, 1]`.
-pub fn noise_level_mlp(
-    g: &mut Graph,
-    inner_channel: usize,
-    level: NodeId,
-) -> Result<NodeId, GraphError> {
+pub fn noise_level_mlp(g: &mut Graph, inner_channel: usize, level: NodeId) -> Result<NodeId, GraphError> {
     g.scope("noise_level_mlp", |g| {
         let t = g.apply("0", PositionalEncoding { dim: inner_channel }, &[level])?;
         let t = linear(g, "1", t, 4 * inner_channel)?;
@@ -167,12 +146,7 @@ pub fn noise_level_mlp(
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn norm_act_conv(
-    g: &mut Graph,
-    x: NodeId,
-    out: usize,
-    norm_groups: usize,
-) -> Result<NodeId, GraphError> {
+pub fn norm_act_conv(g: &mut Graph, x: NodeId, out: usize, norm_groups: usize) -> Result<NodeId, GraphError> {
     g.scope("block", |g| {
         let h = group_norm(g, "0", x, norm_groups)?;
         let h = act(g, h, Activation::Silu)?;
@@ -196,11 +170,7 @@ pub fn resnet_block(
         h = g.scope("noise_func", |g| feature_wise_affine(g, h, embedding))?;
     }
     let h = g.scope("block2", |g| norm_act_conv(g, h, out, norm_groups))?;
-    let skip = if g.shape(x).c() == out {
-        x
-    } else {
-        conv(g, "res_conv", x, out, ConvSpec::same(1))?
-    };
+    let skip = if g.shape(x).c() == out { x } else { conv(g, "res_conv", x, out, ConvSpec::same(1))? };
     add(g, h, skip)
 }
 
@@ -208,11 +178,7 @@ pub fn resnet_block(
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn feature_wise_affine(
-    g: &mut Graph,
-    x: NodeId,
-    embedding: NodeId,
-) -> Result<NodeId, GraphError> {
+pub fn feature_wise_affine(g: &mut Graph, x: NodeId, embedding: NodeId) -> Result<NodeId, GraphError> {
     let shift = linear(g, "noise_func.0", embedding, g.shape(x).c())?;
     add(g, x, shift)
 }
@@ -241,14 +207,7 @@ impl Builder<'_> {
     }
 
     /// A residual block and, where the level has it, self-attention (`ResnetBlocWithAttn`).
-    fn block(
-        &self,
-        g: &mut Graph,
-        name: &str,
-        x: NodeId,
-        out: usize,
-        attention: bool,
-    ) -> Result<NodeId, GraphError> {
+    fn block(&self, g: &mut Graph, name: &str, x: NodeId, out: usize, attention: bool) -> Result<NodeId, GraphError> {
         let groups = self.cfg.norm_groups;
         g.scope(name, |g| {
             let mut x = g.scope("res_block", |g| {
@@ -262,12 +221,7 @@ impl Builder<'_> {
         })
     }
 
-    fn encoder(
-        &self,
-        g: &mut Graph,
-        x: NodeId,
-        skips: &mut Vec<NodeId>,
-    ) -> Result<NodeId, GraphError> {
+    fn encoder(&self, g: &mut Graph, x: NodeId, skips: &mut Vec<NodeId>) -> Result<NodeId, GraphError> {
         let cfg = self.cfg;
         let mut x = g.scope("init_conv", |g| {
             let x = conv(g, "", x, cfg.inner_channel, ConvSpec::same(3))?;
@@ -284,10 +238,7 @@ impl Builder<'_> {
             }
             if level + 1 < cfg.channel_mults.len() {
                 x = g.scope(&format!("downs.{index}"), |g| {
-                    let halved = ConvSpec {
-                        stride: [2, 2],
-                        ..ConvSpec::same(3)
-                    };
+                    let halved = ConvSpec { stride: [2, 2], ..ConvSpec::same(3) };
                     let x = conv(g, "conv", x, g.shape(x).c(), halved)?;
                     Ok(g.mark(x))
                 })?;
@@ -312,13 +263,7 @@ impl Builder<'_> {
                 let name = format!("ups.{index}");
                 let skip = skips.pop().expect("as many skips as blocks on the way up");
                 let joined = g.concat(&name, &[x, skip])?;
-                x = self.block(
-                    g,
-                    &name,
-                    joined,
-                    cfg.inner_channel * mult,
-                    cfg.attention[level],
-                )?;
+                x = self.block(g, &name, joined, cfg.inner_channel * mult, cfg.attention[level])?;
                 decoder.push(x);
                 index += 1;
             }

@@ -48,13 +48,7 @@ impl Activation {
 
     /// `out[i] = activation(f(x[i], y[i]))`, written like [`map`](Self::map).
     #[inline(always)]
-    pub(crate) fn map_pair(
-        self,
-        x: &[f32],
-        y: &[f32],
-        out: &mut [f32],
-        f: impl Fn(f32, f32) -> f32,
-    ) {
+    pub(crate) fn map_pair(self, x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
         match self {
             Self::None => map_pair(x, y, out, f),
             Self::Relu => map_pair(x, y, out, |x, y| relu(f(x, y))),

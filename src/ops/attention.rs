@@ -26,9 +26,7 @@ impl Op for SelfAttention {
 
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
         match inputs {
-            [x] if x.c() % 3 == 0 && x.numel() > 0 => {
-                Ok(Shape::new(x.n(), x.c() / 3, x.h(), x.w()))
-            }
+            [x] if x.c() % 3 == 0 && x.numel() > 0 => Ok(Shape::new(x.n(), x.c() / 3, x.h(), x.w())),
             _ => Err("it takes one tensor of q, k and v of as many channels each".into()),
         }
     }
@@ -84,35 +82,17 @@ impl Op for SelfAttention {
 
 /// The result for one block of queries, `[channels, queries]`. `q` starts at the block's first query; all three have
 /// rows of `tokens`.
-fn attend(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    [channels, tokens]: [usize; 2],
-    block: usize,
-) -> Vec<f32> {
+fn attend(q: &[f32], k: &[f32], v: &[f32], [channels, tokens]: [usize; 2], block: usize) -> Vec<f32> {
     let queries = QUERIES.min(tokens - block * QUERIES);
     let mut weights = vec![0.0; queries * tokens];
-    let q = Matrix {
-        data: q,
-        strides: [1, tokens],
-    };
-    let k = Matrix {
-        data: k,
-        strides: [tokens, 1],
-    };
+    let q = Matrix { data: q, strides: [1, tokens] };
+    let k = Matrix { data: k, strides: [tokens, 1] };
     let scale = 1.0 / (channels as f32).sqrt();
     product([queries, tokens, channels], scale, q, k, &mut weights);
     weights.chunks_mut(tokens).for_each(softmax_row);
     let mut out = vec![0.0; channels * queries];
-    let v = Matrix {
-        data: v,
-        strides: [tokens, 1],
-    };
-    let weights = Matrix {
-        data: &weights,
-        strides: [1, tokens],
-    };
+    let v = Matrix { data: v, strides: [tokens, 1] };
+    let weights = Matrix { data: &weights, strides: [1, tokens] };
     product([channels, queries, tokens], 1.0, v, weights, &mut out);
     out
 }
@@ -176,8 +156,7 @@ mod tests {
         let (c, tokens) = (x.c() / 3, x.plane());
         let mut out = vec![0f32; x.numel() / 3];
         for (item, out) in data.chunks(x.item()).zip(out.chunks_mut(c * tokens)) {
-            let at =
-                |part: usize, ch: usize, i: usize| f64::from(item[(part * c + ch) * tokens + i]);
+            let at = |part: usize, ch: usize, i: usize| f64::from(item[(part * c + ch) * tokens + i]);
             for i in 0..tokens {
                 let score = |j: usize| (0..c).map(|ch| at(0, ch, i) * at(1, ch, j)).sum::<f64>();
                 let scores: Vec<f64> = (0..tokens).map(|j| score(j) / (c as f64).sqrt()).collect();
@@ -227,10 +206,7 @@ mod tests {
         let x = Shape::new(2, 12, 3, 5);
         let out = SelfAttention.infer(&[x]);
         assert_eq!(out, Ok(Shape::new(2, 4, 3, 5)));
-        assert_eq!(
-            SelfAttention.macs(&[x], Shape::new(2, 4, 3, 5)),
-            2 * 2 * 4 * 15 * 15
-        );
+        assert_eq!(SelfAttention.macs(&[x], Shape::new(2, 4, 3, 5)), 2 * 2 * 4 * 15 * 15);
         assert!(SelfAttention.infer(&[Shape::new(2, 11, 3, 5)]).is_err());
         assert!(SelfAttention.infer(&[x, x]).is_err());
         let large = Shape::new(1, 768, 128, 128);

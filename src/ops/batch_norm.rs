@@ -35,10 +35,7 @@ impl Op for BatchNorm {
             return Err("it takes x, weight, bias, running_mean and running_var".into());
         };
         let channels = Shape::new(1, x.c(), 1, 1);
-        if [weight, bias, mean, variance]
-            .iter()
-            .any(|s| *s != channels)
-        {
+        if [weight, bias, mean, variance].iter().any(|s| *s != channels) {
             return Err(format!("all but x must have shape {channels}"));
         }
         Ok(x)
@@ -48,19 +45,9 @@ impl Op for BatchNorm {
         self
     }
 
-    fn absorb_consumer(
-        &self,
-        next: &dyn Op,
-        _slot: usize,
-        _shapes: &[Shape],
-    ) -> Option<Arc<dyn Op>> {
+    fn absorb_consumer(&self, next: &dyn Op, _slot: usize, _shapes: &[Shape]) -> Option<Arc<dyn Op>> {
         let activation = next.as_any().downcast_ref::<Pointwise>()?.as_activation()?;
-        (self.activation == Activation::None).then(|| {
-            Arc::new(Self {
-                activation,
-                ..*self
-            }) as _
-        })
+        (self.activation == Activation::None).then(|| Arc::new(Self { activation, ..*self }) as _)
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
@@ -72,9 +59,7 @@ impl Op for BatchNorm {
                 let [weight, bias, mean, variance] = [1, 2, 3, 4].map(|i| inputs[i].data[c]);
                 let rstd = 1.0 / (f64::from(variance) + f64::from(self.eps)).sqrt();
                 let line = [mean, (f64::from(weight) * rstd) as f32, bias];
-                let blocks = row
-                    .par_chunks_mut(BLOCK)
-                    .zip(x.plane(n, c).par_chunks(BLOCK));
+                let blocks = row.par_chunks_mut(BLOCK).zip(x.plane(n, c).par_chunks(BLOCK));
                 blocks.for_each(|(out, x)| normalise(out, x, line, self.activation));
             });
         }
@@ -84,18 +69,11 @@ impl Op for BatchNorm {
         let shape = output.shape;
         let params = Params::new().slot(&inputs[0]).slot(&output);
         let params = inputs[1..].iter().fold(params, |p, slot| p.u(slot.offset));
-        let params = params
-            .u(shape.n())
-            .u(shape.c())
-            .u(shape.plane())
-            .f(self.eps);
+        let params = params.u(shape.n()).u(shape.c()).u(shape.plane()).f(self.eps);
         let mut binds: Vec<Bind> = (0..5).map(Bind::Input).collect();
         binds.push(Bind::Output);
         let kernel = Kernel {
-            body: Some(format!(
-                "    return {};",
-                activation_call(self.activation, "v")
-            )),
+            body: Some(format!("    return {};", activation_call(self.activation, "v"))),
             ..Kernel::new("batch_norm")
         };
         let blocks = shape.n() * shape.c() * shape.plane().div_ceil(1024);
@@ -117,14 +95,9 @@ mod tests {
     }
 
     fn check(activation: Activation, x: Shape) {
-        let op = BatchNorm {
-            eps: 1e-5,
-            activation,
-        };
+        let op = BatchNorm { eps: 1e-5, activation };
         let shapes = shapes(x);
-        let mut data: Vec<Vec<f32>> = (0..5)
-            .map(|i| random(shapes[i].numel(), i as u64))
-            .collect();
+        let mut data: Vec<Vec<f32>> = (0..5).map(|i| random(shapes[i].numel(), i as u64)).collect();
         data[4].iter_mut().for_each(|v| *v = v.abs() + 0.01);
         let cpu = check_twins_on(op, &shapes, &data, 1e-5);
         let wide = |i: usize, k: usize| f64::from(data[i][k]);
@@ -132,11 +105,7 @@ mod tests {
             let c = i / x.plane() % x.c();
             let y = (f64::from(*v) - wide(3, c)) / (wide(4, c) + f64::from(1e-5f32)).sqrt();
             let y = y * wide(1, c) + wide(2, c);
-            (if activation == Activation::Relu {
-                y.max(0.0)
-            } else {
-                y
-            }) as f32
+            (if activation == Activation::Relu { y.max(0.0) } else { y }) as f32
         };
         let expected: Vec<f32> = data[0].iter().enumerate().map(value).collect();
         let error = relative_l2(&cpu, &expected);
@@ -145,21 +114,14 @@ mod tests {
 
     #[test]
     fn sizes_of_all_kinds() {
-        for x in [
-            Shape::new(2, 5, 33, 65),
-            Shape::new(1, 3, 1, 2500),
-            Shape::new(3, 30_000, 1, 1),
-        ] {
+        for x in [Shape::new(2, 5, 33, 65), Shape::new(1, 3, 1, 2500), Shape::new(3, 30_000, 1, 1)] {
             check(Activation::None, x);
         }
     }
 
     #[test]
     fn an_activation_joins() {
-        let op = BatchNorm {
-            eps: 1e-5,
-            activation: Activation::None,
-        };
+        let op = BatchNorm { eps: 1e-5, activation: Activation::None };
         check_kernels(&op, &shapes(Shape::new(1, 2, 3, 4)));
         let relu = Pointwise::act(Activation::Relu);
         let joined = op.absorb_consumer(&relu, 0, &[]).expect("it joins");
@@ -170,19 +132,13 @@ mod tests {
 
     #[test]
     fn parts_of_concatenations() {
-        let op = BatchNorm {
-            eps: 2.0,
-            activation: Activation::None,
-        };
+        let op = BatchNorm { eps: 2.0, activation: Activation::None };
         check_views(op, &shapes(Shape::new(3, 4, 9, 5)), 1e-6);
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let op = BatchNorm {
-            eps: 1e-5,
-            activation: Activation::None,
-        };
+        let op = BatchNorm { eps: 1e-5, activation: Activation::None };
         let mut shapes = shapes(Shape::new(1, 4, 2, 2));
         assert_eq!(op.infer(&shapes), Ok(shapes[0]));
         assert!(op.infer(&shapes[..3]).is_err());

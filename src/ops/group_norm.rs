@@ -58,9 +58,7 @@ impl Op for GroupNorm {
         let channels = Shape::new(1, x.c(), 1, 1);
         let expected = if self.affine { 2 } else { 0 };
         if rest.len() != expected || rest.iter().any(|s| *s != channels) {
-            return Err(format!(
-                "it takes x and {expected} tensors of shape {channels}"
-            ));
+            return Err(format!("it takes x and {expected} tensors of shape {channels}"));
         }
         Ok(*x)
     }
@@ -69,19 +67,9 @@ impl Op for GroupNorm {
         self
     }
 
-    fn absorb_consumer(
-        &self,
-        next: &dyn Op,
-        _slot: usize,
-        _shapes: &[Shape],
-    ) -> Option<Arc<dyn Op>> {
+    fn absorb_consumer(&self, next: &dyn Op, _slot: usize, _shapes: &[Shape]) -> Option<Arc<dyn Op>> {
         let activation = next.as_any().downcast_ref::<Pointwise>()?.as_activation()?;
-        (self.activation == Activation::None).then(|| {
-            Arc::new(Self {
-                activation,
-                ..*self
-            }) as _
-        })
+        (self.activation == Activation::None).then(|| Arc::new(Self { activation, ..*self }) as _)
     }
 
     fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
@@ -108,9 +96,7 @@ impl Op for GroupNorm {
                 // What the mean loses as an f32 goes into the shift.
                 let centre = mean as f32;
                 let shift = bias - (mean - f64::from(centre)) * scale;
-                let blocks = row
-                    .par_chunks_mut(BLOCK)
-                    .zip(x.plane(n, c).par_chunks(BLOCK));
+                let blocks = row.par_chunks_mut(BLOCK).zip(x.plane(n, c).par_chunks(BLOCK));
                 blocks.for_each(|(out, x)| {
                     let line = [centre, scale as f32, shift as f32];
                     normalise(out, x, line, self.activation);
@@ -139,14 +125,7 @@ impl Op for GroupNorm {
             .u(chunks)
             .f(self.eps);
         let weight = |i: usize| inputs.get(i).map_or(Bind::Absent, |_| Bind::Input(i));
-        let binds = vec![
-            Bind::Input(0),
-            weight(1),
-            weight(2),
-            Bind::Scratch(0),
-            Bind::Scratch(1),
-            Bind::Output,
-        ];
+        let binds = vec![Bind::Input(0), weight(1), weight(2), Bind::Scratch(0), Bind::Scratch(1), Bind::Output];
         let kernel = |entry: &'static str, activation: Activation| Kernel {
             body: Some(format!("    return {};", activation_call(activation, "v"))),
             ..Kernel::new("group_norm").entry(entry)
@@ -186,12 +165,7 @@ mod tests {
     use super::*;
 
     fn norm(groups: usize, affine: bool) -> GroupNorm {
-        GroupNorm {
-            groups,
-            eps: 1e-5,
-            affine,
-            activation: Activation::None,
-        }
+        GroupNorm { groups, eps: 1e-5, affine, activation: Activation::None }
     }
 
     fn shapes(op: &GroupNorm, x: Shape) -> Vec<Shape> {
@@ -228,9 +202,7 @@ mod tests {
     /// Compares both devices with the oracle on values around `centre`.
     fn check(op: GroupNorm, x: Shape, centre: f32) {
         let shapes = shapes(&op, x);
-        let mut data: Vec<Vec<f32>> = (0..shapes.len())
-            .map(|i| random(shapes[i].numel(), i as u64))
-            .collect();
+        let mut data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), i as u64)).collect();
         data[0].iter_mut().for_each(|v| *v += centre);
         let cpu = check_twins_on(op, &shapes, &data, 1e-5);
         let error = relative_l2(&cpu, &oracle(&op, x, &data));
@@ -275,11 +247,7 @@ mod tests {
     fn an_activation_joins() {
         let silu = Pointwise::act(Activation::Silu);
         let joined = norm(2, true).absorb_consumer(&silu, 0, &[Shape::new(1, 4, 3, 3)]);
-        let joined: GroupNorm = *joined
-            .expect("it joins")
-            .as_any()
-            .downcast_ref()
-            .expect("norm");
+        let joined: GroupNorm = *joined.expect("it joins").as_any().downcast_ref().expect("norm");
         assert_eq!(joined.activation, Activation::Silu);
         check(joined, Shape::new(2, 4, 17, 3), 0.2);
         assert!(joined.absorb_consumer(&silu, 0, &[]).is_none());

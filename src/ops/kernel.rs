@@ -16,11 +16,7 @@ pub struct Slot {
 impl Slot {
     /// A tensor that has its buffer to itself.
     pub fn contiguous(shape: Shape) -> Self {
-        Self {
-            shape,
-            offset: 0,
-            batch_stride: shape.item(),
-        }
+        Self { shape, offset: 0, batch_stride: shape.item() }
     }
 }
 
@@ -40,12 +36,7 @@ pub struct Kernel {
 impl Kernel {
     /// The entry `main` of a file, without variants.
     pub fn new(file: &'static str) -> Self {
-        Self {
-            file,
-            entry: "main",
-            constants: Vec::new(),
-            body: None,
-        }
+        Self { file, entry: "main", constants: Vec::new(), body: None }
     }
 
     /// Another entry point of the file.
@@ -94,8 +85,7 @@ impl Params {
     /// # Panics
     /// If the value does not fit: plans are refused before they reach such sizes.
     pub fn u(mut self, value: usize) -> Self {
-        self.0
-            .push(u32::try_from(value).expect("tensors have fewer than 2^32 elements"));
+        self.0.push(u32::try_from(value).expect("tensors have fewer than 2^32 elements"));
         self
     }
 
@@ -150,19 +140,10 @@ impl Dispatch {
     /// If a count is over WebGPU's 65,535: kernels fold such sizes into another dimension.
     pub fn new(kernel: Kernel, params: Params, binds: Vec<Bind>, counts: [usize; 3]) -> Self {
         let workgroups = counts.map(|count| {
-            assert!(
-                count <= 65_535,
-                "{} wants {counts:?} workgroups",
-                kernel.file
-            );
+            assert!(count <= 65_535, "{} wants {counts:?} workgroups", kernel.file);
             count as u32
         });
-        Self {
-            kernel,
-            params,
-            binds,
-            workgroups,
-        }
+        Self { kernel, params, binds, workgroups }
     }
 
     /// A launch on at least `count` workgroups in rows of 65,535. The kernel numbers them

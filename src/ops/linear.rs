@@ -30,18 +30,12 @@ pub struct Linear {
 impl Linear {
     /// A layer without bias.
     pub fn new() -> Self {
-        Self {
-            bias: false,
-            activation: Activation::None,
-        }
+        Self { bias: false, activation: Activation::None }
     }
 
     /// A layer with bias.
     pub fn with_bias() -> Self {
-        Self {
-            bias: true,
-            ..Self::new()
-        }
+        Self { bias: true, ..Self::new() }
     }
 }
 
@@ -65,10 +59,7 @@ impl Op for Linear {
         if x.plane() != 1 || weight.plane() != 1 || weight.c() != x.c() {
             return Err("it takes x of n x in and a weight of out x in features".into());
         }
-        if inputs
-            .get(2)
-            .is_some_and(|b| *b != Shape::new(1, weight.n(), 1, 1))
-        {
+        if inputs.get(2).is_some_and(|b| *b != Shape::new(1, weight.n(), 1, 1)) {
             return Err(format!("its bias must have {} elements", weight.n()));
         }
         Ok(Shape::new(x.n(), weight.n(), 1, 1))
@@ -82,19 +73,9 @@ impl Op for Linear {
         self
     }
 
-    fn absorb_consumer(
-        &self,
-        next: &dyn Op,
-        _slot: usize,
-        _shapes: &[Shape],
-    ) -> Option<Arc<dyn Op>> {
+    fn absorb_consumer(&self, next: &dyn Op, _slot: usize, _shapes: &[Shape]) -> Option<Arc<dyn Op>> {
         let activation = next.as_any().downcast_ref::<Pointwise>()?.as_activation()?;
-        (self.activation == Activation::None).then(|| {
-            Arc::new(Self {
-                activation,
-                ..*self
-            }) as _
-        })
+        (self.activation == Activation::None).then(|| Arc::new(Self { activation, ..*self }) as _)
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
@@ -124,25 +105,12 @@ impl Op for Linear {
             .u(output.shape.n())
             .u(inputs[0].shape.c())
             .u(output.shape.c());
-        let binds = vec![
-            Bind::Input(0),
-            Bind::Input(1),
-            bias.map_or(Bind::Absent, |_| Bind::Input(2)),
-            Bind::Output,
-        ];
+        let binds = vec![Bind::Input(0), Bind::Input(1), bias.map_or(Bind::Absent, |_| Bind::Input(2)), Bind::Output];
         let kernel = Kernel {
-            body: Some(format!(
-                "    return {};",
-                activation_call(self.activation, "v")
-            )),
+            body: Some(format!("    return {};", activation_call(self.activation, "v"))),
             ..Kernel::new("linear")
         };
-        vec![Dispatch::folded(
-            kernel,
-            params,
-            binds,
-            output.shape.numel(),
-        )]
+        vec![Dispatch::folded(kernel, params, binds, output.shape.numel())]
     }
 }
 
@@ -167,10 +135,7 @@ mod tests {
         let mut out = Vec::new();
         for x in data[0].chunks(from) {
             for (row, weight) in data[1].chunks(from).enumerate() {
-                let products = weight
-                    .iter()
-                    .zip(x)
-                    .map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let products = weight.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
                 let y = products.sum::<f64>() + data.get(2).map_or(0.0, |b| f64::from(b[row]));
                 out.push(match op.activation {
                     Activation::Silu => y / (1.0 + (-y).exp()),
@@ -183,9 +148,7 @@ mod tests {
 
     fn check(op: Linear, n: usize, features: [usize; 2]) {
         let shapes = shapes(op, n, features);
-        let data: Vec<Vec<f32>> = (0..shapes.len())
-            .map(|i| random(shapes[i].numel(), i as u64))
-            .collect();
+        let data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), i as u64)).collect();
         let cpu = check_twins_on(op, &shapes, &data, 1e-5);
         let error = relative_l2(&cpu, &oracle(op, features[0], &data));
         assert!(error <= 1e-6, "{op:?} on {shapes:?}: {error:e}");
@@ -195,12 +158,7 @@ mod tests {
     fn small_and_large_layers() {
         for op in [Linear::new(), Linear::with_bias()] {
             check_kernels(&op, &shapes(op, 1, [16, 24]));
-            for (n, features) in [
-                (1, [128, 512]),
-                (3, [7, 1]),
-                (2, [2500, 33]),
-                (70_000, [1, 2]),
-            ] {
+            for (n, features) in [(1, [128, 512]), (3, [7, 1]), (2, [2500, 33]), (70_000, [1, 2])] {
                 check(op, n, features);
             }
         }
@@ -208,22 +166,14 @@ mod tests {
 
     #[test]
     fn parts_of_concatenations() {
-        check_views(
-            Linear::with_bias(),
-            &shapes(Linear::with_bias(), 3, [9, 5]),
-            1e-6,
-        );
+        check_views(Linear::with_bias(), &shapes(Linear::with_bias(), 3, [9, 5]), 1e-6);
     }
 
     #[test]
     fn an_activation_joins() {
         let silu = Pointwise::act(Activation::Silu);
         let joined = Linear::with_bias().absorb_consumer(&silu, 0, &[]);
-        let joined: Linear = *joined
-            .expect("it joins")
-            .as_any()
-            .downcast_ref()
-            .expect("linear");
+        let joined: Linear = *joined.expect("it joins").as_any().downcast_ref().expect("linear");
         check(joined, 2, [31, 17]);
     }
 

@@ -91,12 +91,7 @@ pub trait Op: Debug + Send + Sync + 'static {
 
     /// This operation and its only consumer `next`, which reads it as input `slot`, in one; `shapes` are `next`'s
     /// input shapes. The inputs of the result are this operation's followed by `next`'s others.
-    fn absorb_consumer(
-        &self,
-        _next: &dyn Op,
-        _slot: usize,
-        _shapes: &[Shape],
-    ) -> Option<Arc<dyn Op>> {
+    fn absorb_consumer(&self, _next: &dyn Op, _slot: usize, _shapes: &[Shape]) -> Option<Arc<dyn Op>> {
         None
     }
 

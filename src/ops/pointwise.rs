@@ -44,11 +44,7 @@ impl Instr {
     fn map(self, reg: impl Fn(usize) -> usize, input: impl Fn(usize) -> usize) -> Self {
         match self {
             Self::Input(i) => Self::Input(input(i)),
-            Self::Affine { a, scale, shift } => Self::Affine {
-                a: reg(a),
-                scale,
-                shift,
-            },
+            Self::Affine { a, scale, shift } => Self::Affine { a: reg(a), scale, shift },
             Self::Act(act, a) => Self::Act(act, reg(a)),
             Self::Add(a, b) => Self::Add(reg(a), reg(b)),
             Self::Sub(a, b) => Self::Sub(reg(a), reg(b)),
@@ -130,10 +126,7 @@ impl Pointwise {
     pub fn build<const N: usize>(write: impl FnOnce([Expr; N]) -> Expr) -> Self {
         const { assert!(N >= 1 && N <= MAX_INPUTS) }
         let inputs = std::array::from_fn(|i| Expr(vec![Instr::Input(i)]));
-        Self {
-            program: write(inputs).0,
-            inputs: N,
-        }
+        Self { program: write(inputs).0, inputs: N }
     }
 
     /// The input itself.
@@ -235,9 +228,7 @@ impl Op for Pointwise {
                 && (whole_plane || s.plane() == 1)
         };
         if !inputs.iter().all(fits) {
-            return Err(
-                "batch and channels must agree or be 1, planes must agree or be 1x1".into(),
-            );
+            return Err("batch and channels must agree or be 1, planes must agree or be 1x1".into());
         }
         Ok(output)
     }
@@ -269,24 +260,18 @@ impl Op for Pointwise {
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         let shape = out.shape;
         let plane = shape.plane();
-        let strides: Vec<[usize; 3]> = inputs
-            .iter()
-            .map(|v| strides(v.batch_stride, v.shape, shape))
-            .collect();
+        let strides: Vec<[usize; 3]> = inputs.iter().map(|v| strides(v.batch_stride, v.shape, shape)).collect();
         for n in 0..shape.n() {
-            out.item(n)
-                .par_chunks_mut(plane)
-                .enumerate()
-                .for_each(|(c, row)| {
-                    let mut registers = vec![[0f32; BLOCK]; self.program.len()];
-                    for (b, block) in row.chunks_mut(BLOCK).enumerate() {
-                        let at = |k: usize| {
-                            let [sn, sc, sp] = strides[k];
-                            (&inputs[k].data[n * sn + c * sc + b * BLOCK * sp..], sp)
-                        };
-                        self.evaluate(&mut registers, block, at);
-                    }
-                });
+            out.item(n).par_chunks_mut(plane).enumerate().for_each(|(c, row)| {
+                let mut registers = vec![[0f32; BLOCK]; self.program.len()];
+                for (b, block) in row.chunks_mut(BLOCK).enumerate() {
+                    let at = |k: usize| {
+                        let [sn, sc, sp] = strides[k];
+                        (&inputs[k].data[n * sn + c * sc + b * BLOCK * sp..], sp)
+                    };
+                    self.evaluate(&mut registers, block, at);
+                }
+            });
         }
     }
 
@@ -306,27 +291,15 @@ impl Op for Pointwise {
         let mut binds: Vec<Bind> = (0..inputs.len()).map(Bind::Input).collect();
         binds.resize(MAX_INPUTS, Bind::Absent);
         binds.push(Bind::Output);
-        let kernel = Kernel {
-            body: Some(self.wgsl()),
-            ..Kernel::new("pointwise")
-        };
-        let counts = [
-            shape.plane().div_ceil(256).min(65_535),
-            shape.c(),
-            shape.n(),
-        ];
+        let kernel = Kernel { body: Some(self.wgsl()), ..Kernel::new("pointwise") };
+        let counts = [shape.plane().div_ceil(256).min(65_535), shape.c(), shape.n()];
         vec![Dispatch::new(kernel, params, binds, counts)]
     }
 }
 
 impl Pointwise {
     /// Evaluates one block; `at(k)` is input `k` from the block's first element on and its pixel stride.
-    fn evaluate<'a>(
-        &self,
-        registers: &mut [[f32; BLOCK]],
-        out: &mut [f32],
-        at: impl Fn(usize) -> (&'a [f32], usize),
-    ) {
+    fn evaluate<'a>(&self, registers: &mut [[f32; BLOCK]], out: &mut [f32], at: impl Fn(usize) -> (&'a [f32], usize)) {
         let len = out.len();
         for (i, instr) in self.program.iter().enumerate() {
             let (done, rest) = registers.split_at_mut(i);
@@ -365,9 +338,7 @@ mod tests {
     use super::*;
 
     fn gate() -> Pointwise {
-        Pointwise::build(|[w, x, y]| {
-            w.clone() * x.clone() + w.affine(-1.0, 1.0) * y.clone() + x + y
-        })
+        Pointwise::build(|[w, x, y]| w.clone() * x.clone() + w.affine(-1.0, 1.0) * y.clone() + x + y)
     }
 
     #[test]

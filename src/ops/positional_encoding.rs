@@ -68,15 +68,8 @@ impl Op for PositionalEncoding {
             let _ = write!(body, "{:?}f, ", self.frequency(i));
         }
         body.push_str(");\n    return table[i];");
-        let kernel = Kernel {
-            body: Some(body),
-            ..Kernel::new("positional_encoding")
-        };
-        let params = Params::new()
-            .slot(&inputs[0])
-            .slot(&output)
-            .u(output.shape.n())
-            .u(count);
+        let kernel = Kernel { body: Some(body), ..Kernel::new("positional_encoding") };
+        let params = Params::new().slot(&inputs[0]).slot(&output).u(output.shape.n()).u(count);
         let groups = (output.shape.n() * count).div_ceil(64);
         let binds = vec![Bind::Input(0), Bind::Output];
         vec![Dispatch::folded(kernel, params, binds, groups)]
@@ -126,11 +119,7 @@ mod tests {
 
     #[test]
     fn parts_of_concatenations() {
-        check_views(
-            PositionalEncoding { dim: 10 },
-            &[Shape::new(4, 1, 1, 1)],
-            1e-6,
-        );
+        check_views(PositionalEncoding { dim: 10 }, &[Shape::new(4, 1, 1, 1)], 1e-6);
     }
 
     #[test]

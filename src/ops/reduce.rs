@@ -48,23 +48,14 @@ fn single(inputs: &[Shape]) -> Result<Shape, String> {
 /// Launches a kernel of the usual parameters on `count` workgroups.
 fn dispatch(file: &'static str, inputs: &[Slot], output: Slot, count: usize) -> Vec<Dispatch> {
     let x = inputs[0].shape;
-    let params = Params::new()
-        .slot(&inputs[0])
-        .slot(&output)
-        .u(x.n())
-        .u(x.c())
-        .u(x.plane());
+    let params = Params::new().slot(&inputs[0]).slot(&output).u(x.n()).u(x.c()).u(x.plane());
     let binds = vec![Bind::Input(0), Bind::Output];
     vec![Dispatch::folded(Kernel::new(file), params, binds, count)]
 }
 
 /// Reduces the channels of each block of pixels: `reduce(block, channel)` for every channel in order, where `channel(c)`
 /// are the block's pixels in channel `c`.
-fn reduce_channels<'a>(
-    x: View<'a>,
-    mut out: ViewMut,
-    reduce: impl Fn(&mut [f32], &dyn Fn(usize) -> &'a [f32]) + Sync,
-) {
+fn reduce_channels<'a>(x: View<'a>, mut out: ViewMut, reduce: impl Fn(&mut [f32], &dyn Fn(usize) -> &'a [f32]) + Sync) {
     for n in 0..x.shape.n() {
         let blocks = out.item(n).par_chunks_mut(PIXELS).enumerate();
         blocks.for_each(|(block, out)| {
@@ -197,9 +188,7 @@ mod tests {
     fn check_all(x: Shape) {
         fn over_channels(item: &[f32], x: Shape, f: impl Fn(f64, f64) -> f64) -> Vec<f64> {
             let column = |i: usize| item[i..].iter().step_by(x.plane()).map(|&v| f64::from(v));
-            (0..x.plane())
-                .filter_map(|i| column(i).reduce(&f))
-                .collect()
+            (0..x.plane()).filter_map(|i| column(i).reduce(&f)).collect()
         }
         check(ChannelMax, x, |item, x| over_channels(item, x, f64::max));
         check(ChannelMean, x, |item, x| {
@@ -234,10 +223,7 @@ mod tests {
         let x = [1.0, f32::NAN, 3.0];
         let mut out = [0.0];
         let view = View::contiguous(&x, Shape::new(1, 3, 1, 1));
-        ChannelMax.cpu(
-            &[view],
-            ViewMut::contiguous(&mut out, Shape::new(1, 1, 1, 1)),
-        );
+        ChannelMax.cpu(&[view], ViewMut::contiguous(&mut out, Shape::new(1, 1, 1, 1)));
         assert!(out[0].is_nan());
     }
 

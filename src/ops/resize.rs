@@ -31,22 +31,11 @@ fn doubled(inputs: &[Shape]) -> Result<Shape, String> {
 
 fn dispatch(file: &'static str, tile: [usize; 2], inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
     let x = inputs[0].shape;
-    let params = Params::new()
-        .slot(&inputs[0])
-        .slot(&output)
-        .u(x.n())
-        .u(x.c())
-        .u(x.h())
-        .u(x.w());
+    let params = Params::new().slot(&inputs[0]).slot(&output).u(x.n()).u(x.c()).u(x.h()).u(x.w());
     let [rows, columns] = tile;
     let tiles = output.shape.h().div_ceil(rows) * output.shape.w().div_ceil(columns);
     let binds = vec![Bind::Input(0), Bind::Output];
-    vec![Dispatch::folded(
-        Kernel::new(file),
-        params,
-        binds,
-        x.n() * x.c() * tiles,
-    )]
+    vec![Dispatch::folded(Kernel::new(file), params, binds, x.n() * x.c() * tiles)]
 }
 
 impl Op for UpsampleNearest2 {
@@ -90,11 +79,7 @@ impl Op for UpsampleNearest2 {
 fn neighbours(o: usize, len: usize) -> (usize, usize, f32) {
     let near = o / 2;
     let f = o as f32 / (2 * len - 1) as f32;
-    if o % 2 == 1 {
-        (near, (near + 1).min(len - 1), 0.5 - 0.5 * f)
-    } else {
-        (near, near.saturating_sub(1), 0.5 * f)
-    }
+    if o % 2 == 1 { (near, (near + 1).min(len - 1), 0.5 - 0.5 * f) } else { (near, near.saturating_sub(1), 0.5 * f) }
 }
 
 impl Op for UpsampleBilinear2 {
@@ -121,11 +106,7 @@ impl Op for UpsampleBilinear2 {
                 let (near, other, down) = neighbours(i % (2 * height), height);
                 let near = &plane[near * width..][..width];
                 let other = &plane[other * width..][..width];
-                let between: Vec<f32> = near
-                    .iter()
-                    .zip(other)
-                    .map(|(a, b)| mix(*a, *b, down))
-                    .collect();
+                let between: Vec<f32> = near.iter().zip(other).map(|(a, b)| mix(*a, *b, down)).collect();
                 for (out, &(near, other, right)) in row.iter_mut().zip(&columns) {
                     *out = mix(between[near], between[other], right);
                 }

@@ -94,10 +94,7 @@ impl Softmax {
                 top_and_scale(item, plane, first, len)
             };
             let lines: Vec<[f32; 2]> = blocks.par_iter().flat_map_iter(of_block).collect();
-            let rows = out
-                .item(n)
-                .par_chunks_mut(plane)
-                .zip(item.par_chunks(plane));
+            let rows = out.item(n).par_chunks_mut(plane).zip(item.par_chunks(plane));
             rows.for_each(|(out, x)| apply_lines(out, x, &lines));
         }
     }
@@ -179,8 +176,7 @@ mod tests {
             };
             let value = |i: usize| {
                 let (first, step, len) = line(i);
-                let relative =
-                    |k: usize| (f64::from(data[first + k * step]) - f64::from(data[i])).exp();
+                let relative = |k: usize| (f64::from(data[first + k * step]) - f64::from(data[i])).exp();
                 (1.0 / (0..len).map(relative).sum::<f64>()) as f32
             };
             let expected: Vec<f32> = (0..x.numel()).map(value).collect();
@@ -218,13 +214,7 @@ mod tests {
         assert!(op.infer(&[]).is_err());
         let wide = Shape::new(1, 1 << 17, 1, 1);
         assert!(op.infer(&[wide]).is_ok());
-        assert!(
-            Softmax {
-                axis: Axis::Channels
-            }
-            .infer(&[wide])
-            .is_err()
-        );
+        assert!(Softmax { axis: Axis::Channels }.infer(&[wide]).is_err());
         assert!(op.infer(&[Shape::new(1, 2, 3, 0)]).is_err());
     }
 

@@ -24,11 +24,7 @@ pub fn random(len: usize, seed: u64) -> Vec<f32> {
 pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |d: f64| d * d;
-    let diff: f64 = found
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| square(f64::from(a - b)))
-        .sum();
+    let diff: f64 = found.iter().zip(expected).map(|(a, b)| square(f64::from(a - b))).sum();
     let norm: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
     (diff / norm.max(f64::MIN_POSITIVE)).sqrt()
 }
@@ -47,19 +43,12 @@ pub fn gpu() -> Arc<Gpu> {
 /// Runs `op` on random inputs of these shapes on the CPU and on the GPU and fails if they differ by more than
 /// `tolerance` (relative L2). Returns the CPU's result.
 pub fn check_twins(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) -> Vec<f32> {
-    let data: Vec<Vec<f32>> = (0..shapes.len())
-        .map(|i| random(shapes[i].numel(), 7 + i as u64))
-        .collect();
+    let data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 7 + i as u64)).collect();
     check_twins_on(op, shapes, &data, tolerance)
 }
 
 /// [`check_twins`] on given inputs. Inputs from the second on are also tried as weights, which are prepared beforehand.
-pub fn check_twins_on(
-    op: impl Op + Clone,
-    shapes: &[Shape],
-    data: &[Vec<f32>],
-    tolerance: f64,
-) -> Vec<f32> {
+pub fn check_twins_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], tolerance: f64) -> Vec<f32> {
     let mut graph = Graph::new();
     let mut inputs: Vec<NodeId> = Vec::new();
     let mut weights = BTreeMap::new();
@@ -75,28 +64,20 @@ pub fn check_twins_on(
     let out = graph.apply("op", op, &inputs).expect("the shapes fit");
     let given = [("x", &data[0][..])];
     let run = |device: Device| {
-        let exe = device
-            .compile(&graph, &[out], &weights)
-            .expect("it compiles");
+        let exe = device.compile(&graph, &[out], &weights).expect("it compiles");
         exe.run(&given).expect("it runs").remove(0)
     };
     let cpu = run(Device::Cpu);
     let on_gpu = run(Device::Gpu(gpu()));
     let error = relative_l2(&on_gpu, &cpu);
-    assert!(
-        error <= tolerance,
-        "{:?} on {shapes:?}: gpu and cpu differ by {error:e}",
-        graph.node(out).kind
-    );
+    assert!(error <= tolerance, "{:?} on {shapes:?}: gpu and cpu differ by {error:e}", graph.node(out).kind);
     cpu
 }
 
 /// Fails if `op` gives anything else, on either device, where its first input and its result are parts of
 /// concatenations: views at an offset with a batch stride of their own.
 pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
-    let data: Vec<Vec<f32>> = (0..shapes.len())
-        .map(|i| random(shapes[i].numel(), 70 + i as u64))
-        .collect();
+    let data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 70 + i as u64)).collect();
     let expected = check_twins_on(op.clone(), shapes, &data, tolerance);
     let mut graph = Graph::new();
     let x = graph.input("x", shapes[0]);
@@ -112,48 +93,28 @@ pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
         let before = graph.input(name, Shape::new(n, 3, h, w));
         graph.concat("whole", &[before, node]).expect("they fit")
     };
-    inputs[0] = graph
-        .apply("copy", Pointwise::copy(), &[x])
-        .expect("it fits");
+    inputs[0] = graph.apply("copy", Pointwise::copy(), &[x]).expect("it fits");
     let read = part(&mut graph, inputs[0], "before x");
     let out = graph.apply("op", op, &inputs).expect("the shapes fit");
     let written = part(&mut graph, out, "before out");
     let Shape([n, c, h, w]) = graph.shape(out);
     let before_x = vec![9.0; 3 * n * shapes[0].plane()];
     let before_out = vec![7.0; 3 * n * h * w];
-    let given = [
-        ("x", &data[0][..]),
-        ("before x", &before_x),
-        ("before out", &before_out),
-    ];
+    let given = [("x", &data[0][..]), ("before x", &before_x), ("before out", &before_out)];
     for device in [Device::Cpu, Device::Gpu(gpu())] {
-        let exe = device
-            .compile(&graph, &[written, read], &weights)
-            .expect("it compiles");
+        let exe = device.compile(&graph, &[written, read], &weights).expect("it compiles");
         let found = exe.run(&given).expect("it runs").remove(0);
         let items = found.chunks((c + 3) * h * w);
-        assert!(
-            items
-                .clone()
-                .all(|item| item[..3 * h * w].iter().all(|v| *v == 7.0))
-        );
+        assert!(items.clone().all(|item| item[..3 * h * w].iter().all(|v| *v == 7.0)));
         let own: Vec<f32> = items.flat_map(|item| &item[3 * h * w..]).copied().collect();
         let error = relative_l2(&own, &expected);
-        assert!(
-            error <= tolerance,
-            "views differ by {error:e} on {device:?}"
-        );
+        assert!(error <= tolerance, "views differ by {error:e} on {device:?}");
     }
 }
 
 /// Fails if a kernel of `op` on inputs of these shapes is not valid WGSL, in its form for GPUs. Needs no GPU.
 pub fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
-    let traits = GpuTraits {
-        max_binding: 1 << 30,
-        max_buffer: 1 << 30,
-        software: false,
-        subgroup: Some(8),
-    };
+    let traits = GpuTraits { max_binding: 1 << 30, max_buffer: 1 << 30, software: false, subgroup: Some(8) };
     let output = op.infer(shapes).expect("the shapes fit");
     let mut shapes = shapes.to_vec();
     let special = op.specialize(&Target::Gpu(traits.clone()), &shapes);
@@ -161,25 +122,15 @@ pub fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
     let mut op = op;
     if let Some(special) = &special {
         for (slot, prepare) in &special.prepared {
-            let prepared = prepare
-                .infer(&[shapes[*slot]])
-                .expect("it prepares its weight");
-            let dispatches = prepare.gpu(
-                &traits,
-                &[Slot::contiguous(shapes[*slot])],
-                Slot::contiguous(prepared),
-            );
+            let prepared = prepare.infer(&[shapes[*slot]]).expect("it prepares its weight");
+            let dispatches = prepare.gpu(&traits, &[Slot::contiguous(shapes[*slot])], Slot::contiguous(prepared));
             kernels.extend(dispatches.into_iter().map(|d| d.kernel));
             shapes[*slot] = prepared;
         }
         op = special.op.as_ref();
     }
     let slots: Vec<Slot> = shapes.iter().map(|s| Slot::contiguous(*s)).collect();
-    kernels.extend(
-        op.gpu(&traits, &slots, Slot::contiguous(output))
-            .into_iter()
-            .map(|d| d.kernel),
-    );
+    kernels.extend(op.gpu(&traits, &slots, Slot::contiguous(output)).into_iter().map(|d| d.kernel));
     assert!(!kernels.is_empty(), "{} launches nothing", op.name());
     for kernel in kernels {
         if let Err(error) = shader::validate(&kernel) {

@@ -133,10 +133,7 @@ fn with_ending(stem: &Path, ending: &str) -> PathBuf {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CaseError> {
-    std::fs::read(path).map_err(|e| CaseError::Read {
-        path: path.to_path_buf(),
-        reason: e.to_string(),
-    })
+    std::fs::read(path).map_err(|e| CaseError::Read { path: path.to_path_buf(), reason: e.to_string() })
 }
 
 /// The cases that an argument stands for: those in and under a folder, sorted, or the one of a file. They are given by
@@ -148,11 +145,7 @@ fn read(path: &Path) -> Result<Vec<u8>, CaseError> {
 pub fn find_cases(path: &Path) -> Result<Vec<PathBuf>, CaseError> {
     if !path.is_dir() {
         let case = stem(path);
-        return Ok(if is_weights(&case) {
-            vec![]
-        } else {
-            vec![case]
-        });
+        return Ok(if is_weights(&case) { vec![] } else { vec![case] });
     }
     let mut found = Vec::new();
     walk(path, &mut found)?;
@@ -165,10 +158,7 @@ pub fn find_cases(path: &Path) -> Result<Vec<PathBuf>, CaseError> {
 }
 
 fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), CaseError> {
-    let unreadable = |e: std::io::Error| CaseError::Read {
-        path: folder.to_path_buf(),
-        reason: e.to_string(),
-    };
+    let unreadable = |e: std::io::Error| CaseError::Read { path: folder.to_path_buf(), reason: e.to_string() };
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
         let path = entry.path();
@@ -189,24 +179,18 @@ impl Case {
     /// [`CaseError`] if one is missing, is no such file, or they do not agree on the tensors.
     pub fn load(path: &Path) -> Result<Self, CaseError> {
         let json = with_ending(path, ".json");
-        let malformed = |path: &Path, reason: String| CaseError::Format {
-            path: path.to_path_buf(),
-            reason,
-        };
-        let sidecar: Sidecar =
-            serde_json::from_slice(&read(&json)?).map_err(|e| malformed(&json, e.to_string()))?;
+        let malformed = |path: &Path, reason: String| CaseError::Format { path: path.to_path_buf(), reason };
+        let sidecar: Sidecar = serde_json::from_slice(&read(&json)?).map_err(|e| malformed(&json, e.to_string()))?;
         if is_weights(path) {
             return Err(malformed(&json, "it goes with a file of weights".into()));
         }
         let file = with_ending(path, ".safetensors");
         let bytes = read(&file)?;
-        let stored =
-            SafeTensors::deserialize(&bytes).map_err(|e| malformed(&file, e.to_string()))?;
+        let stored = SafeTensors::deserialize(&bytes).map_err(|e| malformed(&file, e.to_string()))?;
         let mut tensors = BTreeMap::new();
         for (name, view) in stored.iter() {
-            let values = values(view.dtype(), view.data()).ok_or_else(|| {
-                CaseError::tensor(name, format!("cases have no {:?} tensors", view.dtype()))
-            })?;
+            let values = values(view.dtype(), view.data())
+                .ok_or_else(|| CaseError::tensor(name, format!("cases have no {:?} tensors", view.dtype())))?;
             if values.is_empty() {
                 return Err(CaseError::tensor(name, "it has no elements"));
             }
@@ -220,13 +204,7 @@ impl Case {
             Some(OneOrMany::One(path)) => vec![folder.join(path)],
             Some(OneOrMany::Many(paths)) => paths.iter().map(|p| folder.join(p)).collect(),
         };
-        Ok(Self {
-            config: sidecar.config,
-            train: sidecar.train,
-            weights,
-            tensors,
-            noise_floor: sidecar.noise_floor,
-        })
+        Ok(Self { config: sidecar.config, train: sidecar.train, weights, tensors, noise_floor: sidecar.noise_floor })
     }
 
     /// The float32 tensor `name`.
@@ -235,10 +213,7 @@ impl Case {
     /// [`CaseError::Tensor`] if it is missing or of another type.
     pub fn f32(&self, name: &str) -> Result<(&[usize], &[f32]), CaseError> {
         match self.tensors.get(name) {
-            Some(Array {
-                dims,
-                values: Values::F32(values),
-            }) => Ok((dims, values)),
+            Some(Array { dims, values: Values::F32(values) }) => Ok((dims, values)),
             Some(_) => Err(CaseError::tensor(name, "it must be float32")),
             None => Err(CaseError::tensor(name, "the case lacks it")),
         }
@@ -250,10 +225,7 @@ impl Case {
     /// [`CaseError::Tensor`] if it is missing or of another type.
     pub fn u8(&self, name: &str) -> Result<(&[usize], &[u8]), CaseError> {
         match self.tensors.get(name) {
-            Some(Array {
-                dims,
-                values: Values::U8(values),
-            }) => Ok((dims, values)),
+            Some(Array { dims, values: Values::U8(values) }) => Ok((dims, values)),
             Some(_) => Err(CaseError::tensor(name, "it must be uint8")),
             None => Err(CaseError::tensor(name, "the case lacks it")),
         }
@@ -265,8 +237,7 @@ impl Case {
     /// [`CaseError::Tensor`] if it is missing, of another type, or its dimensions have no NCHW reading.
     pub fn nchw(&self, name: &str) -> Result<(Shape, &[f32]), CaseError> {
         let (dims, values) = self.f32(name)?;
-        let shape = Shape::from_dims(dims)
-            .ok_or_else(|| CaseError::tensor(name, format!("{dims:?} is not NCHW")))?;
+        let shape = Shape::from_dims(dims).ok_or_else(|| CaseError::tensor(name, format!("{dims:?} is not NCHW")))?;
         Ok((shape, values))
     }
 
@@ -298,10 +269,7 @@ fn values(dtype: Dtype, bytes: &[u8]) -> Option<Values> {
 }
 
 /// Compares what the JSON says of the tensors with what is there.
-fn agree(
-    found: &BTreeMap<String, Array>,
-    stated: &BTreeMap<String, (String, Vec<usize>)>,
-) -> Result<(), CaseError> {
+fn agree(found: &BTreeMap<String, Array>, stated: &BTreeMap<String, (String, Vec<usize>)>) -> Result<(), CaseError> {
     for (name, (dtype, dims)) in stated {
         let Some(array) = found.get(name) else {
             let reason = "the JSON lists it, the file of tensors lacks it";
@@ -309,8 +277,7 @@ fn agree(
         };
         if array.dims != *dims || array.values.dtype() != dtype {
             let (here, dtype_here) = (&array.dims, array.values.dtype());
-            let reason =
-                format!("it is {dtype_here} {here:?}, but {dtype} {dims:?} according to the JSON");
+            let reason = format!("it is {dtype_here} {here:?}, but {dtype} {dims:?} according to the JSON");
             return Err(CaseError::tensor(name, reason));
         }
     }
@@ -326,9 +293,7 @@ pub struct Config<'a>(pub &'a Value);
 
 impl<'a> Config<'a> {
     fn get(&self, key: &str) -> Result<&'a Value, CaseError> {
-        self.0
-            .get(key)
-            .ok_or_else(|| CaseError::config(key, "the case lacks it"))
+        self.0.get(key).ok_or_else(|| CaseError::config(key, "the case lacks it"))
     }
 
     /// A count.
@@ -337,8 +302,7 @@ impl<'a> Config<'a> {
     /// [`CaseError::Config`] if it is missing or not a count.
     pub fn count(&self, key: &str) -> Result<usize, CaseError> {
         let value = self.get(key)?;
-        as_count(value)
-            .ok_or_else(|| CaseError::config(key, format!("{value} is not a count up to 2^24")))
+        as_count(value).ok_or_else(|| CaseError::config(key, format!("{value} is not a count up to 2^24")))
     }
 
     /// A count, or `default` where the case has no such entry.
@@ -358,12 +322,8 @@ impl<'a> Config<'a> {
     /// [`CaseError::Config`] if they are missing or not counts.
     pub fn counts(&self, key: &str) -> Result<Vec<usize>, CaseError> {
         let value = self.get(key)?;
-        let all = value
-            .as_array()
-            .and_then(|a| a.iter().map(as_count).collect());
-        all.ok_or_else(|| {
-            CaseError::config(key, format!("{value} is not a list of counts up to 2^24"))
-        })
+        let all = value.as_array().and_then(|a| a.iter().map(as_count).collect());
+        all.ok_or_else(|| CaseError::config(key, format!("{value} is not a list of counts up to 2^24")))
     }
 
     /// Two counts, vertical and horizontal.
@@ -372,9 +332,7 @@ impl<'a> Config<'a> {
     /// [`CaseError::Config`] if they are missing or not two counts.
     pub fn pair(&self, key: &str) -> Result<[usize; 2], CaseError> {
         let counts = self.counts(key)?;
-        counts
-            .try_into()
-            .map_err(|_| CaseError::config(key, "it must be [vertical, horizontal]"))
+        counts.try_into().map_err(|_| CaseError::config(key, "it must be [vertical, horizontal]"))
     }
 
     /// A number.

@@ -82,12 +82,7 @@ impl Comparison {
     ///
     /// # Panics
     /// If there are not as many of one as of the other.
-    pub fn new(
-        found: &[f64],
-        expected: &[f64],
-        tolerance: Tolerance,
-        floor: Option<NoiseFloor>,
-    ) -> Self {
+    pub fn new(found: &[f64], expected: &[f64], tolerance: Tolerance, floor: Option<NoiseFloor>) -> Self {
         assert_eq!(found.len(), expected.len());
         let (mut max, mut diff, mut norm, mut not_finite) = (0.0f64, 0.0, 0.0, 0);
         for (a, b) in found.iter().zip(expected) {
@@ -129,21 +124,13 @@ impl Comparison {
     /// The error as a share of the tolerance; NaN where there is no number.
     pub fn share(&self) -> f64 {
         let error = self.error();
-        if error == 0.0 {
-            0.0
-        } else {
-            error / self.tolerance.limit()
-        }
+        if error == 0.0 { 0.0 } else { error / self.tolerance.limit() }
     }
 }
 
 /// Compares the loss `sum(w * out)` over all outputs with the reference's. The sum cancels, so the tolerance is 1e-5 of
 /// `sum |w * out|`, or 10 times the noise floor where that is larger.
-pub fn compare_loss(
-    products: impl Iterator<Item = f64>,
-    expected: f64,
-    floor: Option<NoiseFloor>,
-) -> Comparison {
+pub fn compare_loss(products: impl Iterator<Item = f64>, expected: f64, floor: Option<NoiseFloor>) -> Comparison {
     let (sum, magnitude) = products.fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()));
     let floor_abs = floor.map_or(0.0, |f| 10.0 * f.max_abs_err);
     let tolerance = Tolerance::Absolute(floor_abs.max(1e-5 * magnitude));
@@ -154,10 +141,7 @@ pub fn compare_loss(
 mod tests {
     use super::*;
 
-    const FLOOR: NoiseFloor = NoiseFloor {
-        max_abs_err: 0.5,
-        rel_l2: 3e-5,
-    };
+    const FLOOR: NoiseFloor = NoiseFloor { max_abs_err: 0.5, rel_l2: 3e-5 };
 
     fn compare(found: &[f64], expected: &[f64], tolerance: f64) -> Comparison {
         Comparison::new(found, expected, Tolerance::RelativeL2(tolerance), None)
@@ -173,11 +157,7 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_fails() {
-        for (a, b) in [
-            (f64::NAN, 1.0),
-            (f64::INFINITY, f64::INFINITY),
-            (1.0, f64::NAN),
-        ] {
+        for (a, b) in [(f64::NAN, 1.0), (f64::INFINITY, f64::INFINITY), (1.0, f64::NAN)] {
             let c = compare(&[1.0, a], &[1.0, b], 1e9);
             assert!(!c.passed() && c.not_finite == 1, "{a} against {b}");
         }
@@ -191,25 +171,13 @@ mod tests {
 
     #[test]
     fn tolerances_follow_scale_floor_and_type() {
-        let f32s = Array {
-            dims: vec![1],
-            values: Values::F32(vec![0.0]),
-        };
-        let u8s = Array {
-            dims: vec![1],
-            values: Values::U8(vec![0]),
-        };
+        let f32s = Array { dims: vec![1], values: Values::F32(vec![0.0]) };
+        let u8s = Array { dims: vec![1], values: Values::U8(vec![0]) };
         let of = |scale, floor| Tolerance::of("out.y", &f32s, scale, floor);
         assert_eq!(of(Scale::Op, None), Tolerance::RelativeL2(1e-5));
-        assert_eq!(
-            of(Scale::Op, Some(FLOOR)),
-            Tolerance::RelativeL2(10.0 * 3e-5)
-        );
+        assert_eq!(of(Scale::Op, Some(FLOOR)), Tolerance::RelativeL2(10.0 * 3e-5));
         assert_eq!(of(Scale::Model, None), Tolerance::RelativeL2(1e-4));
-        assert_eq!(
-            of(Scale::Schedule, Some(FLOOR)),
-            Tolerance::RelativeL2(1e-6)
-        );
+        assert_eq!(of(Scale::Schedule, Some(FLOOR)), Tolerance::RelativeL2(1e-6));
         let image = |name| Tolerance::of(name, &u8s, Scale::Model, None);
         assert_eq!(image("out.fused_u8"), Tolerance::GreyLevels(1));
         assert_eq!(image("act.other_l_u8"), Tolerance::GreyLevels(0));

@@ -22,9 +22,7 @@ pub enum CaseError {
         reason: String,
     },
     /// A folder has no cases, or a file is not of one.
-    #[error(
-        "there are no cases: a case is NAME.safetensors and NAME.json, where NAME does not end in weights"
-    )]
+    #[error("there are no cases: a case is NAME.safetensors and NAME.json, where NAME does not end in weights")]
     NoCases,
     /// A file is not what a case's file of its ending is.
     #[error("{path} is not a case's file: {reason}")]
@@ -82,17 +80,11 @@ pub enum CaseError {
 impl CaseError {
     /// An error of the configuration's entry `key`.
     pub(super) fn config(key: &str, reason: impl Into<String>) -> Self {
-        Self::Config {
-            key: key.to_owned(),
-            reason: reason.into(),
-        }
+        Self::Config { key: key.to_owned(), reason: reason.into() }
     }
 
     /// An error of the tensor `name`.
     pub(super) fn tensor(name: &str, reason: impl Into<String>) -> Self {
-        Self::Tensor {
-            name: name.to_owned(),
-            reason: reason.into(),
-        }
+        Self::Tensor { name: name.to_owned(), reason: reason.into() }
     }
 }

@@ -93,19 +93,13 @@ pub struct Report {
 impl Report {
     /// The report of what is no case.
     pub fn of_error(path: &Path, error: CaseError) -> Self {
-        Self {
-            name: path.display().to_string(),
-            error: Some(error),
-            checks: Vec::new(),
-            seconds: 0.0,
-        }
+        Self { name: path.display().to_string(), error: Some(error), checks: Vec::new(), seconds: 0.0 }
     }
 
     /// How many tensors passed, failed and were not checked. A case that was not run, or in which nothing was checked
     /// though nothing was left out on purpose, has at least one failure.
     pub fn counts(&self) -> Counts {
-        let count =
-            |of: &dyn Fn(&Outcome) -> bool| self.checks.iter().filter(|c| of(&c.outcome)).count();
+        let count = |of: &dyn Fn(&Outcome) -> bool| self.checks.iter().filter(|c| of(&c.outcome)).count();
         let mut counts = Counts {
             failed: count(&Outcome::failed),
             not_checked: count(&|o| *o == Outcome::NotChecked),
@@ -120,9 +114,7 @@ impl Report {
 
     /// The first activation, in the order of the graph, that is not close enough.
     pub fn first_drift(&self) -> Option<&Check> {
-        self.checks
-            .iter()
-            .find(|c| c.name.starts_with("act.") && c.outcome.failed())
+        self.checks.iter().find(|c| c.name.starts_with("act.") && c.outcome.failed())
     }
 }
 
@@ -221,9 +213,7 @@ fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
     let mut checks = Vec::new();
     for (name, expected) in &case.tensors {
         let outcome = match (role(name), &outcome) {
-            (Role::Given, Ok(results)) if results.arrays.contains_key(name) => {
-                compare(case, name, expected, results)
-            }
+            (Role::Given, Ok(results)) if results.arrays.contains_key(name) => compare(case, name, expected, results),
             (Role::Given, _) => continue,
             (Role::Training, _) if forward_only => Outcome::NotChecked,
             (Role::Forward, _) if forward_only && training => Outcome::NotChecked,
@@ -231,27 +221,13 @@ fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
             (Role::Training, Ok(_)) => Outcome::Failed("gradients are not implemented yet".into()),
             (Role::Forward, Ok(results)) => compare(case, name, expected, results),
         };
-        checks.push(Check {
-            name: name.clone(),
-            dims: expected.dims.clone(),
-            outcome,
-        });
+        checks.push(Check { name: name.clone(), dims: expected.dims.clone(), outcome });
     }
     let order = outcome.as_ref().map_or(&[][..], |results| &results.order);
     let rank = |name: &str| order.iter().position(|n| n == name).unwrap_or(usize::MAX);
-    let group = |name: &str| {
-        ["in.", "act.", "out."]
-            .iter()
-            .position(|p| name.starts_with(p))
-            .unwrap_or(3)
-    };
+    let group = |name: &str| ["in.", "act.", "out."].iter().position(|p| name.starts_with(p)).unwrap_or(3);
     checks.sort_by_key(|c| (group(&c.name), rank(&c.name)));
-    Report {
-        name: String::new(),
-        error: outcome.err(),
-        checks,
-        seconds: 0.0,
-    }
+    Report { name: String::new(), error: outcome.err(), checks, seconds: 0.0 }
 }
 
 fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outcome {
@@ -259,9 +235,7 @@ fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outc
     let loss_weights = || case.tensors.keys().any(|n| n.starts_with("w."));
     if name == "out.loss" && loss_weights() {
         return match (loss_products(case, results), &expected.values.to_f64()[..]) {
-            (Ok(products), [loss]) => {
-                Outcome::Compared(compare_loss(products.into_iter(), *loss, floor))
-            }
+            (Ok(products), [loss]) => Outcome::Compared(compare_loss(products.into_iter(), *loss, floor)),
             (Ok(_), _) => Outcome::Failed("a loss is one number".into()),
             (Err(reason), _) => Outcome::Failed(reason),
         };
@@ -269,10 +243,7 @@ fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outc
     let Some(found) = results.arrays.get(name) else {
         return Outcome::Failed("medfuse does not compute this tensor".into());
     };
-    let same_shape = match (
-        Shape::from_dims(&found.dims),
-        Shape::from_dims(&expected.dims),
-    ) {
+    let same_shape = match (Shape::from_dims(&found.dims), Shape::from_dims(&expected.dims)) {
         (Some(a), Some(b)) => a == b,
         _ => found.dims == expected.dims,
     };
@@ -297,9 +268,7 @@ fn loss_products(case: &Case, results: &Results) -> Result<Vec<f64>, String> {
                 products.extend(out.values.to_f64().iter().zip(&weights).map(|(a, b)| a * b));
             }
             _ => {
-                return Err(format!(
-                    "out.{of}, which it sums, is not computed in that shape"
-                ));
+                return Err(format!("out.{of}, which it sums, is not computed in that shape"));
             }
         }
     }

@@ -20,48 +20,29 @@ use crate::weights::Weights;
 
 fn weights(case: &Case, count: usize) -> Result<Vec<Weights>, CaseError> {
     if case.weights.len() != count {
-        let reason = format!(
-            "{count} files of weights are needed, it names {}",
-            case.weights.len()
-        );
+        let reason = format!("{count} files of weights are needed, it names {}", case.weights.len());
         return Err(CaseError::tensor("weights", reason));
     }
-    Ok(case
-        .weights
-        .iter()
-        .map(Weights::load)
-        .collect::<Result<_, _>>()?)
+    Ok(case.weights.iter().map(Weights::load).collect::<Result<_, _>>()?)
 }
 
 /// The network's weights by name.
 fn params(weights: &Weights) -> std::collections::BTreeMap<String, crate::tensor::Tensor> {
-    weights
-        .iter()
-        .map(|(name, tensor)| (name.to_owned(), tensor.clone()))
-        .collect()
+    weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
 /// x_t of each batch item from x_0, its noise and its level.
 fn noisy(x_0: &[f32], levels: &[f32], noise: &[f32]) -> Vec<f32> {
     let item = x_0.len() / levels.len().max(1);
-    let items = x_0
-        .chunks(item.max(1))
-        .zip(noise.chunks(item.max(1)))
-        .zip(levels);
-    items
-        .flat_map(|((x, z), level)| q_sample(x, *level, z))
-        .collect()
+    let items = x_0.chunks(item.max(1)).zip(noise.chunks(item.max(1))).zip(levels);
+    items.flat_map(|((x, z), level)| q_sample(x, *level, z)).collect()
 }
 
 /// Computes the case of a UNet: `in.x_noisy` and `in.noise_level` to `out.x_final`.
 pub(super) fn run_unet(case: &Case, device: &Device) -> Result<Results, CaseError> {
     let weights = weights(case, 1)?.swap_remove(0);
     let config = UnetConfig::from_weights(&weights, Config(&case.config).count("norm_groups")?)?;
-    let mut network = Network {
-        params: params(&weights),
-        prefix: "denoise_fn.",
-        ..Network::default()
-    };
+    let mut network = Network { params: params(&weights), prefix: "denoise_fn.", ..Network::default() };
     let x = network.input(case, "x_noisy")?;
     let level = network.input(case, "noise_level")?;
     let out = unet(&mut network.graph, &config, x, level)?;
@@ -71,10 +52,7 @@ pub(super) fn run_unet(case: &Case, device: &Device) -> Result<Results, CaseErro
         let (shape, x_0) = case.nchw("in.x_start")?;
         let ((_, levels), (_, noise)) = (case.f32("in.noise_level")?, case.f32("in.noise")?);
         if levels.len() != shape.n() || noise.len() != x_0.len() {
-            return Err(CaseError::tensor(
-                "in.noise",
-                "noise and levels do not fit x_start",
-            ));
+            return Err(CaseError::tensor("in.noise", "noise and levels do not fit x_start"));
         }
         results.insert("in.x_noisy", shape, noisy(x_0, levels, noise));
     }
@@ -87,25 +65,16 @@ pub(super) fn run_head(case: &Case, device: &Device) -> Result<Results, CaseErro
     let config = HeadConfig::from_weights(&weights)?;
     let mut scales = Config(&case.config).counts("feat_scales")?;
     if scales.len() != config.dims.len() {
-        let reason = format!(
-            "{} scales for a head of {} levels",
-            scales.len(),
-            config.dims.len()
-        );
+        let reason = format!("{} scales for a head of {} levels", scales.len(), config.dims.len());
         return Err(CaseError::config("feat_scales", reason));
     }
     // The largest index is the coarsest map, which comes first.
     scales.sort_by(|a, b| b.cmp(a));
-    let mut network = Network {
-        params: params(&weights),
-        ..Network::default()
-    };
+    let mut network = Network { params: params(&weights), ..Network::default() };
     let mut features = [Vec::new(), Vec::new()];
     for (modality, features) in MODALITIES.iter().zip(&mut features) {
         for step in 0..config.time_steps {
-            let of_step = scales
-                .iter()
-                .map(|s| network.input(case, &format!("{modality}.{step}.s{s}")));
+            let of_step = scales.iter().map(|s| network.input(case, &format!("{modality}.{step}.s{s}")));
             features.push(of_step.collect::<Result<Vec<_>, _>>()?);
         }
     }
@@ -128,21 +97,14 @@ pub(super) fn run_schedule(case: &Case) -> Result<Results, CaseError> {
     for (name, table) in [
         ("betas", &schedule.betas),
         ("alphas_cumprod", &schedule.alphas_cumprod),
-        (
-            "sqrt_alphas_cumprod_prev",
-            &schedule.sqrt_alphas_cumprod_prev,
-        ),
+        ("sqrt_alphas_cumprod_prev", &schedule.sqrt_alphas_cumprod_prev),
     ] {
         let (dims, values) = (vec![table.len()], Values::F64(table.clone()));
-        results
-            .arrays
-            .insert(format!("out.{name}_f64"), Array { dims, values });
+        results.arrays.insert(format!("out.{name}_f64"), Array { dims, values });
     }
     for (name, buffer) in schedule.buffers() {
         let (dims, values) = (vec![buffer.len()], Values::F32(buffer));
-        results
-            .arrays
-            .insert(format!("out.buffer.{name}"), Array { dims, values });
+        results.arrays.insert(format!("out.buffer.{name}"), Array { dims, values });
     }
     Ok(results)
 }
@@ -153,10 +115,8 @@ fn norm_groups(weights: &Path) -> Result<usize, CaseError> {
     let Ok(text) = std::fs::read_to_string(weights.with_extension("json")) else {
         return Ok(default);
     };
-    let sidecar: Value = serde_json::from_str(&text).map_err(|e| CaseError::Format {
-        path: weights.with_extension("json"),
-        reason: e.to_string(),
-    })?;
+    let sidecar: Value = serde_json::from_str(&text)
+        .map_err(|e| CaseError::Format { path: weights.with_extension("json"), reason: e.to_string() })?;
     match sidecar.get("config") {
         Some(config) => Config(config).count_or("norm_groups", default),
         None => Ok(default),
@@ -189,26 +149,14 @@ fn picture(case: &Case, name: &str) -> Result<Image, CaseError> {
         [h, w, 3] => (h, w, Channels::Rgb),
         _ => return Err(CaseError::tensor(name, format!("{dims:?} is no picture"))),
     };
-    Ok(Image::new(
-        width,
-        height,
-        channels,
-        Samples::U8(samples.to_vec()),
-    )?)
+    Ok(Image::new(width, height, channels, Samples::U8(samples.to_vec()))?)
 }
 
 /// Computes the case of the fusing pipeline: two pictures and the noise to the fused picture.
 pub(super) fn run_pipeline(case: &Case, device: &Device) -> Result<Results, CaseError> {
     let model = model(case)?;
-    let pair = FusionPair::new(
-        picture(case, "in.mri_u8")?,
-        picture(case, "in.other_rgb_u8")?,
-    )?;
-    let pipeline = Pipeline {
-        case,
-        shape: Shape::new(1, 1, pair.height(), pair.width()),
-        pair,
-    };
+    let pair = FusionPair::new(picture(case, "in.mri_u8")?, picture(case, "in.other_rgb_u8")?)?;
+    let pipeline = Pipeline { case, shape: Shape::new(1, 1, pair.height(), pair.width()), pair };
     let mut results = Results::new(Scale::Model);
     pipeline.preprocess(&mut results)?;
     pipeline.passes(&model, device, &mut results)?;
@@ -230,9 +178,7 @@ impl Pipeline<'_> {
             dims.push(3);
         }
         let values = Values::U8(samples);
-        results
-            .arrays
-            .insert(name.to_owned(), Array { dims, values });
+        results.arrays.insert(name.to_owned(), Array { dims, values });
     }
 
     fn preprocess(&self, results: &mut Results) -> Result<(), CaseError> {
@@ -241,12 +187,7 @@ impl Pipeline<'_> {
             self.insert_u8(results, "act.other_l_u8", Channels::Grey, grey.clone());
         }
         let (_, rgb) = self.case.u8("in.other_rgb_u8")?;
-        let ycrcb = rgb
-            .as_chunks::<3>()
-            .0
-            .iter()
-            .flat_map(|&p| ycrcb_from_rgb(p))
-            .collect();
+        let ycrcb = rgb.as_chunks::<3>().0.iter().flat_map(|&p| ycrcb_from_rgb(p)).collect();
         self.insert_u8(results, "act.other_ycrcb_u8", Channels::Rgb, ycrcb);
         results.insert("in.mri", self.shape, self.pair.mri_input());
         results.insert("in.other", self.shape, self.pair.other_input());
@@ -270,12 +211,7 @@ impl Pipeline<'_> {
     }
 
     /// The UNet's passes one by one, with its prediction, which fusing does not need, and the features that the case has.
-    fn passes(
-        &self,
-        model: &DmFnet,
-        device: &Device,
-        results: &mut Results,
-    ) -> Result<(), CaseError> {
+    fn passes(&self, model: &DmFnet, device: &Device, results: &mut Results) -> Result<(), CaseError> {
         let mut graph = Graph::new();
         let x = graph.input("x", self.shape);
         let level = graph.input("level", Shape::new(1, 1, 1, 1));
@@ -285,20 +221,11 @@ impl Pipeline<'_> {
         let executable = device.compile(&graph, &nodes, model)?;
         let shapes: Vec<Shape> = nodes.iter().map(|&id| graph.shape(id)).collect();
         for &t in &model.time_steps {
-            for (modality, input) in MODALITIES
-                .iter()
-                .zip([self.pair.mri_input(), self.pair.other_input()])
-            {
+            for (modality, input) in MODALITIES.iter().zip([self.pair.mri_input(), self.pair.other_input()]) {
                 let pass = format!("{modality}.t{t}");
                 let (level, noise) = self.noise(modality, t)?;
                 let x = q_sample(&input, level, noise);
-                self.pass(
-                    &executable,
-                    &shapes,
-                    &pass,
-                    &[("x", &x), ("level", &[level])],
-                    results,
-                )?;
+                self.pass(&executable, &shapes, &pass, &[("x", &x), ("level", &[level])], results)?;
             }
         }
         Ok(())
@@ -327,18 +254,14 @@ impl Pipeline<'_> {
     }
 
     fn fuse(&self, fuser: Fuser, steps: &[usize], results: &mut Results) -> Result<(), CaseError> {
-        let mut noise = FusionNoise {
-            levels: Vec::new(),
-            planes: Vec::new(),
-        };
+        let mut noise = FusionNoise { levels: Vec::new(), planes: Vec::new() };
         for &t in steps {
             let [(a, x), (b, y)] = [self.noise(MODALITIES[0], t)?, self.noise(MODALITIES[1], t)?];
             noise.levels.push([a, b]);
             noise.planes.push([x.to_vec(), y.to_vec()]);
         }
         let (mri, other) = (self.pair.mri_input(), self.pair.other_input());
-        let fused =
-            fuser.fuse_planes(&mri, &other, self.pair.height(), self.pair.width(), &noise)?;
+        let fused = fuser.fuse_planes(&mri, &other, self.pair.height(), self.pair.width(), &noise)?;
         if fused.iter().all(|v| v.is_finite()) {
             self.pictures(&fused, results)?;
         }
@@ -347,21 +270,14 @@ impl Pipeline<'_> {
     }
 
     fn pictures(&self, fused: &[f32], results: &mut Results) -> Result<(), CaseError> {
-        let grey = picture(self.case, "in.mri_u8")?
-            .to_grey()
-            .with_luma(fused)?;
+        let grey = picture(self.case, "in.mri_u8")?.to_grey().with_luma(fused)?;
         if let Samples::U8(luma) = grey.samples() {
             self.insert_u8(results, "out.fused_u8", Channels::Grey, luma.clone());
         }
         let image = self.pair.fused_image(fused)?;
         if let Samples::U8(samples) = image.samples() {
             let bgr = match image.channels() {
-                Channels::Rgb => samples
-                    .as_chunks::<3>()
-                    .0
-                    .iter()
-                    .flat_map(|&[r, g, b]| [b, g, r])
-                    .collect(),
+                Channels::Rgb => samples.as_chunks::<3>().0.iter().flat_map(|&[r, g, b]| [b, g, r]).collect(),
                 // A picture without colour is written grey, which is its blue, green and red.
                 Channels::Grey => samples.iter().flat_map(|&v| [v; 3]).collect(),
             };

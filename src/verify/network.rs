@@ -23,11 +23,7 @@ pub(super) struct Results {
 impl Results {
     /// No results yet.
     pub fn new(scale: Scale) -> Self {
-        Self {
-            scale,
-            arrays: BTreeMap::new(),
-            order: Vec::new(),
-        }
+        Self { scale, arrays: BTreeMap::new(), order: Vec::new() }
     }
 
     /// Adds a float32 result of this shape.
@@ -87,11 +83,7 @@ impl Network {
         wanted
     }
 
-    fn run_for(
-        &self,
-        device: &Device,
-        wanted: &[(String, NodeId)],
-    ) -> Result<Vec<Vec<f32>>, CaseError> {
+    fn run_for(&self, device: &Device, wanted: &[(String, NodeId)]) -> Result<Vec<Vec<f32>>, CaseError> {
         let ids: Vec<NodeId> = wanted.iter().map(|(_, id)| *id).collect();
         let executable = device.compile(&self.graph, &ids, &self.params)?;
         let inputs = self.inputs.iter().map(|(n, v)| (n.as_str(), v.as_slice()));
@@ -102,11 +94,7 @@ impl Network {
     /// an output, so the first run would not be the real one with them.
     pub fn run(&self, case: &Case, device: &Device, scale: Scale) -> Result<Results, CaseError> {
         let mut results = Results::new(scale);
-        for ((name, id), values) in self
-            .outputs
-            .iter()
-            .zip(self.run_for(device, &self.outputs)?)
-        {
+        for ((name, id), values) in self.outputs.iter().zip(self.run_for(device, &self.outputs)?) {
             results.insert(name, self.graph.shape(*id), values);
         }
         let activations = self.activations(case);

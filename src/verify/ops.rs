@@ -8,9 +8,7 @@ use crate::device::Device;
 use crate::graph::NodeId;
 use crate::models::fusion_head::{attention_block, head_block, three_att_block};
 use crate::models::layers::conv as conv_layer;
-use crate::models::unet::{
-    feature_wise_affine, noise_level_mlp, resnet_block, self_attention, upsample,
-};
+use crate::models::unet::{feature_wise_affine, noise_level_mlp, resnet_block, self_attention, upsample};
 use crate::ops::Op;
 use crate::ops::activation::Activation;
 use crate::ops::batch_norm::BatchNorm;
@@ -39,12 +37,7 @@ pub(super) fn is_for_training(op: &str) -> bool {
 
 /// Computes the case of the operation or block `op`.
 pub(super) fn run(case: &Case, op: &str, device: &Device) -> Result<Results, CaseError> {
-    let mut block = Block {
-        case,
-        config: Config(&case.config),
-        network: Network::default(),
-        dims: None,
-    };
+    let mut block = Block { case, config: Config(&case.config), network: Network::default(), dims: None };
     // Parameters first: blocks may rename them.
     block.network.params = case.params("param.");
     let y = block.build(op)?;
@@ -96,9 +89,7 @@ impl Block<'_> {
             "head_block" => self.head_block(),
             "three_att_block" => self.three_att_block(),
             "attention_block2" => self.attention_block2(),
-            _ if UNIMPLEMENTED.contains(&op) || is_for_training(op) => {
-                Err(CaseError::Unimplemented(op.to_owned()))
-            }
+            _ if UNIMPLEMENTED.contains(&op) || is_for_training(op) => Err(CaseError::Unimplemented(op.to_owned())),
             _ => Err(CaseError::Unknown(op.to_owned())),
         }
     }
@@ -131,14 +122,9 @@ impl Block<'_> {
     fn activation(&mut self, activation: Activation) -> Built {
         let (dims, values) = self.case.f32("in.x")?;
         let flat = Shape::new(1, 1, 1, values.len());
-        let x = self
-            .network
-            .input_as("x", Shape::from_dims(dims).unwrap_or(flat), values);
+        let x = self.network.input_as("x", Shape::from_dims(dims).unwrap_or(flat), values);
         self.dims = Some(dims.to_vec());
-        Ok(self
-            .network
-            .graph
-            .apply("y", Pointwise::act(activation), &[x])?)
+        Ok(self.network.graph.apply("y", Pointwise::act(activation), &[x])?)
     }
 
     fn conv2d(&mut self) -> Built {
@@ -175,10 +161,7 @@ impl Block<'_> {
 
     /// The last dimension is the features', whatever comes before it the batch's.
     fn linear(&mut self) -> Built {
-        let (into, out) = (
-            self.config.count("in_features")?,
-            self.config.count("out_features")?,
-        );
+        let (into, out) = (self.config.count("in_features")?, self.config.count("out_features")?);
         let (dims, values) = self.case.f32("in.x")?;
         if dims.last() != Some(&into) || into == 0 {
             let reason = format!("{dims:?} does not end with {into} features");
@@ -197,12 +180,7 @@ impl Block<'_> {
     }
 
     fn norm(&mut self, groups: usize, affine: bool) -> Built {
-        let norm = GroupNorm {
-            groups,
-            eps: self.config.number("eps")?,
-            affine,
-            activation: Activation::None,
-        };
+        let norm = GroupNorm { groups, eps: self.config.number("eps")?, affine, activation: Activation::None };
         let weights: &[&str] = if affine { &["weight", "bias"] } else { &[] };
         self.of_x_by_channel(norm, weights)
     }
@@ -218,10 +196,7 @@ impl Block<'_> {
     }
 
     fn batch_norm(&mut self) -> Built {
-        let norm = BatchNorm {
-            eps: self.config.number("eps")?,
-            activation: Activation::None,
-        };
+        let norm = BatchNorm { eps: self.config.number("eps")?, activation: Activation::None };
         self.of_x_by_channel(norm, &["weight", "bias", "running_mean", "running_var"])
     }
 
@@ -230,10 +205,7 @@ impl Block<'_> {
         let dim = self.config.count("dim")?;
         let (dims, values) = self.case.f32("in.x")?;
         let Some(&len) = dims.get(dim) else {
-            return Err(CaseError::config(
-                "dim",
-                format!("{dims:?} has no dimension {dim}"),
-            ));
+            return Err(CaseError::config("dim", format!("{dims:?} has no dimension {dim}")));
         };
         let product = |dims: &[usize]| dims.iter().product::<usize>();
         let (outer, inner) = (product(&dims[..dim]), product(&dims[dim + 1..]));
@@ -259,27 +231,20 @@ impl Block<'_> {
     fn positional_encoding(&mut self) -> Built {
         let dim = self.config.count("dim")?;
         let level = self.input("noise_level")?;
-        Ok(self
-            .network
-            .graph
-            .apply("y", PositionalEncoding { dim }, &[level])?)
+        Ok(self.network.graph.apply("y", PositionalEncoding { dim }, &[level])?)
     }
 
     fn noise_level_mlp(&mut self) -> Built {
         let dim = self.config.count("dim")?;
         let level = self.input("noise_level")?;
         let params = std::mem::take(&mut self.network.params);
-        let renamed = params
-            .into_iter()
-            .map(|(k, v)| (format!("noise_level_mlp.{k}"), v));
+        let renamed = params.into_iter().map(|(k, v)| (format!("noise_level_mlp.{k}"), v));
         self.network.params = renamed.collect();
         Ok(noise_level_mlp(&mut self.network.graph, dim, level)?)
     }
 
     fn feature_wise_affine(&mut self) -> Built {
-        if self.config.0.get("use_affine_level").is_some()
-            && self.config.flag("use_affine_level")?
-        {
+        if self.config.0.get("use_affine_level").is_some() && self.config.flag("use_affine_level")? {
             let what = "a noise level that also scales (use_affine_level)";
             return Err(CaseError::Unimplemented(what.into()));
         }
@@ -291,25 +256,13 @@ impl Block<'_> {
         let out = self.config.count("dim_out")?;
         let groups = self.config.count_or("norm_groups", NORM_GROUPS)?;
         let x = self.input("x")?;
-        let embedding = if self.has("in.emb") {
-            Some(self.input("emb")?)
-        } else {
-            None
-        };
-        Ok(resnet_block(
-            &mut self.network.graph,
-            x,
-            embedding,
-            out,
-            groups,
-        )?)
+        let embedding = if self.has("in.emb") { Some(self.input("emb")?) } else { None };
+        Ok(resnet_block(&mut self.network.graph, x, embedding, out, groups)?)
     }
 
     fn self_attention(&mut self) -> Built {
         if self.config.count_or("heads", 1)? != 1 {
-            return Err(CaseError::Unimplemented(
-                "attention with several heads".into(),
-            ));
+            return Err(CaseError::Unimplemented("attention with several heads".into()));
         }
         let groups = self.config.count_or("norm_groups", NORM_GROUPS)?;
         let x = self.input("x")?;
@@ -323,10 +276,7 @@ impl Block<'_> {
 
     fn unet_downsample(&mut self) -> Built {
         let x = self.input("x")?;
-        let halved = ConvSpec {
-            stride: [2, 2],
-            ..ConvSpec::same(3)
-        };
+        let halved = ConvSpec { stride: [2, 2], ..ConvSpec::same(3) };
         let g = &mut self.network.graph;
         let channels = g.shape(x).c();
         Ok(conv_layer(g, "conv", x, channels, halved)?)

@@ -36,9 +36,7 @@ pub const SCHEDULE_BUFFERS: [&str; 12] = [
 /// running statistic of a batch norm.
 pub fn is_buffer(name: &str) -> bool {
     SCHEDULE_BUFFERS.contains(&name)
-        || [".running_mean", ".running_var", ".num_batches_tracked"]
-            .iter()
-            .any(|suffix| name.ends_with(suffix))
+        || [".running_mean", ".running_var", ".num_batches_tracked"].iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// The container a checkpoint was read from.
@@ -122,24 +120,12 @@ impl Weights {
     }
 
     fn empty(path: PathBuf, format: Format) -> Self {
-        Self {
-            path,
-            format,
-            entries: BTreeMap::new(),
-        }
+        Self { path, format, entries: BTreeMap::new() }
     }
 
-    fn insert_stored(
-        &mut self,
-        name: String,
-        tensor: Tensor,
-        stored: StoredType,
-    ) -> Result<(), WeightsError> {
+    fn insert_stored(&mut self, name: String, tensor: Tensor, stored: StoredType) -> Result<(), WeightsError> {
         if self.entries.contains_key(&name) {
-            return Err(WeightsError::NameTwice {
-                path: self.path.clone(),
-                name,
-            });
+            return Err(WeightsError::NameTwice { path: self.path.clone(), name });
         }
         self.entries.insert(name, Entry { tensor, stored });
         Ok(())
@@ -178,10 +164,7 @@ impl Weights {
 
     /// The tensor of this name, or an error that says which file lacks it.
     pub fn require(&self, name: &str) -> Result<&Tensor, WeightsError> {
-        self.get(name).ok_or_else(|| WeightsError::NoSuchTensor {
-            path: self.path.clone(),
-            name: name.to_string(),
-        })
+        self.get(name).ok_or_else(|| WeightsError::NoSuchTensor { path: self.path.clone(), name: name.to_string() })
     }
 
     /// The element type that the file stored a tensor in.
@@ -196,16 +179,12 @@ impl Weights {
 
     /// Names and tensors in the order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.entries
-            .iter()
-            .map(|(name, entry)| (name.as_str(), &entry.tensor))
+        self.entries.iter().map(|(name, entry)| (name.as_str(), &entry.tensor))
     }
 
     /// Names, tensors and the element types that the file stored them in, in the order of the names.
     pub fn iter_stored(&self) -> impl Iterator<Item = (&str, &Tensor, StoredType)> {
-        self.entries
-            .iter()
-            .map(|(name, entry)| (name.as_str(), &entry.tensor, entry.stored))
+        self.entries.iter().map(|(name, entry)| (name.as_str(), &entry.tensor, entry.stored))
     }
 
     /// Takes `prefix` off every name that has it; the other names stay.
@@ -233,11 +212,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`WeightsError::Mismatch`] with every missing, unexpected and misshapen tensor.
-    pub fn check(
-        &self,
-        expected: &[(String, Vec<usize>)],
-        ignored: &[&str],
-    ) -> Result<(), WeightsError> {
+    pub fn check(&self, expected: &[(String, Vec<usize>)], ignored: &[&str]) -> Result<(), WeightsError> {
         let mut mismatch = Mismatch::default();
         let mut known: BTreeMap<&str, &[usize]> = BTreeMap::new();
         for (name, dims) in expected {
@@ -246,9 +221,7 @@ impl Weights {
                 _ if ignored.contains(&name.as_str()) => {}
                 None => mismatch.missing.push(name.clone()),
                 Some(tensor) if tensor.dims() != dims => {
-                    mismatch
-                        .misshapen
-                        .push((name.clone(), dims.clone(), tensor.dims().to_vec()))
+                    mismatch.misshapen.push((name.clone(), dims.clone(), tensor.dims().to_vec()))
                 }
                 Some(_) => {}
             }
@@ -261,10 +234,7 @@ impl Weights {
         if mismatch.is_empty() {
             return Ok(());
         }
-        Err(WeightsError::Mismatch {
-            path: self.path.clone(),
-            mismatch,
-        })
+        Err(WeightsError::Mismatch { path: self.path.clone(), mismatch })
     }
 
     /// Refuses NaN and infinite values.
@@ -294,11 +264,7 @@ impl Weights {
     ///
     /// # Errors
     /// The file cannot be written, or a value is over the range of float16.
-    pub fn save_safetensors(
-        &self,
-        path: impl AsRef<Path>,
-        store: StoreType,
-    ) -> Result<(), WeightsError> {
+    pub fn save_safetensors(&self, path: impl AsRef<Path>, store: StoreType) -> Result<(), WeightsError> {
         safetensors::save(self, path.as_ref(), store)
     }
 }
@@ -306,39 +272,23 @@ impl Weights {
 /// Tells the containers apart by their first bytes.
 fn detect(path: &Path) -> Result<Format, WeightsError> {
     let head = read_head(path, 262)?;
-    let not = |reason: &str| {
-        Err(WeightsError::NotACheckpoint {
-            path: path.to_path_buf(),
-            reason: reason.into(),
-        })
-    };
+    let not = |reason: &str| Err(WeightsError::NotACheckpoint { path: path.to_path_buf(), reason: reason.into() });
     // torch.save opens a legacy file with this number, as a LONG1 or, in protocols 0 and 1, as text.
-    let legacy_magic: [&[u8]; 2] = [
-        b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19",
-        b"119547037146038801333356",
-    ];
+    let legacy_magic: [&[u8]; 2] = [b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", b"119547037146038801333356"];
     let opening = &head[..head.len().min(64)];
     if head.is_empty() {
         not("the file is empty")
     } else if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
         Ok(Format::PthZip)
-    } else if legacy_magic
-        .iter()
-        .any(|magic| opening.windows(magic.len()).any(|w| w == *magic))
-    {
+    } else if legacy_magic.iter().any(|magic| opening.windows(magic.len()).any(|w| w == *magic)) {
         Ok(Format::PthLegacy)
     } else if head.get(8) == Some(&b'{') && head[3..8].iter().all(|&b| b <= 5) {
         Ok(Format::Safetensors)
     } else if head.get(257..262) == Some(b"ustar") {
-        not(
-            "it is a tar archive, the format of PyTorch before 0.1.10; load and save it with a newer PyTorch",
-        )
+        not("it is a tar archive, the format of PyTorch before 0.1.10; load and save it with a newer PyTorch")
     } else if head.starts_with(b"version https://git-lfs") {
         not("it is a Git LFS pointer; fetch the file itself with `git lfs pull`")
-    } else if head
-        .iter()
-        .all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace())
-    {
+    } else if head.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
         not("it is text")
     } else {
         not("it is neither a PyTorch .pth nor a safetensors file")
@@ -350,10 +300,7 @@ fn read_head(path: &Path, len: u64) -> Result<Vec<u8>, WeightsError> {
     let mut head = Vec::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(len).read_to_end(&mut head))
-        .map_err(|source| WeightsError::Io {
-            path: path.to_path_buf(),
-            source,
-        })?;
+        .map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })?;
     Ok(head)
 }
 
@@ -363,27 +310,14 @@ mod tests {
     use crate::tensor::Tensor;
 
     fn weights(names: &[(&str, &[usize])]) -> Weights {
-        names
-            .iter()
-            .map(|(name, dims)| (name.to_string(), Tensor::zeros(*dims)))
-            .collect()
+        names.iter().map(|(name, dims)| (name.to_string(), Tensor::zeros(*dims))).collect()
     }
 
     #[test]
     fn all_differences_are_in_one_error() {
-        let found = weights(&[
-            ("a", &[2, 3]),
-            ("b", &[4]),
-            ("extra", &[1]),
-            ("betas", &[9]),
-        ]);
-        let expected = [
-            ("a", vec![3, 2]),
-            ("b", vec![4]),
-            ("c", vec![1]),
-            ("d", vec![2]),
-        ]
-        .map(|(name, dims)| (name.to_string(), dims));
+        let found = weights(&[("a", &[2, 3]), ("b", &[4]), ("extra", &[1]), ("betas", &[9])]);
+        let expected = [("a", vec![3, 2]), ("b", vec![4]), ("c", vec![1]), ("d", vec![2])]
+            .map(|(name, dims)| (name.to_string(), dims));
         let message = found.check(&expected, &["betas"]).unwrap_err().to_string();
         assert_eq!(
             message,
@@ -401,13 +335,7 @@ mod tests {
         let values = vec![f32::NAN, 1.0, f32::INFINITY, f32::NAN];
         found.insert("w", Tensor::new([4], values));
         match found.check_finite() {
-            Err(WeightsError::NotFinite {
-                name,
-                nan: 2,
-                infinite: 1,
-                len: 4,
-                ..
-            }) => assert_eq!(name, "w"),
+            Err(WeightsError::NotFinite { name, nan: 2, infinite: 1, len: 4, .. }) => assert_eq!(name, "w"),
             other => panic!("{other:?}"),
         }
     }

@@ -17,12 +17,7 @@ pub(super) enum PickleFault {
 
 /// Walks one pickle at the start of `bytes` and returns its length, the STOP opcode included.
 pub(super) fn check_pickle(bytes: &[u8]) -> Result<usize, PickleFault> {
-    let mut walker = Walker {
-        bytes,
-        at: 0,
-        top: [None; 2],
-        memo: HashMap::new(),
-    };
+    let mut walker = Walker { bytes, at: 0, top: [None; 2], memo: HashMap::new() };
     while walker.step()? {}
     Ok(walker.at)
 }
@@ -44,16 +39,11 @@ fn belongs_to_tensors(module: &str, name: &str) -> bool {
         "torch.serialization" => name == "_get_layout",
         "torch.storage" => matches!(name, "TypedStorage" | "UntypedStorage"),
         "torch" => {
-            name.strip_suffix("Storage")
-                .is_some_and(|kind| kind.bytes().all(|b| b.is_ascii_alphanumeric()))
-                || matches!(
-                    name,
-                    "Size" | "device" | "Tensor" | "strided" | "bool" | "half" | "float" | "double"
-                )
-                || ["float", "bfloat", "int", "uint"].iter().any(|kind| {
-                    name.strip_prefix(kind)
-                        .is_some_and(|bits| matches!(bits, "8" | "16" | "32" | "64"))
-                })
+            name.strip_suffix("Storage").is_some_and(|kind| kind.bytes().all(|b| b.is_ascii_alphanumeric()))
+                || matches!(name, "Size" | "device" | "Tensor" | "strided" | "bool" | "half" | "float" | "double")
+                || ["float", "bfloat", "int", "uint"]
+                    .iter()
+                    .any(|kind| name.strip_prefix(kind).is_some_and(|bits| matches!(bits, "8" | "16" | "32" | "64")))
         }
         _ => false,
     }
@@ -185,32 +175,19 @@ impl<'a> Walker<'a> {
     fn global_on_stack(&mut self) -> Result<(), PickleFault> {
         match self.top {
             [Some(module), Some(name)] => self.allow(module, name),
-            _ => Err(PickleFault::Foreign(
-                "a global whose name is computed".into(),
-            )),
+            _ => Err(PickleFault::Foreign("a global whose name is computed".into())),
         }
     }
 
     fn allow(&mut self, module: &[u8], name: &[u8]) -> Result<(), PickleFault> {
         self.top = [None; 2];
-        let (module, name) = (
-            String::from_utf8_lossy(module),
-            String::from_utf8_lossy(name),
-        );
-        if belongs_to_tensors(&module, &name) {
-            Ok(())
-        } else {
-            Err(PickleFault::Foreign(format!("{module}.{name}")))
-        }
+        let (module, name) = (String::from_utf8_lossy(module), String::from_utf8_lossy(name));
+        if belongs_to_tensors(&module, &name) { Ok(()) } else { Err(PickleFault::Foreign(format!("{module}.{name}"))) }
     }
 
     fn dotted_name(&mut self) -> Result<String, PickleFault> {
         let (module, name) = (self.line()?, self.line()?);
-        Ok(format!(
-            "{}.{}",
-            String::from_utf8_lossy(module),
-            String::from_utf8_lossy(name)
-        ))
+        Ok(format!("{}.{}", String::from_utf8_lossy(module), String::from_utf8_lossy(name)))
     }
 
     fn push_string(&mut self, text: &'a [u8]) {
@@ -219,9 +196,7 @@ impl<'a> Walker<'a> {
 
     fn push_memo(&mut self, index: u32) -> Result<(), PickleFault> {
         let Some(&entry) = self.memo.get(&index) else {
-            return Err(PickleFault::Broken(format!(
-                "a pickle refers to memo {index}, which was never stored"
-            )));
+            return Err(PickleFault::Broken(format!("a pickle refers to memo {index}, which was never stored")));
         };
         self.top = [self.top[1], entry];
         Ok(())
@@ -256,9 +231,7 @@ impl<'a> Walker<'a> {
     fn line(&mut self) -> Result<&'a [u8], PickleFault> {
         let rest = &self.bytes[self.at..];
         let Some(len) = rest.iter().position(|&b| b == b'\n') else {
-            return Err(PickleFault::Broken(
-                "a pickle ends inside a line of text".into(),
-            ));
+            return Err(PickleFault::Broken("a pickle ends inside a line of text".into()));
         };
         self.at += len + 1;
         Ok(rest[..len].strip_suffix(b"\r").unwrap_or(&rest[..len]))
@@ -289,21 +262,12 @@ mod tests {
     #[test]
     fn names_outside_tensors_are_refused_in_every_encoding() {
         // GLOBAL, even when the object is dropped from the stack before STOP.
-        assert_eq!(
-            foreign(b"\x80\x02cposix\nsystem\nX\x02\0\0\0id\x85R0}."),
-            "posix.system"
-        );
+        assert_eq!(foreign(b"\x80\x02cposix\nsystem\nX\x02\0\0\0id\x85R0}."), "posix.system");
         // INST.
         assert_eq!(foreign(b"(ios\nsystem\n."), "os.system");
         // STACK_GLOBAL, straight and through the memo.
-        assert_eq!(
-            foreign(b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x94\x93."),
-            "posix.system"
-        );
-        assert_eq!(
-            foreign(b"\x80\x04\x8c\x06system\x94\x8c\x05posix\x94h\x01h\0\x93."),
-            "posix.system"
-        );
+        assert_eq!(foreign(b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x94\x93."), "posix.system");
+        assert_eq!(foreign(b"\x80\x04\x8c\x06system\x94\x8c\x05posix\x94h\x01h\0\x93."), "posix.system");
         // Protocol 0 text.
         assert_eq!(foreign(b"Vposix\np0\nVsystem\np1\n\x93."), "posix.system");
         // A name that cannot be read off the stream, and the extension registry.
@@ -331,27 +295,18 @@ mod tests {
         let pickle: &[u8] = b"\x80\x02ccollections\nOrderedDict\nq\0)Rq\x01ctorch\nFloatStorage\nctorch._utils\n_rebuild_tensor_v2\nctorch\nfloat16\nh\x01.";
         let followed = [pickle, b"more"].concat();
         assert_eq!(check_pickle(&followed), Ok(pickle.len()));
-        assert!(
-            check_pickle(b"\x80\x04\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94\x93)R.").is_ok()
-        );
+        assert!(check_pickle(b"\x80\x04\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94\x93)R.").is_ok());
     }
 
     #[test]
     fn every_cut_of_a_pickle_is_broken() {
-        let pickle: &[u8] =
-            b"\x80\x02ccollections\nOrderedDict\nq\0)R(X\x01\0\0\0aK\x01\x8a\x02ab\xffu.";
+        let pickle: &[u8] = b"\x80\x02ccollections\nOrderedDict\nq\0)R(X\x01\0\0\0aK\x01\x8a\x02ab\xffu.";
         let whole: Vec<u8> = pickle.iter().copied().filter(|&b| b != 0xff).collect();
         assert_eq!(check_pickle(&whole), Ok(whole.len()));
         for cut in 0..whole.len() {
-            assert!(matches!(
-                check_pickle(&whole[..cut]),
-                Err(PickleFault::Broken(_))
-            ));
+            assert!(matches!(check_pickle(&whole[..cut]), Err(PickleFault::Broken(_))));
         }
-        assert!(matches!(
-            check_pickle(b"X\xff\xff\xff\xffa."),
-            Err(PickleFault::Broken(_))
-        ));
+        assert!(matches!(check_pickle(b"X\xff\xff\xff\xffa."), Err(PickleFault::Broken(_))));
         assert!(matches!(check_pickle(pickle), Err(PickleFault::Broken(_))));
     }
 }

@@ -29,25 +29,18 @@ pub(super) fn load(path: &Path, format: Format) -> Result<Weights, WeightsError>
         return Err(damaged(path, "two tensors have one name"));
     }
     if reader.is_empty() {
-        return Err(WeightsError::NotACheckpoint {
-            path: path.to_path_buf(),
-            reason: "it holds no tensors".into(),
-        });
+        return Err(WeightsError::NotACheckpoint { path: path.to_path_buf(), reason: "it holds no tensors".into() });
     }
     check_sizes(path, &reader)?;
     let mut weights = Weights::empty(path.to_path_buf(), format);
     for (name, source) in reader.into_tensors() {
         let stored = stored_type(source.dtype());
-        let bytes = source
-            .read()
-            .map_err(|e| read_error(path, PytorchError::Io(e)))?;
-        let data = stored
-            .decode(&bytes)
-            .map_err(|value| WeightsError::NotRepresentable {
-                path: path.to_path_buf(),
-                name: name.clone(),
-                value,
-            })?;
+        let bytes = source.read().map_err(|e| read_error(path, PytorchError::Io(e)))?;
+        let data = stored.decode(&bytes).map_err(|value| WeightsError::NotRepresentable {
+            path: path.to_path_buf(),
+            name: name.clone(),
+            value,
+        })?;
         let tensor = Tensor::new(source.shape(), data);
         weights.insert_stored(name, tensor, stored)?;
     }
@@ -66,10 +59,7 @@ fn check_pickles(path: &Path, format: Format) -> Result<(), WeightsError> {
     let mut at = 0;
     for _ in 0..pickles {
         at += check_pickle(&bytes[at..]).map_err(|fault| match fault {
-            PickleFault::Foreign(global) => WeightsError::ForeignGlobal {
-                path: path.to_path_buf(),
-                global,
-            },
+            PickleFault::Foreign(global) => WeightsError::ForeignGlobal { path: path.to_path_buf(), global },
             PickleFault::Broken(reason) => damaged(path, reason),
         })?;
     }
@@ -78,17 +68,10 @@ fn check_pickles(path: &Path, format: Format) -> Result<(), WeightsError> {
 
 /// The pickle of a zip checkpoint: of several entries `data.pkl` the one that the reader takes.
 fn data_pkl(path: &Path) -> Result<Vec<u8>, WeightsError> {
-    let io = |source| WeightsError::Io {
-        path: path.to_path_buf(),
-        source,
-    };
+    let io = |source| WeightsError::Io { path: path.to_path_buf(), source };
     let file = File::open(path).map_err(io)?;
-    let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(|e| {
-        damaged(
-            path,
-            format!("it begins as a zip archive that cannot be read to its end: {e}"),
-        )
-    })?;
+    let mut archive = zip::ZipArchive::new(BufReader::new(file))
+        .map_err(|e| damaged(path, format!("it begins as a zip archive that cannot be read to its end: {e}")))?;
     let names = archive
         .file_names()
         .map(|name| name.map(|name| name.to_string()))
@@ -106,37 +89,23 @@ fn data_pkl(path: &Path) -> Result<Vec<u8>, WeightsError> {
         });
     };
     // A CRC of 0 means that torch.save was told to compute none.
-    let unchecked = archive
-        .by_index_raw(index)
-        .map_err(|e| damaged(path, e.to_string()))?
-        .crc32()
-        == 0;
+    let unchecked = archive.by_index_raw(index).map_err(|e| damaged(path, e.to_string()))?.crc32() == 0;
     let options = zip::ZipReadOptions::new().ignore_crc32(unchecked);
-    let entry = archive
-        .by_index_with_options(index, options)
-        .map_err(|e| damaged(path, e.to_string()))?;
+    let entry = archive.by_index_with_options(index, options).map_err(|e| damaged(path, e.to_string()))?;
     let mut bytes = Vec::new();
-    entry
-        .take(MAX_PICKLE_SIZE)
-        .read_to_end(&mut bytes)
-        .map_err(|e| damaged(path, e.to_string()))?;
+    entry.take(MAX_PICKLE_SIZE).read_to_end(&mut bytes).map_err(|e| damaged(path, e.to_string()))?;
     Ok(bytes)
 }
 
 /// The state_dict itself: the root, or the dictionary under one of the usual keys.
-fn open_state_dict(
-    path: &Path,
-    root: PickleValue,
-) -> Result<(PytorchReader, PickleValue), WeightsError> {
+fn open_state_dict(path: &Path, root: PickleValue) -> Result<(PytorchReader, PickleValue), WeightsError> {
     let PickleValue::Dict(mut dict) = root else {
         return Err(WeightsError::NotACheckpoint {
             path: path.to_path_buf(),
             reason: "its pickle holds no dictionary of tensors; save model.state_dict()".into(),
         });
     };
-    let nested = NESTED
-        .into_iter()
-        .find(|key| matches!(dict.get(*key), Some(PickleValue::Dict(_))));
+    let nested = NESTED.into_iter().find(|key| matches!(dict.get(*key), Some(PickleValue::Dict(_))));
     let reader = match nested {
         Some(key) => PytorchReader::with_top_level_key(path, key),
         None => PytorchReader::new(path),
@@ -160,12 +129,7 @@ fn count_tensors(value: &PickleValue) -> usize {
 
 /// Compares what the tensors declare with the length of the file before any of it is allocated.
 fn check_sizes(path: &Path, reader: &PytorchReader) -> Result<(), WeightsError> {
-    let file = std::fs::metadata(path)
-        .map_err(|source| WeightsError::Io {
-            path: path.to_path_buf(),
-            source,
-        })?
-        .len();
+    let file = std::fs::metadata(path).map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })?.len();
     let mut total = 0u64;
     for (name, tensor) in reader.tensors() {
         let bytes = tensor.byte_len() as u64;
@@ -173,35 +137,26 @@ fn check_sizes(path: &Path, reader: &PytorchReader) -> Result<(), WeightsError> 
             let shape = tensor.shape();
             return Err(damaged(
                 path,
-                format!(
-                    "tensor `{name}` of shape {shape:?} takes {bytes} bytes and the file has {file}"
-                ),
+                format!("tensor `{name}` of shape {shape:?} takes {bytes} bytes and the file has {file}"),
             ));
         }
         total = total.saturating_add(bytes);
     }
     if total > file.saturating_mul(MAX_EXPANSION) {
-        return Err(damaged(
-            path,
-            format!("its tensors take {total} bytes and the file has {file}"),
-        ));
+        return Err(damaged(path, format!("its tensors take {total} bytes and the file has {file}")));
     }
     Ok(())
 }
 
 fn damaged(path: &Path, reason: impl Into<String>) -> WeightsError {
-    WeightsError::Damaged {
-        path: PathBuf::from(path),
-        reason: reason.into(),
-    }
+    WeightsError::Damaged { path: PathBuf::from(path), reason: reason.into() }
 }
 
 fn read_error(path: &Path, error: PytorchError) -> WeightsError {
     match error {
-        PytorchError::Io(source) if source.raw_os_error().is_some() => WeightsError::Io {
-            path: path.to_path_buf(),
-            source,
-        },
+        PytorchError::Io(source) if source.raw_os_error().is_some() => {
+            WeightsError::Io { path: path.to_path_buf(), source }
+        }
         other => damaged(path, other.to_string()),
     }
 }
@@ -231,9 +186,7 @@ mod tests {
     use crate::weights::{Format, StoredType, Weights, WeightsError};
 
     fn fixture(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/data/weights")
-            .join(name)
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/weights").join(name)
     }
 
     fn refusal(name: &str) -> WeightsError {
@@ -267,10 +220,7 @@ mod tests {
             assert_eq!(tensor("norm.num_batches_tracked"), (vec![], vec![12345.0]));
             assert_eq!(weights.stored("half"), Some(StoredType::F16));
             assert_eq!(weights.stored("brain"), Some(StoredType::BF16));
-            assert_eq!(
-                weights.stored("norm.num_batches_tracked"),
-                Some(StoredType::I64)
-            );
+            assert_eq!(weights.stored("norm.num_batches_tracked"), Some(StoredType::I64));
         }
     }
 
@@ -322,10 +272,7 @@ mod tests {
         let whole = std::fs::read(fixture("zip.pth")).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         let message = Weights::load(&path).unwrap_err().to_string();
-        assert!(
-            message.contains("if it was cut off or damaged"),
-            "{message}"
-        );
+        assert!(message.contains("if it was cut off or damaged"), "{message}");
     }
 
     #[test]

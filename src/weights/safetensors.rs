@@ -14,19 +14,13 @@ use crate::tensor::Tensor;
 /// Reads a whole `.safetensors` file; the header is checked against the file's length before anything is
 /// converted.
 pub(super) fn load(path: &Path) -> Result<Weights, WeightsError> {
-    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io {
-        path: path.to_path_buf(),
-        source,
-    })?;
+    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })?;
     parse(&bytes, path)
 }
 
 /// The weights in the bytes of a `.safetensors` file; `path` is what errors call it.
 pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Weights, WeightsError> {
-    let damaged = |reason: String| WeightsError::Damaged {
-        path: path.to_path_buf(),
-        reason,
-    };
+    let damaged = |reason: String| WeightsError::Damaged { path: path.to_path_buf(), reason };
     let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(e.to_string()))?;
     let mut weights = Weights::empty(path.to_path_buf(), Format::Safetensors);
     for (name, view) in file.iter() {
@@ -35,13 +29,11 @@ pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Weights, WeightsError> 
             name: name.to_string(),
             dtype: view.dtype().to_string(),
         })?;
-        let data = stored
-            .decode(view.data())
-            .map_err(|value| WeightsError::NotRepresentable {
-                path: path.to_path_buf(),
-                name: name.to_string(),
-                value,
-            })?;
+        let data = stored.decode(view.data()).map_err(|value| WeightsError::NotRepresentable {
+            path: path.to_path_buf(),
+            name: name.to_string(),
+            value,
+        })?;
         if view.shape().iter().product::<usize>() != data.len() {
             return Err(damaged(format!("tensor `{name}` does not fill its shape")));
         }
@@ -97,12 +89,7 @@ pub(super) fn save(weights: &Weights, path: &Path, store: StoreType) -> Result<(
     for (name, entry) in &weights.entries {
         let data = entry.tensor.data();
         let (dtype, bytes) = if entry.stored.is_float() {
-            let bytes = store
-                .encode(data)
-                .map_err(|value| WeightsError::OverflowsF16 {
-                    name: name.clone(),
-                    value,
-                })?;
+            let bytes = store.encode(data).map_err(|value| WeightsError::OverflowsF16 { name: name.clone(), value })?;
             let dtype = match store {
                 StoreType::F32 => Dtype::F32,
                 StoreType::F16 => Dtype::F16,
@@ -116,16 +103,12 @@ pub(super) fn save(weights: &Weights, path: &Path, store: StoreType) -> Result<(
         encoded.push((name.as_str(), Encoded { dtype, dims, bytes }));
     }
     let tag = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let file = ::safetensors::serialize(encoded, Some(tag))
-        .map_err(|e| io_error(path, std::io::Error::other(e)))?;
+    let file = ::safetensors::serialize(encoded, Some(tag)).map_err(|e| io_error(path, std::io::Error::other(e)))?;
     write_whole(path, &file).map_err(|source| io_error(path, source))
 }
 
 fn io_error(path: &Path, source: std::io::Error) -> WeightsError {
-    WeightsError::Io {
-        path: path.to_path_buf(),
-        source,
-    }
+    WeightsError::Io { path: path.to_path_buf(), source }
 }
 
 #[cfg(test)]
@@ -135,10 +118,7 @@ mod tests {
 
     fn sample() -> Weights {
         Weights::from_iter([
-            (
-                "a".to_string(),
-                Tensor::new([2, 2], vec![1.0, -0.1, 3.5, 1e-3]),
-            ),
+            ("a".to_string(), Tensor::new([2, 2], vec![1.0, -0.1, 3.5, 1e-3])),
             ("b".to_string(), Tensor::new([], vec![7.0])),
         ])
     }
@@ -176,14 +156,8 @@ mod tests {
 
         weights.insert("big", Tensor::new([1], vec![1e6]));
         let error = weights.save_safetensors(&path, StoreType::F16).unwrap_err();
-        assert!(
-            matches!(error, WeightsError::OverflowsF16 { name, value } if name == "big" && value == 1e6)
-        );
-        assert_eq!(
-            Weights::load(&path).unwrap().len(),
-            7,
-            "the old file was touched"
-        );
+        assert!(matches!(error, WeightsError::OverflowsF16 { name, value } if name == "big" && value == 1e6));
+        assert_eq!(Weights::load(&path).unwrap().len(), 7, "the old file was touched");
     }
 
     #[test]
@@ -196,15 +170,11 @@ mod tests {
             std::fs::write(&path, &whole[..len]).unwrap();
             assert!(Weights::load(&path).is_err(), "cut at {len}");
         }
-        let header =
-            br#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,16]}}"#;
+        let header = br#"{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,16]}}"#;
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend_from_slice(header);
         bytes.extend_from_slice(&[0; 16]);
         std::fs::write(&path, &bytes).unwrap();
-        assert!(matches!(
-            Weights::load(&path),
-            Err(WeightsError::Damaged { .. })
-        ));
+        assert!(matches!(Weights::load(&path), Err(WeightsError::Damaged { .. })));
     }
 }

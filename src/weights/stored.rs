@@ -4,10 +4,7 @@ use half::{bf16, f16};
 use std::fmt;
 
 // The formats are little-endian and elements are reinterpreted in place.
-const _: () = assert!(
-    cfg!(target_endian = "little"),
-    "medfuse reads checkpoints on little-endian machines only"
-);
+const _: () = assert!(cfg!(target_endian = "little"), "medfuse reads checkpoints on little-endian machines only");
 
 /// The element type that a file stores a tensor in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -64,27 +61,13 @@ impl StoredType {
             Self::F16 => Ok(each(bytes, |b| f16::from_le_bytes(b).to_f32()).collect()),
             Self::BF16 => Ok(each(bytes, |b| bf16::from_le_bytes(b).to_f32()).collect()),
             Self::F64 => each(bytes, f64::from_le_bytes).map(rounded).collect(),
-            Self::I64 => each(bytes, |b| i64::from_le_bytes(b).into())
-                .map(exact)
-                .collect(),
-            Self::I32 => each(bytes, |b| i32::from_le_bytes(b).into())
-                .map(exact)
-                .collect(),
-            Self::I16 => each(bytes, |b| i16::from_le_bytes(b).into())
-                .map(exact)
-                .collect(),
-            Self::I8 => each(bytes, |b| i8::from_le_bytes(b).into())
-                .map(exact)
-                .collect(),
-            Self::U64 => each(bytes, |b| u64::from_le_bytes(b).into())
-                .map(exact)
-                .collect(),
-            Self::U32 => each(bytes, |b| u32::from_le_bytes(b).into())
-                .map(exact)
-                .collect(),
-            Self::U16 => each(bytes, |b| u16::from_le_bytes(b).into())
-                .map(exact)
-                .collect(),
+            Self::I64 => each(bytes, |b| i64::from_le_bytes(b).into()).map(exact).collect(),
+            Self::I32 => each(bytes, |b| i32::from_le_bytes(b).into()).map(exact).collect(),
+            Self::I16 => each(bytes, |b| i16::from_le_bytes(b).into()).map(exact).collect(),
+            Self::I8 => each(bytes, |b| i8::from_le_bytes(b).into()).map(exact).collect(),
+            Self::U64 => each(bytes, |b| u64::from_le_bytes(b).into()).map(exact).collect(),
+            Self::U32 => each(bytes, |b| u32::from_le_bytes(b).into()).map(exact).collect(),
+            Self::U16 => each(bytes, |b| u16::from_le_bytes(b).into()).map(exact).collect(),
             Self::U8 | Self::Bool => Ok(bytes.iter().map(|&b| f32::from(b)).collect()),
         }
     }
@@ -139,29 +122,18 @@ impl StoreType {
     }
 }
 
-fn each<const N: usize, T>(
-    bytes: &[u8],
-    element: impl Fn([u8; N]) -> T,
-) -> impl Iterator<Item = T> {
+fn each<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> impl Iterator<Item = T> {
     bytes.as_chunks::<N>().0.iter().map(move |b| element(*b))
 }
 
 fn exact(value: i128) -> Result<f32, String> {
     let float = value as f32;
-    if float as i128 == value {
-        Ok(float)
-    } else {
-        Err(value.to_string())
-    }
+    if float as i128 == value { Ok(float) } else { Err(value.to_string()) }
 }
 
 fn rounded(value: f64) -> Result<f32, String> {
     let float = value as f32;
-    if float.is_infinite() && value.is_finite() {
-        Err(format!("{value:e}"))
-    } else {
-        Ok(float)
-    }
+    if float.is_infinite() && value.is_finite() { Err(format!("{value:e}")) } else { Ok(float) }
 }
 
 #[cfg(test)]
@@ -174,10 +146,7 @@ mod tests {
         assert_eq!(decode(-16_777_216), Ok(vec![-16_777_216.0]));
         assert_eq!(decode(16_777_217), Err("16777217".into()));
         assert_eq!(decode(i64::MAX), Err(i64::MAX.to_string()));
-        assert_eq!(
-            StoredType::I16.decode(&[0xfe, 0xff, 1, 0]),
-            Ok(vec![-2.0, 1.0])
-        );
+        assert_eq!(StoredType::I16.decode(&[0xfe, 0xff, 1, 0]), Ok(vec![-2.0, 1.0]));
         assert_eq!(StoredType::U8.decode(&[255]), Ok(vec![255.0]));
     }
 
@@ -194,10 +163,7 @@ mod tests {
         // 65519.996 is the largest f32 that rounds to 65504, the largest f16.
         assert_eq!(StoreType::F16.encode(&[65519.996]), Ok(vec![0xff, 0x7b]));
         assert_eq!(StoreType::F16.encode(&[1.0, 65520.0]), Err(65520.0));
-        assert_eq!(
-            StoreType::F16.encode(&[f32::NEG_INFINITY]),
-            Ok(vec![0x00, 0xfc])
-        );
+        assert_eq!(StoreType::F16.encode(&[f32::NEG_INFINITY]), Ok(vec![0x00, 0xfc]));
         assert_eq!(StoredType::F16.decode(&[0xff, 0x7b]), Ok(vec![65504.0]));
         assert_eq!(StoredType::BF16.decode(&[0x80, 0x3f]), Ok(vec![1.0]));
     }

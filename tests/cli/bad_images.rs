@@ -49,37 +49,19 @@ fn a_folder_reports_each_bad_pair_with_its_reason_and_fuses_the_rest() {
     assert_eq!(lab.image("out/phantom_0000.png").width(), 64);
     let json = said.json();
     assert_eq!(json["stopped"], false);
-    assert!(
-        json["device"]
-            .as_str()
-            .is_some_and(|d| d.starts_with("cpu"))
-    );
+    assert!(json["device"].as_str().is_some_and(|d| d.starts_with("cpu")));
     let pairs = json["pairs"].as_array().expect("a list of pairs");
     assert_eq!(pairs.len(), 8);
     for (name, reason) in REASONS {
         let pair = pairs.iter().find(|p| p["name"] == name).expect(name);
         let error = pair["error"].as_str().unwrap_or_default();
         assert!(error.contains(reason), "{name}: {error}");
-        let line = said
-            .stderr
-            .lines()
-            .find(|l| l.starts_with(&format!("{name}: ")));
-        assert!(
-            line.is_some_and(|l| l.contains(reason)),
-            "{name}: {}",
-            said.stderr
-        );
+        let line = said.stderr.lines().find(|l| l.starts_with(&format!("{name}: ")));
+        assert!(line.is_some_and(|l| l.contains(reason)), "{name}: {}", said.stderr);
     }
-    let good = pairs
-        .iter()
-        .find(|p| p["name"] == "phantom_0000")
-        .expect("the good pair");
+    let good = pairs.iter().find(|p| p["name"] == "phantom_0000").expect("the good pair");
     assert!(good["seconds"].as_f64().is_some_and(|s| s > 0.0));
-    assert!(
-        good["out"]
-            .as_str()
-            .is_some_and(|o| o.ends_with("out/phantom_0000.png"))
-    );
+    assert!(good["out"].as_str().is_some_and(|o| o.ends_with("out/phantom_0000.png")));
 }
 
 #[test]
@@ -87,16 +69,12 @@ fn a_single_bad_pair_is_an_error_and_writes_nothing() {
     let lab = bad_folder();
     for (name, reason) in &REASONS[..5] {
         let [mri, ct] = ["MRI", "CT"].map(|folder| format!("{folder}/{name}.png"));
-        lab.fuse_on_cpu(&mri, &ct, "fused.png")
-            .fails_with(&[reason]);
+        lab.fuse_on_cpu(&mri, &ct, "fused.png").fails_with(&[reason]);
     }
     let (mri, gone) = ("MRI/text.png", "CT/gone.png");
-    lab.fuse_on_cpu(mri, gone, "fused.png")
-        .fails_with(&["gone.png", "no such file"]);
-    lab.fuse_on_cpu(mri, "CT", "fused.png")
-        .fails_with(&["two images or two folders"]);
-    lab.fuse_on_cpu(mri, "CT/size.png", "fused.gif")
-        .fails_with(&["fused.gif", ".png"]);
+    lab.fuse_on_cpu(mri, gone, "fused.png").fails_with(&["gone.png", "no such file"]);
+    lab.fuse_on_cpu(mri, "CT", "fused.png").fails_with(&["two images or two folders"]);
+    lab.fuse_on_cpu(mri, "CT/size.png", "fused.gif").fails_with(&["fused.gif", ".png"]);
     assert_eq!(lab.names(""), ["CT", "MRI"]);
 }
 
@@ -104,8 +82,7 @@ fn a_single_bad_pair_is_an_error_and_writes_nothing() {
 fn folders_without_a_common_name_are_refused() {
     let lab = Lab::heads(1, 64, "ct");
     std::fs::rename(lab.path("CT/phantom_0000.png"), lab.path("CT/else.png")).expect("renamed");
-    lab.fuse_on_cpu("MRI", "CT", "out")
-        .fails_with(&["no file name is in both"]);
+    lab.fuse_on_cpu("MRI", "CT", "out").fails_with(&["no file name is in both"]);
     assert!(!lab.path("out").exists());
 }
 
@@ -116,18 +93,14 @@ fn an_output_that_cannot_be_written_is_named() {
     let (mri, ct) = ("MRI/phantom_0000.png", "CT/phantom_0000.png");
     // Permissions do not stop the superuser, a file in the folder's place does.
     for out in ["file", "file/folder"] {
-        lab.fuse_on_cpu("MRI", "CT", out)
-            .fails_with(&["cannot make the output folder", out]);
+        lab.fuse_on_cpu("MRI", "CT", out).fails_with(&["cannot make the output folder", out]);
     }
     for out in ["file/out.png", "no/out.png"] {
-        let said =
-            lab.fuse_on_cpu(mri, ct, out)
-                .fails_with(&["cannot write", out, "there is no folder"]);
+        let said = lab.fuse_on_cpu(mri, ct, out).fails_with(&["cannot write", out, "there is no folder"]);
         assert!(!said.stderr.contains("at path"), "{}", said.stderr);
     }
     std::fs::create_dir(lab.path("taken.png")).expect("a folder");
-    lab.fuse_on_cpu(mri, ct, "taken.png")
-        .fails_with(&["cannot write", "taken.png", "directory"]);
+    lab.fuse_on_cpu(mri, ct, "taken.png").fails_with(&["cannot write", "taken.png", "directory"]);
     assert_eq!(lab.bytes("file"), b"kept");
 }
 
@@ -140,15 +113,7 @@ fn a_folder_that_takes_no_files_is_named() {
     let fails = |out: &str, why: &str| medfuse(&[&fuse[..], &[out]].concat()).fails_with(&[why]);
     fails("/proc/fused.png", "cannot write /proc/fused.png");
     let folders = ["MRI", "CT"].map(|folder| lab.text(folder));
-    let fuse = [
-        "fuse",
-        &folders[0],
-        &folders[1],
-        "--device",
-        "cpu",
-        "-o",
-        "/proc/fused",
-    ];
+    let fuse = ["fuse", &folders[0], &folders[1], "--device", "cpu", "-o", "/proc/fused"];
     medfuse(&fuse).fails_with(&["cannot make the output folder /proc/fused"]);
 }
 
@@ -157,16 +122,13 @@ fn images_over_the_adapters_limits_fail_at_planning() {
     let adapters = medfuse(&["devices", "--json"]).ok().json();
     let adapters = adapters.as_array().expect("a list of adapters");
     let hardware = adapters.iter().find(|a| a["kind"] != "software");
-    let used = hardware.or(adapters.first()).expect(
-        "no GPU adapter: install your GPU's Vulkan driver, or apt-get install mesa-vulkan-drivers",
-    );
+    let used = hardware
+        .or(adapters.first())
+        .expect("no GPU adapter: install your GPU's Vulkan driver, or apt-get install mesa-vulkan-drivers");
     let limit = used["max_storage_binding"].as_u64().expect("bytes");
     // The finest maps of the network that ships have 32 channels.
     let over = |side: &u64| side * side * 32 * 4 > limit;
-    let side = [2048, 8192]
-        .into_iter()
-        .find(over)
-        .expect("WebGPU binds at most 4 GiB") as usize;
+    let side = [2048, 8192].into_iter().find(over).expect("WebGPU binds at most 4 GiB") as usize;
     let lab = Lab::empty();
     for name in ["mri.bmp", "ct.bmp"] {
         lab.save(name, &grey(side, side));
@@ -174,10 +136,6 @@ fn images_over_the_adapters_limits_fail_at_planning() {
     let start = Instant::now();
     let said = lab.fuse("mri.bmp", "ct.bmp", "fused.png", &["--device", "gpu"]);
     said.fails_with(&["layer ", "use smaller images"]);
-    assert!(
-        start.elapsed() < Duration::from_secs(30),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     assert!(!lab.path("fused.png").exists());
 }

@@ -14,11 +14,7 @@ fn lab() -> Lab {
     let lab = Lab::heads(1, 64, "ct");
     std::fs::create_dir(lab.path("weights")).expect("a folder");
     for name in ["unet.safetensors", "head.safetensors", "model.json"] {
-        std::fs::copy(
-            Path::new(SHIPPED).join(name),
-            lab.path("weights").join(name),
-        )
-        .expect(name);
+        std::fs::copy(Path::new(SHIPPED).join(name), lab.path("weights").join(name)).expect(name);
     }
     lab
 }
@@ -38,9 +34,7 @@ fn change(lab: &Lab, name: &str, edit: impl FnOnce(&mut Weights)) {
     let path = lab.path(&format!("weights/{name}.safetensors"));
     let mut weights = Weights::load(&path).expect("the weights that ship");
     edit(&mut weights);
-    weights
-        .save_safetensors(path, StoreType::F32)
-        .expect("written");
+    weights.save_safetensors(path, StoreType::F32).expect("written");
 }
 
 /// Puts a file in the UNet's place.
@@ -68,14 +62,7 @@ fn missing_unexpected_and_misshapen_tensors_are_listed_by_name() {
         weights.insert(bent, long.clone());
         weights.insert(new, long);
     });
-    let said = refused(
-        &lab,
-        &[
-            "unet.safetensors does not fit the model",
-            "1 missing",
-            "1 unexpected",
-        ],
-    );
+    let said = refused(&lab, &["unet.safetensors does not fit the model", "1 missing", "1 unexpected"]);
     for part in [gone, new, &format!("{bent} should be [64] and is [7]")] {
         assert!(said.stderr.contains(part), "no {part} in {}", said.stderr);
     }
@@ -102,14 +89,7 @@ fn a_head_of_another_width_does_not_go_with_the_unet() {
         let tensor = Tensor::new(vec![out, joined, 1, 1], vec![0.0; out * joined]);
         weights.insert("decoder.0.block.0.weight", tensor);
     });
-    refused(
-        &lab,
-        &[
-            "this head does not go with this UNet",
-            "[64, 32, 32, 32, 32]",
-            "[16, 32, 32, 32, 32]",
-        ],
-    );
+    refused(&lab, &["this head does not go with this UNet", "[64, 32, 32, 32, 32]", "[16, 32, 32, 32, 32]"]);
 }
 
 #[test]
@@ -134,23 +114,14 @@ fn a_checkpoint_cut_in_half_is_damaged() {
     let path = lab.path("weights/head.safetensors");
     let whole = std::fs::read(&path).expect("the head");
     std::fs::remove_file(lab.path("weights/unet.pth")).expect("it was there");
-    std::fs::write(
-        lab.path("weights/unet.safetensors"),
-        &whole[..whole.len() / 2],
-    )
-    .expect("written");
+    std::fs::write(lab.path("weights/unet.safetensors"), &whole[..whole.len() / 2]).expect("written");
     refused(&lab, &["unet.safetensors", "download it again"]);
 }
 
 /// A legacy checkpoint whose pickle calls `os.system(command)`.
 fn legacy_that_calls(command: &str) -> Vec<u8> {
     let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.".to_vec();
-    let head = [
-        magic,
-        b"\x80\x02M\xe9\x03.".to_vec(),
-        b"\x80\x02}q\x00.".to_vec(),
-    ]
-    .concat();
+    let head = [magic, b"\x80\x02M\xe9\x03.".to_vec(), b"\x80\x02}q\x00.".to_vec()].concat();
     let call = format!("\x02cposix\nsystem\n(S'{command}'\ntR.");
     [head, b"\x80".to_vec(), call.into_bytes()].concat()
 }
@@ -192,17 +163,12 @@ fn a_model_file_that_makes_no_sense_is_refused() {
         refused(&lab, parts);
     };
     model("{", &["model.json", "line 1"]);
-    model(
-        r#"{"model": "other"}"#,
-        &["model.json", "\"other\", not dm-fnet"],
-    );
+    model(r#"{"model": "other"}"#, &["model.json", "\"other\", not dm-fnet"]);
     model(r#"{"norm_groups": 0}"#, &["model.json", "norm_groups"]);
     model(r#"{"norm_groups": 5}"#, &["group"]);
     model(r#"{"time_steps": []}"#, &["3 steps"]);
     let schedule = |n: &str, end: &str| {
-        format!(
-            r#"{{"schedule": {{"kind": "linear", "n_timestep": {n}, "linear_start": 1e-6, "linear_end": {end}}}}}"#
-        )
+        format!(r#"{{"schedule": {{"kind": "linear", "n_timestep": {n}, "linear_start": 1e-6, "linear_end": {end}}}}}"#)
     };
     for n in ["0", "99999999999"] {
         model(&schedule(n, "1e-2"), &["model.json", "n_timestep", n]);

@@ -8,14 +8,8 @@ fn the_adapters_are_listed_for_people_and_as_json() {
     let text = medfuse(&["devices"]).ok().stdout;
     for (index, adapter) in json.as_array().expect("a list").iter().enumerate() {
         assert_eq!(adapter["index"], index);
-        assert!(
-            adapter["max_storage_binding"].as_u64() >= Some(1 << 27),
-            "{adapter}"
-        );
-        assert!(
-            text.contains(adapter["name"].as_str().expect("a name")),
-            "{text}"
-        );
+        assert!(adapter["max_storage_binding"].as_u64() >= Some(1 << 27), "{adapter}");
+        assert!(text.contains(adapter["name"].as_str().expect("a name")), "{text}");
     }
     assert!(text.contains("cpu: "), "{text}");
     assert!(text.contains("--device auto takes: "), "{text}");
@@ -37,9 +31,7 @@ fn without_a_driver_gpu_fails_and_auto_takes_the_cpu() {
     let lab = Lab::heads(1, 64, "ct");
     let on = |device: &str| {
         let paths = ["MRI", "CT", "out"].map(|name| lab.text(name));
-        let args = [
-            "fuse", &paths[0], &paths[1], "-o", &paths[2], "--device", device,
-        ];
+        let args = ["fuse", &paths[0], &paths[1], "-o", &paths[2], "--device", device];
         let mut command = command(&args);
         let variables = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"];
         ran(command.envs(variables.map(|name| (name, "/nonexistent.json"))))
@@ -55,22 +47,13 @@ fn the_demo_writes_three_pictures_labelled_synthetic() {
     let out = lab.text("demo");
     let said = medfuse(&["demo", "--size", "64", "--device", "cpu", "-o", &out]).ok();
     let names = lab.names("demo");
-    assert_eq!(
-        names,
-        [
-            "synthetic_MRI_CT.png",
-            "synthetic_MRI_PET.png",
-            "synthetic_MRI_SPECT.png"
-        ]
-    );
+    assert_eq!(names, ["synthetic_MRI_CT.png", "synthetic_MRI_PET.png", "synthetic_MRI_SPECT.png"]);
     for name in names {
         assert!(said.stdout.contains(&name), "{}", said.stdout);
         assert!(lab.image(&format!("demo/{name}")).width() >= 3 * 64);
     }
     std::fs::write(lab.path("file"), b"").expect("written");
     let file = lab.text("file");
-    medfuse(&["demo", "--device", "cpu", "-o", &file])
-        .fails_with(&["cannot make the folder", "file"]);
-    medfuse(&["demo", "--size", "8", "--device", "cpu", "-o", &out])
-        .fails_with(&["32 to 4096", "8"]);
+    medfuse(&["demo", "--device", "cpu", "-o", &file]).fails_with(&["cannot make the folder", "file"]);
+    medfuse(&["demo", "--size", "8", "--device", "cpu", "-o", &out]).fails_with(&["32 to 4096", "8"]);
 }

@@ -17,22 +17,13 @@ fn a_pair_gives_the_same_bytes_alone_in_a_folder_and_on_any_number_of_threads() 
     let lab = Lab::heads(2, 64, "ct");
     for (threads, out) in [("1", "one"), ("2", "two")] {
         let paths = ["MRI", "CT", out].map(|name| lab.text(name));
-        let args = [
-            "fuse", &paths[0], &paths[1], "-o", &paths[2], "--device", "cpu",
-        ];
+        let args = ["fuse", &paths[0], &paths[1], "-o", &paths[2], "--device", "cpu"];
         let said = ran(command(&args).env("RAYON_NUM_THREADS", threads)).ok();
-        assert!(
-            said.stderr.contains("2 of 2 pairs fused"),
-            "{}",
-            said.stderr
-        );
+        assert!(said.stderr.contains("2 of 2 pairs fused"), "{}", said.stderr);
     }
     assert_eq!(lab.names("one"), ["phantom_0000.png", "phantom_0001.png"]);
     for name in lab.names("one") {
-        assert_eq!(
-            lab.bytes(&format!("one/{name}")),
-            lab.bytes(&format!("two/{name}"))
-        );
+        assert_eq!(lab.bytes(&format!("one/{name}")), lab.bytes(&format!("two/{name}")));
     }
     let [mri, ct] = ["MRI", "CT"].map(|folder| format!("{folder}/phantom_0001.png"));
     lab.fuse_on_cpu(&mri, &ct, "alone.png").ok();
@@ -48,13 +39,11 @@ fn the_gpu_gives_the_same_bytes_twice_and_the_cpus_picture() {
     let (mri, ct) = ("MRI/phantom_0000.png", "CT/phantom_0000.png");
     let seeds = [("first.png", "7"), ("second.png", "7"), ("other.png", "8")];
     for (out, seed) in seeds {
-        lab.fuse(mri, ct, out, &["--device", "gpu", "--seed", seed])
-            .ok();
+        lab.fuse(mri, ct, out, &["--device", "gpu", "--seed", seed]).ok();
     }
     assert_eq!(lab.bytes("first.png"), lab.bytes("second.png"));
     assert_ne!(lab.bytes("first.png"), lab.bytes("other.png"));
-    lab.fuse(mri, ct, "cpu.png", &["--device", "cpu", "--seed", "7"])
-        .ok();
+    lab.fuse(mri, ct, "cpu.png", &["--device", "cpu", "--seed", "7"]).ok();
     let (gpu, cpu) = (lab.image("first.png"), lab.image("cpu.png"));
     let apart = bytes_of(&gpu).iter().zip(bytes_of(&cpu));
     let worst = apart.map(|(a, b)| a.abs_diff(*b)).max();
@@ -64,13 +53,8 @@ fn the_gpu_gives_the_same_bytes_twice_and_the_cpus_picture() {
 /// The top left `width` x `height` of an 8-bit image.
 fn cropped(image: &Image, width: usize, height: usize) -> Image {
     let count = image.channels().count();
-    let rows = bytes_of(image)
-        .chunks_exact(image.width() * count)
-        .take(height);
-    let pixels = rows
-        .flat_map(|row| &row[..width * count])
-        .copied()
-        .collect();
+    let rows = bytes_of(image).chunks_exact(image.width() * count).take(height);
+    let pixels = rows.flat_map(|row| &row[..width * count]).copied().collect();
     Image::new(width, height, image.channels(), Samples::U8(pixels)).expect("a crop")
 }
 
@@ -82,17 +66,9 @@ fn odd_sizes_keep_their_size_and_colour_keeps_its_chroma() {
         lab.save(&name, &cropped(&lab.image(&name), 65, 91));
     }
     lab.fuse_on_cpu("MRI", "PET", "out").ok();
-    let (pet, fused) = (
-        lab.image("PET/phantom_0000.png"),
-        lab.image("out/phantom_0000.png"),
-    );
-    assert_eq!(
-        (fused.width(), fused.height(), fused.channels()),
-        (65, 91, Channels::Rgb)
-    );
-    let pixels = bytes_of(&pet)
-        .chunks_exact(3)
-        .zip(bytes_of(&fused).chunks_exact(3));
+    let (pet, fused) = (lab.image("PET/phantom_0000.png"), lab.image("out/phantom_0000.png"));
+    assert_eq!((fused.width(), fused.height(), fused.channels()), (65, 91, Channels::Rgb));
+    let pixels = bytes_of(&pet).chunks_exact(3).zip(bytes_of(&fused).chunks_exact(3));
     let (mut compared, mut brighter) = (0, 0);
     for (before, after) in pixels {
         let rgb = |p: &[u8]| ycrcb_from_rgb([p[0], p[1], p[2]]);
@@ -131,10 +107,7 @@ fn sixteen_bits_in_give_sixteen_out_and_the_others_name_tells_the_format() {
     };
     let between = samples.iter().filter(|v| **v % 257 != 0).count();
     assert!(between > samples.len() / 2, "8 bits in a 16-bit file");
-    assert!(
-        lab.bytes("out/c.jpg").starts_with(&[0xff, 0xd8, 0xff]),
-        "not a JPEG"
-    );
+    assert!(lab.bytes("out/c.jpg").starts_with(&[0xff, 0xd8, 0xff]), "not a JPEG");
     assert_eq!(lab.image("out/c.jpg").channels(), Channels::Grey);
 }
 
@@ -149,13 +122,7 @@ fn steps_of_a_wrong_count_or_off_the_schedule_are_refused() {
     assert!(!lab.path("out").exists() || lab.names("out").is_empty());
     let [mri, ct] = ["MRI", "CT"].map(|folder| format!("{folder}/phantom_0000.png"));
     lab.fuse_on_cpu(&mri, &ct, "default.png").ok();
-    lab.fuse(
-        &mri,
-        &ct,
-        "steps.png",
-        &["--device", "cpu", "--steps", "50,100,200"],
-    )
-    .ok();
+    lab.fuse(&mri, &ct, "steps.png", &["--device", "cpu", "--steps", "50,100,200"]).ok();
     assert_ne!(lab.bytes("default.png"), lab.bytes("steps.png"));
 }
 
@@ -163,10 +130,8 @@ fn steps_of_a_wrong_count_or_off_the_schedule_are_refused() {
 fn a_result_never_replaces_its_own_input() {
     let lab = Lab::heads(1, 64, "ct");
     let before = lab.bytes("CT/phantom_0000.png");
-    lab.fuse_on_cpu("MRI", "CT", "CT")
-        .fails_with(&["CT", "input"]);
-    lab.fuse_on_cpu("MRI", "CT", "MRI/../CT")
-        .fails_with(&["input"]);
+    lab.fuse_on_cpu("MRI", "CT", "CT").fails_with(&["CT", "input"]);
+    lab.fuse_on_cpu("MRI", "CT", "MRI/../CT").fails_with(&["input"]);
     let (mri, ct) = ("MRI/phantom_0000.png", "CT/phantom_0000.png");
     lab.fuse_on_cpu(mri, ct, ct).fails_with(&["input"]);
     assert_eq!(lab.bytes(ct), before);

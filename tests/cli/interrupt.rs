@@ -7,9 +7,7 @@ use super::{Lab, command};
 
 /// Sends the signal of Ctrl-C.
 fn interrupt(child: &Child) {
-    let kill = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(kill.expect("kill runs").success());
 }
 
@@ -17,24 +15,13 @@ fn interrupt(child: &Child) {
 fn ctrl_c_leaves_whole_files_and_nothing_else() {
     let lab = Lab::heads(10, 64, "ct");
     let paths = ["MRI", "CT", "out"].map(|name| lab.text(name));
-    let args = [
-        "fuse", &paths[0], &paths[1], "-o", &paths[2], "--device", "cpu", "--json",
-    ];
-    let child = command(&args)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
+    let args = ["fuse", &paths[0], &paths[1], "-o", &paths[2], "--device", "cpu", "--json"];
+    let child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.expect("the command starts");
     let start = Instant::now();
     while !lab.path("out/phantom_0000.png").exists() {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "no first picture"
-        );
-        assert!(
-            child.try_wait().expect("a child").is_none(),
-            "it ended too early"
-        );
+        assert!(start.elapsed() < Duration::from_secs(60), "no first picture");
+        assert!(child.try_wait().expect("a child").is_none(), "it ended too early");
         std::thread::sleep(Duration::from_millis(2));
     }
     interrupt(&child);
@@ -45,16 +32,10 @@ fn ctrl_c_leaves_whole_files_and_nothing_else() {
     let names = lab.names("out");
     assert!((1..10).contains(&names.len()), "{names:?}");
     for name in &names {
-        assert!(
-            name.ends_with(".png") && !name.starts_with('.'),
-            "{name} remains"
-        );
+        assert!(name.ends_with(".png") && !name.starts_with('.'), "{name} remains");
         assert_eq!(lab.image(&format!("out/{name}")).width(), 64);
     }
-    assert!(
-        stderr.contains(&format!("{} of 10 pairs fused", names.len())),
-        "{stderr}"
-    );
+    assert!(stderr.contains(&format!("{} of 10 pairs fused", names.len())), "{stderr}");
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(json["stopped"], true);
     assert_eq!(json["pairs"].as_array().map(Vec::len), Some(names.len()));

@@ -31,21 +31,13 @@ struct Ran {
 
 /// Runs the command. Whatever becomes of it, it may not panic or show people the inside of an error.
 fn ran(command: &mut Command) -> Ran {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().expect("the command starts");
+    let Output { status, stdout, stderr } = command.output().expect("the command starts");
     let text = |bytes| String::from_utf8(bytes).expect("the command prints UTF-8");
     let (stdout, stderr) = (text(stdout), text(stderr));
     for sign in ["panicked", "RUST_BACKTRACE", "Some(", "Err(", " { "] {
         assert!(!stderr.contains(sign), "{sign:?} in: {stderr}");
     }
-    Ran {
-        code: status.code(),
-        stdout,
-        stderr,
-    }
+    Ran { code: status.code(), stdout, stderr }
 }
 
 fn medfuse(args: &[&str]) -> Ran {
@@ -63,11 +55,7 @@ impl Ran {
     fn fails_with(self, parts: &[&str]) -> Self {
         assert_eq!(self.code, Some(1), "{}\n{}", self.stdout, self.stderr);
         for part in parts {
-            assert!(
-                self.stderr.contains(part),
-                "no {part:?} in: {}",
-                self.stderr
-            );
+            assert!(self.stderr.contains(part), "no {part:?} in: {}", self.stderr);
         }
         self
     }
@@ -141,12 +129,7 @@ impl Lab {
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("a folder");
-    let name = |e: std::io::Result<std::fs::DirEntry>| {
-        e.expect("an entry")
-            .file_name()
-            .into_string()
-            .expect("UTF-8")
-    };
+    let name = |e: std::io::Result<std::fs::DirEntry>| e.expect("an entry").file_name().into_string().expect("UTF-8");
     let mut names: Vec<String> = entries.map(name).collect();
     names.sort();
     names

@@ -86,11 +86,7 @@ impl WithSimd for Task<'_> {
 
         for (sums, y) in sums.chunks_exact(padded_width).zip(self.rows.clone()) {
             // SAFETY: each row of each channel is one task's.
-            unsafe {
-                self.run
-                    .out
-                    .write([self.n, self.oc, y * width], &sums[..width])
-            };
+            unsafe { self.run.out.write([self.n, self.oc, y * width], &sums[..width]) };
         }
     }
 }
@@ -118,14 +114,7 @@ impl Task<'_> {
 
     /// Adds one input channel's products to a span of sums.
     #[inline(always)]
-    fn accumulate<S: Simd>(
-        &self,
-        simd: S,
-        rows: &[f32],
-        row_len: usize,
-        taps: &[f32],
-        sums: &mut [f32],
-    ) {
+    fn accumulate<S: Simd>(&self, simd: S, rows: &[f32], row_len: usize, taps: &[f32], sums: &mut [f32]) {
         let spec = self.run.conv.spec;
         let [kh, kw] = spec.kernel;
         let stride = spec.stride[1];
@@ -136,8 +125,7 @@ impl Task<'_> {
         for ky in 0..kh {
             for kx in 0..kw {
                 let shift = kx * spec.dilation[1];
-                let at =
-                    ky * spec.dilation[0] * row_len + shift % stride * phase_len + shift / stride;
+                let at = ky * spec.dilation[0] * row_len + shift % stride * phase_len + shift / stride;
                 let (values, _) = S::as_simd_f32s(&rows[at..][..VECTORS * S::F32_LANES]);
                 let tap = simd.splat_f32s(taps[ky * kw + kx]);
                 for j in 0..VECTORS {

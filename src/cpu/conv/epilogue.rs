@@ -25,9 +25,8 @@ impl Epilogue<'_> {
             assert_eq!(bias.len(), out.c(), "one bias per output channel");
         }
         if let Some(add) = self.channel_add {
-            let fits = (add.shape.n() == 1 || add.shape.n() == out.n())
-                && add.shape.c() == out.c()
-                && add.shape.plane() == 1;
+            let fits =
+                (add.shape.n() == 1 || add.shape.n() == out.n()) && add.shape.c() == out.c() && add.shape.plane() == 1;
             assert!(fits, "channel_add {} does not fit {out}", add.shape);
         }
         if let Some(residual) = self.residual {

@@ -31,11 +31,7 @@ pub(super) fn pack_into(spec: &ConvSpec, shape: Shape, weight: &[f32], packed: &
         for (k, packed) in packed.chunks_exact_mut(OC_BLOCK).enumerate() {
             for (o, packed) in packed.iter_mut().enumerate() {
                 let oc = first + o;
-                *packed = if oc < group_oc {
-                    weight[(group * group_oc + oc) * depth + k]
-                } else {
-                    0.0
-                };
+                *packed = if oc < group_oc { weight[(group * group_oc + oc) * depth + k] } else { 0.0 };
             }
         }
     }
@@ -70,20 +66,18 @@ impl WithSimd for Run<'_> {
         let share = (panels * outer / wanted).clamp(1, most);
         let parts = panels.div_ceil(share);
         let slices = wanted.div_ceil(outer * parts).clamp(1, blocks.div_ceil(4));
-        (0..outer * parts * slices)
-            .into_par_iter()
-            .for_each(|task| {
-                let (slice, rest) = (task % slices, task / slices);
-                let (part, item) = (rest % parts, rest / parts);
-                let first = part * share * panel;
-                simd.vectorize(Task {
-                    run: self,
-                    n: item / groups,
-                    group: item % groups,
-                    pixels: first..shape.plane().min(first + share * panel),
-                    blocks: slice * blocks / slices..(slice + 1) * blocks / slices,
-                });
+        (0..outer * parts * slices).into_par_iter().for_each(|task| {
+            let (slice, rest) = (task % slices, task / slices);
+            let (part, item) = (rest % parts, rest / parts);
+            let first = part * share * panel;
+            simd.vectorize(Task {
+                run: self,
+                n: item / groups,
+                group: item % groups,
+                pixels: first..shape.plane().min(first + share * panel),
+                blocks: slice * blocks / slices..(slice + 1) * blocks / slices,
             });
+        });
     }
 }
 
@@ -101,12 +95,7 @@ impl WithSimd for Task<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Conv {
-            spec,
-            packed,
-            weight_shape,
-            ..
-        } = *self.run.conv;
+        let Conv { spec, packed, weight_shape, .. } = *self.run.conv;
         let lanes = S::F32_LANES;
         let taps = weight_shape.plane();
         let depth = weight_shape.item();
@@ -241,19 +230,12 @@ impl Task<'_> {
         for (i, c) in channels.enumerate() {
             for (j, staged) in staged.chunks_exact_mut(row_len).enumerate() {
                 let (segment, ky) = (&segments[j / kh], j % kh);
-                let from = [
-                    segment.corner[0] + (ky * spec.dilation[0]) as isize,
-                    segment.corner[1],
-                ];
+                let from = [segment.corner[0] + (ky * spec.dilation[0]) as isize, segment.corner[1]];
                 let needed = (segment.len - 1) * stride + (kw - 1) * dilation + 1;
                 if stride == 1 {
-                    self.run
-                        .source
-                        .fill(simd, [self.n, c], from, staged, needed);
+                    self.run.source.fill(simd, [self.n, c], from, staged, needed);
                 } else {
-                    self.run
-                        .source
-                        .fill(simd, [self.n, c], from, &mut row, needed);
+                    self.run.source.fill(simd, [self.n, c], from, &mut row, needed);
                     split_phases(&row, stride, staged);
                 }
             }

@@ -188,23 +188,12 @@ pub fn packed_len(spec: &ConvSpec, input: Shape, weight: Shape) -> usize {
 }
 
 /// Writes the packed form of a weight into `packed`, [`packed_len`] elements.
-pub fn pack_into(
-    spec: &ConvSpec,
-    input: Shape,
-    weight_shape: Shape,
-    weight: &[f32],
-    packed: &mut [f32],
-) {
+pub fn pack_into(spec: &ConvSpec, input: Shape, weight_shape: Shape, weight: &[f32], packed: &mut [f32]) {
     Algorithm::choose(spec, input, weight_shape).pack_into(spec, weight_shape, weight, packed);
 }
 
 /// The packed form of a weight `[oc, ic / groups, kh, kw]` for an input of this shape.
-pub fn pack_weights(
-    spec: &ConvSpec,
-    input: Shape,
-    weight_shape: Shape,
-    weight: &[f32],
-) -> Vec<f32> {
+pub fn pack_weights(spec: &ConvSpec, input: Shape, weight_shape: Shape, weight: &[f32]) -> Vec<f32> {
     let mut packed = vec![0.0; packed_len(spec, input, weight_shape)];
     pack_into(spec, input, weight_shape, weight, &mut packed);
     packed
@@ -215,22 +204,9 @@ pub fn pack_weights(
 ///
 /// # Panics
 /// If the shapes do not fit each other ([`ConvSpec::output_shape`]) or `packed` has another length than [`packed_len`].
-pub fn conv2d(
-    spec: &ConvSpec,
-    x: View,
-    packed: &[f32],
-    weight_shape: Shape,
-    epilogue: &Epilogue,
-    out: ViewMut,
-) {
+pub fn conv2d(spec: &ConvSpec, x: View, packed: &[f32], weight_shape: Shape, epilogue: &Epilogue, out: ViewMut) {
     let algorithm = Algorithm::choose(spec, x.shape, weight_shape);
-    let conv = Conv {
-        spec,
-        x,
-        packed,
-        weight_shape,
-        epilogue,
-    };
+    let conv = Conv { spec, x, packed, weight_shape, epilogue };
     algorithm.run(Arch::new(), &conv, out);
 }
 

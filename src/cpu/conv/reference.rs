@@ -15,9 +15,8 @@ pub fn conv2d_reference(
     weight_shape: Shape,
     epilogue: &Epilogue,
 ) -> Vec<f32> {
-    let shape = spec
-        .output_shape(x.shape, weight_shape)
-        .expect("the input, the weight and the hyperparameters fit each other");
+    let shape =
+        spec.output_shape(x.shape, weight_shape).expect("the input, the weight and the hyperparameters fit each other");
     let [batch, out_channels, height, width] = shape.0;
     let [_, group_in, kh, kw] = weight_shape.0;
     let group_out = out_channels / spec.groups;

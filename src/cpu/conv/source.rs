@@ -16,13 +16,7 @@ pub(super) struct Source<'a> {
 impl<'a> Source<'a> {
     pub(super) fn new(spec: &ConvSpec, x: View<'a>) -> Self {
         let [height, width] = spec.extent(x.shape).map(|size| size as isize);
-        Self {
-            x,
-            height,
-            width,
-            mode: spec.padding_mode,
-            upsample: spec.upsample,
-        }
+        Self { x, height, width, mode: spec.padding_mode, upsample: spec.upsample }
     }
 
     /// The stored pixels from `[row, column]` on when the rectangle of this size needs neither padding nor upsampling
@@ -35,10 +29,8 @@ impl<'a> Source<'a> {
         [rows, columns]: [usize; 2],
         slack: usize,
     ) -> Option<&'a [f32]> {
-        let inside = row >= 0
-            && column >= 0
-            && row + rows as isize <= self.height
-            && column + columns as isize <= self.width;
+        let inside =
+            row >= 0 && column >= 0 && row + rows as isize <= self.height && column + columns as isize <= self.width;
         if self.upsample || !inside {
             return None;
         }
@@ -78,36 +70,18 @@ impl<'a> Source<'a> {
             if self.upsample {
                 enlarge(&plane[row * stored..], first, &mut out[start..end]);
             } else {
-                copy(
-                    simd,
-                    &plane[row * stored + first..],
-                    &mut out[start..],
-                    end - start,
-                );
+                copy(simd, &plane[row * stored + first..], &mut out[start..], end - start);
             }
         }
         if len > end {
             let column = column + end as isize;
-            self.fill_beyond(
-                simd,
-                &plane[row * stored..],
-                column,
-                &mut out[end..],
-                len - end,
-            );
+            self.fill_beyond(simd, &plane[row * stored..], column, &mut out[end..], len - end);
         }
     }
 
     /// Fills `out` with `len` pixels of padding, from `column` on.
     #[inline(always)]
-    fn fill_beyond<S: Simd>(
-        &self,
-        simd: S,
-        pixels: &[f32],
-        column: isize,
-        out: &mut [f32],
-        len: usize,
-    ) {
+    fn fill_beyond<S: Simd>(&self, simd: S, pixels: &[f32], column: isize, out: &mut [f32], len: usize) {
         match self.mode {
             PaddingMode::Zeros => clear(simd, out, len),
             PaddingMode::Reflect => {

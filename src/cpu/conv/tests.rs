@@ -48,20 +48,11 @@ impl Case {
     }
 
     fn view<'a>(data: &'a [f32], shape: Shape) -> View<'a> {
-        View {
-            data,
-            shape,
-            batch_stride: shape.item() + GAP,
-        }
+        View { data, shape, batch_stride: shape.item() + GAP }
     }
 
     fn epilogue(&self, parts: u8, activation: Activation) -> Epilogue<'_> {
-        let one = Shape::new(
-            if parts & 8 == 0 { 1 } else { self.out.n() },
-            self.out.c(),
-            1,
-            1,
-        );
+        let one = Shape::new(if parts & 8 == 0 { 1 } else { self.out.n() }, self.out.c(), 1, 1);
         Epilogue {
             bias: (parts & 1 != 0).then_some(&self.bias),
             channel_add: (parts & 2 != 0).then(|| View::contiguous(&self.per_channel, one)),
@@ -87,18 +78,12 @@ impl Case {
         };
         let stride = self.out.item() + GAP;
         let mut data = vec![7.0; self.out.n() * stride];
-        let out = ViewMut {
-            data: &mut data,
-            shape: self.out,
-            batch_stride: stride,
-        };
+        let out = ViewMut { data: &mut data, shape: self.out, batch_stride: stride };
         algorithm.run(arch, &conv, out);
         for gap in data.chunks(stride).map(|item| &item[self.out.item()..]) {
             assert!(gap.iter().all(|&x| x == 7.0), "wrote outside the view");
         }
-        data.chunks(stride)
-            .flat_map(|item| item[..self.out.item()].to_vec())
-            .collect()
+        data.chunks(stride).flat_map(|item| item[..self.out.item()].to_vec()).collect()
     }
 }
 
@@ -109,12 +94,7 @@ fn check(case: &Case, epilogue: &Epilogue) {
     for algorithm in ALGORITHMS.into_iter().filter(|a| a.supports(&case.spec)) {
         for arch in arches() {
             let error = relative_l2(&case.run(algorithm, arch, epilogue), &want);
-            assert!(
-                error < 5e-6,
-                "{algorithm:?} on {arch:?}: {error:e} for {:?} of {}",
-                case.spec,
-                case.input
-            );
+            assert!(error < 5e-6, "{algorithm:?} on {arch:?}: {error:e} for {:?} of {}", case.spec, case.input);
         }
     }
 }
@@ -125,32 +105,26 @@ fn spec_strategy() -> impl Strategy<Value = ConvSpec> {
         (0usize..4, 0usize..4, 1usize..3, 1usize..4),
         (1usize..4, any::<bool>(), any::<bool>(), any::<bool>()),
     )
-        .prop_map(
-            |((kh, kw, sh, sw), (ph, pw, dh, dw), (groups, reflect, upsample, plain))| {
-                let spec = ConvSpec {
-                    kernel: [kh, kw],
-                    stride: [sh, sw],
-                    padding: [ph, pw],
-                    dilation: [dh, dw],
-                    groups,
-                    padding_mode: if reflect {
-                        PaddingMode::Reflect
-                    } else {
-                        PaddingMode::Zeros
-                    },
-                    upsample,
-                };
-                // Half of all cases are ones that Winograd can do too.
-                let plain = ConvSpec {
-                    kernel: [3; 2],
-                    stride: [1; 2],
-                    dilation: [1; 2],
-                    groups: if plain { 1 } else { groups },
-                    ..spec
-                };
-                if plain.groups == 1 { plain } else { spec }
-            },
-        )
+        .prop_map(|((kh, kw, sh, sw), (ph, pw, dh, dw), (groups, reflect, upsample, plain))| {
+            let spec = ConvSpec {
+                kernel: [kh, kw],
+                stride: [sh, sw],
+                padding: [ph, pw],
+                dilation: [dh, dw],
+                groups,
+                padding_mode: if reflect { PaddingMode::Reflect } else { PaddingMode::Zeros },
+                upsample,
+            };
+            // Half of all cases are ones that Winograd can do too.
+            let plain = ConvSpec {
+                kernel: [3; 2],
+                stride: [1; 2],
+                dilation: [1; 2],
+                groups: if plain { 1 } else { groups },
+                ..spec
+            };
+            if plain.groups == 1 { plain } else { spec }
+        })
 }
 
 proptest! {
@@ -193,46 +167,15 @@ fn every_epilogue() {
 
 #[test]
 fn large_kernels_and_strides() {
-    let reflect = ConvSpec {
-        padding_mode: PaddingMode::Reflect,
-        ..ConvSpec::same(7)
-    };
+    let reflect = ConvSpec { padding_mode: PaddingMode::Reflect, ..ConvSpec::same(7) };
     let cases = [
         (reflect, Shape::new(2, 2, 4, 5), 1),
         (reflect, Shape::new(1, 3, 17, 70), 9),
         (ConvSpec::same(15), Shape::new(1, 5, 33, 50), 12),
-        (
-            ConvSpec {
-                groups: 6,
-                ..ConvSpec::same(11)
-            },
-            Shape::new(2, 6, 19, 70),
-            6,
-        ),
-        (
-            ConvSpec {
-                stride: [2; 2],
-                ..ConvSpec::same(3)
-            },
-            Shape::new(2, 17, 34, 66),
-            24,
-        ),
-        (
-            ConvSpec {
-                upsample: true,
-                ..ConvSpec::same(3)
-            },
-            Shape::new(1, 17, 16, 33),
-            24,
-        ),
-        (
-            ConvSpec {
-                groups: 2,
-                ..ConvSpec::same(1)
-            },
-            Shape::new(3, 34, 7, 9),
-            50,
-        ),
+        (ConvSpec { groups: 6, ..ConvSpec::same(11) }, Shape::new(2, 6, 19, 70), 6),
+        (ConvSpec { stride: [2; 2], ..ConvSpec::same(3) }, Shape::new(2, 17, 34, 66), 24),
+        (ConvSpec { upsample: true, ..ConvSpec::same(3) }, Shape::new(1, 17, 16, 33), 24),
+        (ConvSpec { groups: 2, ..ConvSpec::same(1) }, Shape::new(3, 34, 7, 9), 50),
     ];
     for (spec, input, oc) in cases {
         let case = Case::new(spec, input, oc).unwrap();
@@ -270,18 +213,12 @@ fn threads_change_no_bit() {
                 continue;
             }
             let with = |threads: usize| {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .unwrap();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| case.run(algorithm, Arch::new(), &epilogue))
             };
             let one = with(1);
             for threads in [2, 3, 8] {
-                let same = one
-                    .iter()
-                    .zip(with(threads))
-                    .all(|(a, b)| a.to_bits() == b.to_bits());
+                let same = one.iter().zip(with(threads)).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "{algorithm:?} differs with {threads} threads");
             }
         }
@@ -291,37 +228,14 @@ fn threads_change_no_bit() {
 #[test]
 fn the_chosen_algorithm_is_used_throughout() {
     let cases = [
-        (
-            ConvSpec::same(3),
-            Shape::new(1, 16, 64, 64),
-            16,
-            Algorithm::Winograd,
-        ),
-        (
-            ConvSpec::same(3),
-            Shape::new(1, 16, 4, 4),
-            16,
-            Algorithm::Gemm,
-        ),
-        (
-            ConvSpec::same(1),
-            Shape::new(1, 16, 64, 64),
-            16,
-            Algorithm::Gemm,
-        ),
-        (
-            ConvSpec::same(3),
-            Shape::new(1, 16, 64, 64),
-            1,
-            Algorithm::Direct,
-        ),
+        (ConvSpec::same(3), Shape::new(1, 16, 64, 64), 16, Algorithm::Winograd),
+        (ConvSpec::same(3), Shape::new(1, 16, 4, 4), 16, Algorithm::Gemm),
+        (ConvSpec::same(1), Shape::new(1, 16, 64, 64), 16, Algorithm::Gemm),
+        (ConvSpec::same(3), Shape::new(1, 16, 64, 64), 1, Algorithm::Direct),
     ];
     for (spec, input, oc, algorithm) in cases {
         let case = Case::new(spec, input, oc).unwrap();
-        assert_eq!(
-            Algorithm::choose(&spec, input, case.weight_shape),
-            algorithm
-        );
+        assert_eq!(Algorithm::choose(&spec, input, case.weight_shape), algorithm);
         let packed = pack_weights(&spec, input, case.weight_shape, &case.weight);
         assert_eq!(packed.len(), packed_len(&spec, input, case.weight_shape));
         let mut out = vec![0.0; case.out.numel()];
@@ -336,17 +250,11 @@ fn the_chosen_algorithm_is_used_throughout() {
 
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
-    let spec = ConvSpec {
-        padding_mode: PaddingMode::Reflect,
-        ..ConvSpec::same(7)
-    };
+    let spec = ConvSpec { padding_mode: PaddingMode::Reflect, ..ConvSpec::same(7) };
     let weight = Shape::new(1, 2, 7, 7);
     assert_eq!(spec.output_shape(Shape::new(1, 2, 3, 9), weight), None);
     assert_eq!(spec.output_shape(Shape::new(1, 3, 9, 9), weight), None);
-    let narrow = ConvSpec {
-        padding: [0; 2],
-        ..ConvSpec::same(7)
-    };
+    let narrow = ConvSpec { padding: [0; 2], ..ConvSpec::same(7) };
     assert_eq!(narrow.output_shape(Shape::new(1, 2, 6, 9), weight), None);
     let out = narrow.output_shape(Shape::new(1, 2, 7, 9), weight);
     assert_eq!(out, Some(Shape::new(1, 1, 1, 3)));

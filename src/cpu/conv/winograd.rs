@@ -197,13 +197,7 @@ impl WithSimd for Run<'_> {
 
     fn with_simd<S: Simd>(self, simd: S) {
         let tiling = Tiling::new(self.out.shape, self.conv.weight_shape.c(), S::F32_LANES);
-        let job = Job {
-            simd,
-            run: self,
-            tiling,
-            ic: self.conv.weight_shape.c(),
-            oc: self.conv.weight_shape.n(),
-        };
+        let job = Job { simd, run: self, tiling, ic: self.conv.weight_shape.c(), oc: self.conv.weight_shape.n() };
         if job.tiling.panels() >= 4 * rayon::current_num_threads() {
             job.by_panels();
         } else {
@@ -242,9 +236,8 @@ impl<S: Simd> Job<'_, S> {
     fn by_channels(&self) {
         // Smaller pieces give more threads work.
         let piece = IC_CHUNK.min(self.ic.div_ceil(rayon::current_num_threads()));
-        let widths: Vec<usize> = (0..self.tiling.panels())
-            .map(|panel| self.tiling.panel(panel).len() * S::F32_LANES)
-            .collect();
+        let widths: Vec<usize> =
+            (0..self.tiling.panels()).map(|panel| self.tiling.panel(panel).len() * S::F32_LANES).collect();
         let total: usize = widths.iter().sum();
         let mut v = Scratch::take(POINTS * self.ic * total);
         let v = &mut *v;
@@ -258,9 +251,7 @@ impl<S: Simd> Job<'_, S> {
                 rest = after;
             }
         }
-        pieces
-            .into_par_iter()
-            .for_each(|(panel, channels, v)| self.transform(panel, channels, v));
+        pieces.into_par_iter().for_each(|(panel, channels, v)| self.transform(panel, channels, v));
         let v = &*v;
         let chunks = self.oc.div_ceil(OC_CHUNK);
         (0..chunks).into_par_iter().for_each(|chunk| {
@@ -358,13 +349,7 @@ impl WithSimd for Transform<'_> {
         for (corner, group) in corners.iter_mut().zip(self.groups.clone()) {
             let [n, row, column] = self.tiling.corner(group);
             let place = [row, column].map(|x| x as isize);
-            *corner = (
-                n,
-                [
-                    place[0] - self.padding[0] as isize,
-                    place[1] - self.padding[1] as isize,
-                ],
-            );
+            *corner = (n, [place[0] - self.padding[0] as isize, place[1] - self.padding[1] as isize]);
         }
         // All groups of a channel before the next: they are neighbours in memory.
         for (i, c) in self.channels.clone().enumerate() {
@@ -471,11 +456,8 @@ impl WithSimd for TransformBack<'_> {
                 let [n, y, x] = self.tiling.corner(group);
                 let height = (down * TILE).min(shape.h() - y);
                 // Rows as wide as the image are one run of pixels.
-                let (runs, len) = if shape.w() == stride {
-                    (1, height * stride)
-                } else {
-                    (height, stride.min(shape.w() - x))
-                };
+                let (runs, len) =
+                    if shape.w() == stride { (1, height * stride) } else { (height, stride.min(shape.w() - x)) };
                 for run in 0..runs {
                     let pixel = (y + run) * shape.w() + x;
                     // SAFETY: each group and each chunk of channels is one task's.

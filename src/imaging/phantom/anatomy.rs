@@ -49,10 +49,7 @@ impl Head {
             noise: Noise(rng.next_u64()),
             tilt: (uniform(&mut rng) - 0.5) * 0.12,
             ventricles: 0.8 + 0.5 * uniform(&mut rng),
-            lesion: [
-                side * (0.30 + 0.10 * uniform(&mut rng)),
-                0.16 + 0.22 * uniform(&mut rng),
-            ],
+            lesion: [side * (0.30 + 0.10 * uniform(&mut rng)), 0.16 + 0.22 * uniform(&mut rng)],
             lesion_radius: 0.075 + 0.04 * uniform(&mut rng),
         }
     }
@@ -60,10 +57,7 @@ impl Head {
     /// The tissue at a point.
     pub(super) fn tissue(&self, point: Point) -> Tissue {
         let (sin, cos) = self.tilt.sin_cos();
-        let [x, y] = [
-            cos * point[0] - sin * point[1],
-            sin * point[0] + cos * point[1],
-        ];
+        let [x, y] = [cos * point[0] - sin * point[1], sin * point[0] + cos * point[1]];
         let side = self.noise.at([3.0 * y, 70.5 + x.signum()]);
         let around = unit([x, y]);
         let from_skin = self.depth([x, y], around);
@@ -71,21 +65,12 @@ impl Head {
         let layers = [
             (0.0, Tissue::Air),
             (0.014, Tissue::Skin),
-            (
-                0.028 + 0.018 * self.wobble(around, 2.0, 11.0).abs(),
-                Tissue::Fat,
-            ),
+            (0.028 + 0.018 * self.wobble(around, 2.0, 11.0).abs(), Tissue::Fat),
             (0.045 * temple, Tissue::Muscle),
             (0.022, Tissue::Bone),
-            (
-                0.026 * (1.0 - 0.9 * temple) * (1.0 + 0.5 * self.wobble(around, 5.0, 23.0)),
-                Tissue::Marrow,
-            ),
+            (0.026 * (1.0 - 0.9 * temple) * (1.0 + 0.5 * self.wobble(around, 5.0, 23.0)), Tissue::Marrow),
             (0.022, Tissue::Bone),
-            (
-                0.016 + 0.016 * self.wobble(around, 6.0, 37.0).abs(),
-                Tissue::Csf,
-            ),
+            (0.016 + 0.016 * self.wobble(around, 6.0, 37.0).abs(), Tissue::Csf),
         ];
         let mut bottom = 0.0;
         for (thickness, tissue) in layers {
@@ -106,8 +91,7 @@ impl Head {
 
     /// Noise that depends on the direction from the centre only.
     fn wobble(&self, around: Point, frequency: f64, offset: f64) -> f64 {
-        self.noise
-            .at([around[0] * frequency + offset, around[1] * frequency])
+        self.noise.at([around[0] * frequency + offset, around[1] * frequency])
     }
 
     /// The tissue inside the brain, `depth` below its hull.
@@ -119,15 +103,10 @@ impl Head {
         let [lx, ly] = self.lesion;
         let from_lesion = (x - lx).hypot(y - ly) + 0.05 * self.noise.at([8.0 * x, 8.0 * y + 41.0]);
         if from_lesion < self.lesion_radius {
-            return if from_lesion < 0.55 * self.lesion_radius {
-                Tissue::Oedema
-            } else {
-                Tissue::Lesion
-            };
+            return if from_lesion < 0.55 * self.lesion_radius { Tissue::Oedema } else { Tissue::Lesion };
         }
         let fold = self.to_fold([x, y], around, depth).min(depth + FOLD);
-        let swollen = from_lesion
-            < 2.0 * self.lesion_radius + 0.05 * self.noise.at([5.0 * x + 53.0, 5.0 * y]);
+        let swollen = from_lesion < 2.0 * self.lesion_radius + 0.05 * self.noise.at([5.0 * x + 53.0, 5.0 * y]);
         match fold {
             f if f < FOLD => Tissue::Csf,
             f if f < FOLD + CORTEX => Tissue::Grey,
@@ -167,8 +146,7 @@ impl Head {
         let fissure = x.abs() + (0.40 - y.abs() + 0.06 * y.signum()).max(0.0);
         let bend = |offset: f64| 0.07 * self.noise.at([5.0 * x + offset, 5.0 * y]);
         let m = [x.abs() + bend(7.0), y + bend(29.0)];
-        let sylvian = (to_line(m, [0.44, -0.03], [0.75, -0.12]).0)
-            .min(to_line(m, [0.45, -0.17], [0.44, 0.08]).0);
+        let sylvian = (to_line(m, [0.44, -0.03], [0.75, -0.12]).0).min(to_line(m, [0.45, -0.17], [0.44, 0.08]).0);
         let sulcus_depth = 0.17 + 0.14 * self.wobble(around, 7.0, 61.0);
         let sulcus = self.to_sulcus([x, y]) + (depth - sulcus_depth).max(0.0);
         fissure.min(sylvian).min(sulcus)
@@ -190,8 +168,7 @@ impl Head {
         let radius = x.hypot(y);
         let [ux, uy] = unit([x, y]);
         let stretched = 5.4 + 2.6 * radius;
-        self.noise
-            .at([ux * stretched + 113.0 * x.signum(), uy * stretched])
+        self.noise.at([ux * stretched + 113.0 * x.signum(), uy * stretched])
     }
 }
 
@@ -246,9 +223,8 @@ impl Noise {
 
     /// A unit vector for a lattice point: splitmix64 of its coordinates picks one of 16 directions.
     fn gradient(&self, i: i64, j: i64) -> Point {
-        let mut h = self.0
-            ^ (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            ^ (j as u64).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+        let mut h =
+            self.0 ^ (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (j as u64).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
         h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let (sin, cos) = ((h >> 60) as f64 * std::f64::consts::TAU / 16.0).sin_cos();

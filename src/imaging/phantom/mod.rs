@@ -54,21 +54,13 @@ impl fmt::Display for Modality {
 ///
 /// # Errors
 /// [`ImagingError::PhantomSize`] outside [`MIN_SIZE`] to [`MAX_SIZE`].
-pub fn head_pair(
-    size: usize,
-    seed: u64,
-    modality: Modality,
-) -> Result<(Image, Image), ImagingError> {
+pub fn head_pair(size: usize, seed: u64, modality: Modality) -> Result<(Image, Image), ImagingError> {
     if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
         return Err(ImagingError::PhantomSize { size });
     }
     let head = Head::new(seed);
     let weighting = if seed.is_multiple_of(2) { t1 } else { t2 };
-    let emission = if modality == Modality::Ct {
-        attenuation
-    } else {
-        uptake
-    };
+    let emission = if modality == Modality::Ct { attenuation } else { uptake };
     let [mri, other] = render(&head, size, [weighting, emission]);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(1);
@@ -189,47 +181,31 @@ fn receive(plane: Vec<f64>, size: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
 fn scan(plane: Vec<f64>, size: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let grain = blur((0..size * size).map(|_| normal(rng)).collect(), size, 0.9);
     let sharp = blur(plane, size, size as f64 / 512.0);
-    sharp
-        .iter()
-        .zip(grain)
-        .map(|(v, g)| v + 0.03 * g * v.min(0.4))
-        .collect()
+    sharp.iter().zip(grain).map(|(v, g)| v + 0.03 * g * v.min(0.4)).collect()
 }
 
 /// Emission tomography: the activity blurred by `resolution` (standard deviation, in image sides), with blotchy count noise.
 fn emit(plane: Vec<f64>, size: usize, resolution: f64, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let sigma = resolution * size as f64;
-    let blotches = blur(
-        (0..size * size).map(|_| normal(rng)).collect(),
-        size,
-        sigma * 0.8,
-    );
+    let blotches = blur((0..size * size).map(|_| normal(rng)).collect(), size, sigma * 0.8);
     // Blurring white noise of unit variance leaves 1 / (4 pi sigma^2) of it.
     let gain = 0.06 * (4.0 * std::f64::consts::PI).sqrt() * sigma * 0.8;
     let activity = blur(plane, size, sigma);
-    activity
-        .iter()
-        .zip(blotches)
-        .map(|(a, b)| a + gain * b * a.max(0.0).sqrt())
-        .collect()
+    activity.iter().zip(blotches).map(|(a, b)| a + gain * b * a.max(0.0).sqrt()).collect()
 }
 
 /// Gaussian blur of a square plane, `sigma` in pixels, black outside.
 fn blur(plane: Vec<f64>, size: usize, sigma: f64) -> Vec<f64> {
     let reach = (3.0 * sigma).ceil() as isize;
-    let weights: Vec<f64> = (-reach..=reach)
-        .map(|d| (-0.5 * (d as f64 / sigma).powi(2)).exp())
-        .collect();
+    let weights: Vec<f64> = (-reach..=reach).map(|d| (-0.5 * (d as f64 / sigma).powi(2)).exp()).collect();
     let total: f64 = weights.iter().sum();
     let along = |plane: &[f64], step: usize, across: usize| -> Vec<f64> {
         let mut out = vec![0.0; plane.len()];
         for (line, at) in (0..size).flat_map(|l| (0..size).map(move |a| (l, a))) {
             let from = (at as isize - reach).max(0);
             let to = (at as isize + reach).min(size as isize - 1);
-            let weighted = (from..=to).map(|k| {
-                plane[line * across + k as usize * step]
-                    * weights[(k - at as isize + reach) as usize]
-            });
+            let weighted = (from..=to)
+                .map(|k| plane[line * across + k as usize * step] * weights[(k - at as isize + reach) as usize]);
             out[line * across + at * step] = weighted.sum::<f64>() / total;
         }
         out
@@ -249,12 +225,7 @@ fn quantise(v: f64) -> u8 {
 }
 
 fn grey_image(size: usize, plane: &[f64]) -> Result<Image, ImagingError> {
-    Image::new(
-        size,
-        size,
-        Channels::Grey,
-        Samples::U8(plane.iter().map(|&v| quantise(v)).collect()),
-    )
+    Image::new(size, size, Channels::Grey, Samples::U8(plane.iter().map(|&v| quantise(v)).collect()))
 }
 
 /// Colours at equal steps from no activity to that of the hottest tissue.
@@ -291,12 +262,7 @@ fn colour_image(size: usize, plane: &[f64], map: &ColourMap) -> Result<Image, Im
         let share = at - low as f64;
         [0, 1, 2].map(|c| quantise(map[low][c] + (map[low + 1][c] - map[low][c]) * share))
     };
-    Image::new(
-        size,
-        size,
-        Channels::Rgb,
-        Samples::U8(plane.iter().flat_map(colour).collect()),
-    )
+    Image::new(size, size, Channels::Rgb, Samples::U8(plane.iter().flat_map(colour).collect()))
 }
 
 #[cfg(test)]
@@ -326,23 +292,12 @@ mod tests {
             picture.iter().filter(|v| range.contains(v)).count() as f64 / picture.len() as f64
         };
         // Bone is white in CT and dark in MRI; the brain is a narrow band of dark grey in CT.
-        let bone: Vec<u8> = ct
-            .iter()
-            .zip(mri)
-            .filter(|(c, _)| **c == 255)
-            .map(|(_, m)| *m)
-            .collect();
-        assert!(
-            (0.05..0.15).contains(&(bone.len() as f64 / ct.len() as f64)),
-            "{}",
-            bone.len()
-        );
+        let bone: Vec<u8> = ct.iter().zip(mri).filter(|(c, _)| **c == 255).map(|(_, m)| *m).collect();
+        assert!((0.05..0.15).contains(&(bone.len() as f64 / ct.len() as f64)), "{}", bone.len());
         assert!(share(ct, 60..=100) > 0.25, "{}", share(ct, 60..=100));
         assert!(bone.iter().map(|&m| f64::from(m)).sum::<f64>() / (bone.len() as f64) < 110.0);
         // Air in the corners, not quite black in the MRI for its noise.
-        assert!(
-            ct[0] == 0 && mri[..128].iter().all(|&v| v < 30) && mri[..128].iter().any(|&v| v > 0)
-        );
+        assert!(ct[0] == 0 && mri[..128].iter().all(|&v| v < 30) && mri[..128].iter().any(|&v| v > 0));
     }
 
     #[test]
@@ -353,21 +308,14 @@ mod tests {
             let luma = other.to_grey();
             assert!(samples(&luma)[..96].iter().all(|&v| v < 4), "{modality}");
             let centre: Vec<u8> = samples(&luma).iter().copied().filter(|&v| v > 60).collect();
-            assert!(
-                (0.1..0.45).contains(&(centre.len() as f64 / (96.0 * 96.0))),
-                "{modality}: {}",
-                centre.len()
-            );
+            assert!((0.1..0.45).contains(&(centre.len() as f64 / (96.0 * 96.0))), "{modality}: {}", centre.len());
         }
     }
 
     #[test]
     fn sizes_out_of_range_are_refused() {
         for size in [0, MIN_SIZE - 1, MAX_SIZE + 1] {
-            assert!(matches!(
-                head_pair(size, 0, Modality::Ct),
-                Err(ImagingError::PhantomSize { .. })
-            ));
+            assert!(matches!(head_pair(size, 0, Modality::Ct), Err(ImagingError::PhantomSize { .. })));
         }
         assert!(head_pair(33, 0, Modality::Spect).is_ok());
     }

@@ -14,14 +14,7 @@ pub fn specialize(conv: Conv2d, inputs: &[Shape]) -> Specialized {
     let (input, weight) = (inputs[0], inputs[1]);
     Specialized {
         op: Arc::new(Packed { conv, weight }),
-        prepared: vec![(
-            1,
-            Arc::new(Pack {
-                spec: conv.spec,
-                input,
-                weight,
-            }),
-        )],
+        prepared: vec![(1, Arc::new(Pack { spec: conv.spec, input, weight }))],
     }
 }
 
@@ -61,18 +54,9 @@ impl Op for Pack {
 
     fn cpu(&self, inputs: &[View], out: ViewMut) {
         // A weight may be a slice of a larger one, so its output channels need not be contiguous.
-        let weight: Vec<f32> = (0..self.weight.n())
-            .flat_map(|n| inputs[0].item(n))
-            .copied()
-            .collect();
+        let weight: Vec<f32> = (0..self.weight.n()).flat_map(|n| inputs[0].item(n)).copied().collect();
         let len = out.shape.numel();
-        pack_into(
-            &self.spec,
-            self.input,
-            self.weight,
-            &weight,
-            &mut out.data[..len],
-        );
+        pack_into(&self.spec, self.input, self.weight, &weight, &mut out.data[..len]);
     }
 
     fn gpu(&self, _traits: &GpuTraits, _inputs: &[Slot], _output: Slot) -> Vec<Dispatch> {

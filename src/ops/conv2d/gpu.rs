@@ -95,33 +95,17 @@ pub fn specialize(conv: Conv2d, traits: &GpuTraits, inputs: &[Shape]) -> Special
 }
 
 fn with_method(conv: Conv2d, method: Method, weight: Shape) -> Specialized {
-    let pack = Pack {
-        method,
-        spec: conv.spec,
-        weight,
-    };
+    let pack = Pack { method, spec: conv.spec, weight };
     let prepared: Vec<(usize, Arc<dyn Op>)> = match method {
         Method::Depthwise => Vec::new(),
         _ => vec![(1, Arc::new(pack))],
     };
-    Specialized {
-        op: Arc::new(GpuConv2d {
-            conv,
-            method,
-            weight,
-        }),
-        prepared,
-    }
+    Specialized { op: Arc::new(GpuConv2d { conv, method, weight }), prepared }
 }
 
 /// The launches of a convolution whose weight has not been packed.
 pub fn unpacked(conv: &Conv2d, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-    let call = Call {
-        conv,
-        weight: inputs[1].shape,
-        of: conv.operands(inputs),
-        output,
-    };
+    let call = Call { conv, weight: inputs[1].shape, of: conv.operands(inputs), output };
     direct::dispatches(&call, Method::Depthwise)
 }
 
@@ -181,12 +165,7 @@ impl Op for Pack {
             _ => (4, products),
         };
         let elements = output.shape.numel();
-        let params = params
-            .u(group_out)
-            .u(group_out.div_ceil(rows))
-            .u(products)
-            .u(depth)
-            .u(elements);
+        let params = params.u(group_out).u(group_out.div_ceil(rows)).u(products).u(depth).u(elements);
         let kernel = Kernel::new("conv2d_weight").constant("ROWS", rows as f64);
         let workgroups = elements.div_ceil(64).min(65_535);
         vec![Dispatch::new(kernel, params, binds, [workgroups, 1, 1])]
@@ -234,12 +213,7 @@ impl Op for GpuConv2d {
     }
 
     fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let call = Call {
-            conv: &self.conv,
-            weight: self.weight,
-            of: self.conv.operands(inputs),
-            output,
-        };
+        let call = Call { conv: &self.conv, weight: self.weight, of: self.conv.operands(inputs), output };
         match Product::new(self.method, &self.conv.spec, self.weight, output.shape) {
             Some(product) => product.dispatches(&call, traits),
             None => direct::dispatches(&call, self.method),
@@ -272,14 +246,9 @@ impl Call<'_> {
     fn params(&self, extent: [usize; 2], launch: Launch) -> Params {
         let spec = &self.conv.spec;
         let (of, out) = (&self.of, self.output.shape);
-        let add = of.channel_add.map(|(_, slot)| Slot {
-            batch_stride: if slot.shape.n() == 1 {
-                0
-            } else {
-                slot.batch_stride
-            },
-            ..slot
-        });
+        let add = of
+            .channel_add
+            .map(|(_, slot)| Slot { batch_stride: if slot.shape.n() == 1 { 0 } else { slot.batch_stride }, ..slot });
         Params::new()
             .slot(&of.x)
             .u(extent[0])
@@ -335,12 +304,7 @@ impl Call<'_> {
     fn epilogue_binds(&self) -> [Bind; 4] {
         let bind = |slot: Option<(usize, Slot)>| slot.map_or(Bind::Absent, |(i, _)| Bind::Input(i));
         let of = &self.of;
-        [
-            bind(of.bias),
-            bind(of.channel_add),
-            bind(of.residual),
-            Bind::Output,
-        ]
+        [bind(of.bias), bind(of.channel_add), bind(of.residual), Bind::Output]
     }
 }
 

@@ -53,21 +53,12 @@ pub(crate) struct Operands<T> {
 impl Conv2d {
     /// A convolution and nothing else.
     pub fn new(spec: ConvSpec) -> Self {
-        Self {
-            spec,
-            bias: false,
-            channel_add: false,
-            residual: false,
-            activation: Activation::None,
-        }
+        Self { spec, bias: false, channel_add: false, residual: false, activation: Activation::None }
     }
 
     /// A convolution with a bias.
     pub fn with_bias(spec: ConvSpec) -> Self {
-        Self {
-            bias: true,
-            ..Self::new(spec)
-        }
+        Self { bias: true, ..Self::new(spec) }
     }
 
     /// Tells the inputs apart.
@@ -89,10 +80,7 @@ impl Conv2d {
     }
 
     fn input_count(&self) -> usize {
-        2 + [self.bias, self.channel_add, self.residual]
-            .iter()
-            .filter(|there| **there)
-            .count()
+        2 + [self.bias, self.channel_add, self.residual].iter().filter(|there| **there).count()
     }
 
     /// [`Op::summary`] of this convolution in any form.
@@ -106,10 +94,7 @@ impl Conv2d {
             }
         };
         add(spec.upsample, " upsample");
-        add(
-            spec.stride != [1, 1],
-            &format!(" stride {}", spec.stride[0]),
-        );
+        add(spec.stride != [1, 1], &format!(" stride {}", spec.stride[0]));
         add(spec.groups != 1, &format!(" groups {}", spec.groups));
         add(self.residual, " + residual");
         text
@@ -131,22 +116,14 @@ impl Conv2d {
         }
         let groups = spec.groups;
         if groups == 0 || of.x.c() != weight.c() * groups || !weight.n().is_multiple_of(groups) {
-            return Err(format!(
-                "{} input channels do not go with {groups} groups of this weight",
-                of.x.c()
-            ));
+            return Err(format!("{} input channels do not go with {groups} groups of this weight", of.x.c()));
         }
-        let output = spec
-            .output_shape(of.x, weight)
-            .ok_or("the input is smaller than the kernel or its reflection")?;
+        let output = spec.output_shape(of.x, weight).ok_or("the input is smaller than the kernel or its reflection")?;
         let channels = |shape: Shape| shape.c() == output.c() && shape.plane() == 1;
         if of.bias.is_some_and(|(_, s)| !channels(s) || s.n() != 1) {
             return Err("the bias needs one value per output channel".into());
         }
-        if of
-            .channel_add
-            .is_some_and(|(_, s)| !channels(s) || (s.n() != 1 && s.n() != output.n()))
-        {
+        if of.channel_add.is_some_and(|(_, s)| !channels(s) || (s.n() != 1 && s.n() != output.n())) {
             return Err("the added vector needs one value per output channel".into());
         }
         if of.residual.is_some_and(|(_, s)| s != output) {
@@ -173,15 +150,9 @@ impl Conv2d {
             && (other.n() == 1 || other.n() == output.n());
         if vector && !self.channel_add && !self.residual {
             // The vector comes after the bias and before the residual, as the inputs of the joined node do.
-            return Some(Self {
-                channel_add: true,
-                ..*self
-            });
+            return Some(Self { channel_add: true, ..*self });
         }
-        (other == output && !self.residual).then_some(Self {
-            residual: true,
-            ..*self
-        })
+        (other == output && !self.residual).then_some(Self { residual: true, ..*self })
     }
 }
 
@@ -213,10 +184,7 @@ impl Op for Conv2d {
             return None;
         }
         if let Some(activation) = next.as_activation() {
-            return Some(Arc::new(Self {
-                activation,
-                ..*self
-            }));
+            return Some(Arc::new(Self { activation, ..*self }));
         }
         if !next.is_add() || shapes.len() != 2 {
             return None;
@@ -230,10 +198,7 @@ impl Op for Conv2d {
         if slot != 0 || self.spec.upsample {
             return None;
         }
-        let spec = ConvSpec {
-            upsample: true,
-            ..self.spec
-        };
+        let spec = ConvSpec { upsample: true, ..self.spec };
         Some(Arc::new(Self { spec, ..*self }))
     }
 
@@ -246,17 +211,8 @@ impl Op for Conv2d {
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         let of = self.operands(inputs);
-        let weight: Vec<f32> = (0..of.weight.shape.n())
-            .flat_map(|n| of.weight.item(n))
-            .copied()
-            .collect();
-        let result = conv2d_reference(
-            &self.spec,
-            of.x,
-            &weight,
-            of.weight.shape,
-            &self.epilogue(&of),
-        );
+        let weight: Vec<f32> = (0..of.weight.shape.n()).flat_map(|n| of.weight.item(n)).copied().collect();
+        let result = conv2d_reference(&self.spec, of.x, &weight, of.weight.shape, &self.epilogue(&of));
         for (n, item) in result.chunks(out.shape.item()).enumerate() {
             out.item(n).copy_from_slice(item);
         }

@@ -25,10 +25,6 @@ pub fn dispatches(call: &Call, method: Method) -> Vec<Dispatch> {
     binds.extend(call.epilogue_binds());
     let launch = Launch::default();
     let params = call.params(call.extent(), launch);
-    let counts = [
-        out.w().div_ceil(8 * pixels),
-        out.h().div_ceil(8),
-        channels * out.n(),
-    ];
+    let counts = [out.w().div_ceil(8 * pixels), out.h().div_ceil(8), channels * out.n()];
     vec![Dispatch::new(kernel, params, binds, counts)]
 }

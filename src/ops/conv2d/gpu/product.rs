@@ -91,8 +91,7 @@ impl Product {
     /// An estimate of the time, in the unit of [`cost`].
     pub fn cost(&self) -> f64 {
         // Products are made of pairs of blocks.
-        let [paired, moved] = [self.blocks.next_multiple_of(2), self.blocks]
-            .map(|blocks| (blocks * BLOCK / 8) as f64);
+        let [paired, moved] = [self.blocks.next_multiple_of(2), self.blocks].map(|blocks| (blocks * BLOCK / 8) as f64);
         let product = (self.batch * self.depth * self.row_blocks * 32) as f64 * cost::PRODUCT;
         let [ic, oc] = self.channels.map(|c| c as f64);
         let moves = match self.method {
@@ -110,10 +109,7 @@ impl Product {
 
     /// The launches, in order: columns, products and result of one part of the image after the other.
     pub fn dispatches(&self, call: &Call, traits: &GpuTraits) -> Vec<Dispatch> {
-        (0..self.blocks)
-            .step_by(self.chunk)
-            .flat_map(|first| self.part(call, traits, first))
-            .collect()
+        (0..self.blocks).step_by(self.chunk).flat_map(|first| self.part(call, traits, first)).collect()
     }
 
     fn part(&self, call: &Call, traits: &GpuTraits, first: usize) -> [Dispatch; 3] {
@@ -126,21 +122,14 @@ impl Product {
             first_quad: first * (BLOCK / 4),
             quads: self.quads,
         };
-        let extent = if self.flat {
-            [1, call.of.x.shape.plane()]
-        } else {
-            call.extent()
-        };
+        let extent = if self.flat { [1, call.of.x.shape.plane()] } else { call.extent() };
         let params = call.params(extent, launch);
         let (read, written) = self.aligned(call);
         let [ic, oc] = self.channels;
         let (before, before_counts, after, after_rows) = match self.method {
-            Method::Winograd => (
-                Kernel::new("winograd_input"),
-                [blocks, self.depth.div_ceil(8), 1],
-                "winograd_output",
-                oc.div_ceil(8),
-            ),
+            Method::Winograd => {
+                (Kernel::new("winograd_input"), [blocks, self.depth.div_ceil(8), 1], "winograd_output", oc.div_ceil(8))
+            }
             _ => (
                 Kernel::new("conv2d_gather").flag("POINT", self.taps == 1),
                 [blocks.div_ceil(8), ic.div_ceil(8), 1],
@@ -149,10 +138,7 @@ impl Product {
             ),
         };
         let before = before.flag("ALIGNED", read);
-        let after = call
-            .storing(after)
-            .flag("EXACT", self.exact)
-            .flag("ALIGNED", written);
+        let after = call.storing(after).flag("EXACT", self.exact).flag("ALIGNED", written);
         let mut stored = vec![Bind::Scratch(1)];
         stored.extend(call.epilogue_binds());
         let gathered = vec![Bind::Input(0), Bind::Scratch(0)];
@@ -166,8 +152,7 @@ impl Product {
     /// Whether kernels can read the input, and write the result, as vectors of 4 elements.
     fn aligned(&self, call: &Call) -> (bool, bool) {
         let spec = &call.conv.spec;
-        let four =
-            |slot: &Slot| slot.offset.is_multiple_of(4) && slot.batch_stride.is_multiple_of(4);
+        let four = |slot: &Slot| slot.offset.is_multiple_of(4) && slot.batch_stride.is_multiple_of(4);
         let x = &call.of.x;
         let rows = match self.method {
             Method::Winograd => {
@@ -191,11 +176,7 @@ impl Product {
             Some(8) => ("gemm_subgroup", 2),
             _ => ("gemm", 4),
         };
-        let params = Params::new()
-            .u(self.depth)
-            .u(self.row_blocks)
-            .u(blocks)
-            .u(self.batch);
+        let params = Params::new().u(self.depth).u(self.row_blocks).u(blocks).u(self.batch);
         let binds = vec![Bind::Input(1), Bind::Scratch(0), Bind::Scratch(1)];
         let counts = [self.row_blocks, blocks.div_ceil(at_once), self.batch];
         Dispatch::new(Kernel::new(kernel), params, binds, counts)

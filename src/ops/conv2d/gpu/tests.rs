@@ -41,10 +41,7 @@ impl Op for WithoutSubgroups {
     }
 
     fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let traits = GpuTraits {
-            subgroup: None,
-            ..traits.clone()
-        };
+        let traits = GpuTraits { subgroup: None, ..traits.clone() };
         self.0.gpu(&traits, inputs, output)
     }
 }
@@ -69,15 +66,8 @@ impl Op for Plain {
     fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
         let Forced { conv, method } = self.0;
         let special = self.0.specialize(target, inputs)?;
-        let op = GpuConv2d {
-            conv,
-            method,
-            weight: inputs[1],
-        };
-        Some(Specialized {
-            op: Arc::new(WithoutSubgroups(op)),
-            ..special
-        })
+        let op = GpuConv2d { conv, method, weight: inputs[1] };
+        Some(Specialized { op: Arc::new(WithoutSubgroups(op)), ..special })
     }
 
     fn cpu(&self, inputs: &[View], out: ViewMut) {
@@ -121,10 +111,7 @@ impl Op for Forced {
 fn shapes(conv: &Conv2d, input: Shape, oc: usize) -> Vec<Shape> {
     let [kh, kw] = conv.spec.kernel;
     let weight = Shape::new(oc, input.c() / conv.spec.groups, kh, kw);
-    let output = conv
-        .spec
-        .output_shape(input, weight)
-        .expect("the shapes fit");
+    let output = conv.spec.output_shape(input, weight).expect("the shapes fit");
     let mut shapes = vec![input, weight];
     shapes.extend(conv.bias.then_some(Shape::new(1, oc, 1, 1)));
     shapes.extend(conv.channel_add.then_some(Shape::new(input.n(), oc, 1, 1)));
@@ -138,85 +125,29 @@ fn check(method: Method, conv: Conv2d, input: Shape, oc: usize) {
 }
 
 fn everything(spec: ConvSpec, activation: Activation) -> Conv2d {
-    Conv2d {
-        spec,
-        bias: true,
-        channel_add: true,
-        residual: true,
-        activation,
-    }
+    Conv2d { spec, bias: true, channel_add: true, residual: true, activation }
 }
 
 #[test]
 fn winograd_on_odd_shapes() {
     let same = ConvSpec::same(3);
-    let valid = ConvSpec {
-        padding: [0; 2],
-        ..same
-    };
-    let mirrored = ConvSpec {
-        padding_mode: Reflect,
-        padding: [2, 1],
-        ..same
-    };
-    let enlarged = ConvSpec {
-        upsample: true,
-        ..same
-    };
-    check(
-        Method::Winograd,
-        Conv2d::new(same),
-        Shape::new(1, 3, 7, 5),
-        5,
-    );
-    check(
-        Method::Winograd,
-        everything(same, Activation::Silu),
-        Shape::new(3, 33, 19, 37),
-        35,
-    );
-    check(
-        Method::Winograd,
-        everything(valid, Activation::Tanh),
-        Shape::new(2, 2, 18, 67),
-        40,
-    );
-    check(
-        Method::Winograd,
-        everything(mirrored, Activation::LeakyRelu(0.2)),
-        Shape::new(1, 5, 21, 9),
-        64,
-    );
-    check(
-        Method::Winograd,
-        Conv2d::with_bias(enlarged),
-        Shape::new(2, 9, 6, 11),
-        17,
-    );
+    let valid = ConvSpec { padding: [0; 2], ..same };
+    let mirrored = ConvSpec { padding_mode: Reflect, padding: [2, 1], ..same };
+    let enlarged = ConvSpec { upsample: true, ..same };
+    check(Method::Winograd, Conv2d::new(same), Shape::new(1, 3, 7, 5), 5);
+    check(Method::Winograd, everything(same, Activation::Silu), Shape::new(3, 33, 19, 37), 35);
+    check(Method::Winograd, everything(valid, Activation::Tanh), Shape::new(2, 2, 18, 67), 40);
+    check(Method::Winograd, everything(mirrored, Activation::LeakyRelu(0.2)), Shape::new(1, 5, 21, 9), 64);
+    check(Method::Winograd, Conv2d::with_bias(enlarged), Shape::new(2, 9, 6, 11), 17);
 }
 
 #[test]
 fn products_on_whole_quads() {
     let same = ConvSpec::same(3);
     for activation in [Activation::None, Activation::Silu] {
-        check(
-            Method::Winograd,
-            everything(same, activation),
-            Shape::new(2, 6, 12, 32),
-            9,
-        );
-        check(
-            Method::Winograd,
-            everything(same, activation),
-            Shape::new(1, 5, 7, 20),
-            33,
-        );
-        check(
-            Method::Gemm,
-            everything(ConvSpec::same(1), activation),
-            Shape::new(2, 5, 6, 10),
-            33,
-        );
+        check(Method::Winograd, everything(same, activation), Shape::new(2, 6, 12, 32), 9);
+        check(Method::Winograd, everything(same, activation), Shape::new(1, 5, 7, 20), 33);
+        check(Method::Gemm, everything(ConvSpec::same(1), activation), Shape::new(2, 5, 6, 10), 33);
     }
 }
 
@@ -225,155 +156,53 @@ fn products_without_subgroups() {
     let shape = Shape::new(2, 7, 19, 37);
     for (method, kernel) in [(Method::Winograd, 3), (Method::Gemm, 3), (Method::Gemm, 1)] {
         let conv = everything(ConvSpec::same(kernel), Activation::Relu);
-        check_twins(
-            Plain(Forced { conv, method }),
-            &shapes(&conv, shape, 70),
-            1e-5,
-        );
+        check_twins(Plain(Forced { conv, method }), &shapes(&conv, shape, 70), 1e-5);
     }
 }
 
 #[test]
 fn winograd_of_many_channels_stays_accurate() {
-    check(
-        Method::Winograd,
-        Conv2d::new(ConvSpec::same(3)),
-        Shape::new(1, 512, 16, 16),
-        32,
-    );
+    check(Method::Winograd, Conv2d::new(ConvSpec::same(3)), Shape::new(1, 512, 16, 16), 32);
 }
 
 #[test]
 fn winograd_in_parts() {
     // 512 channels of 36 points take 2.4 MB a block of 32 tiles: 4 blocks at a time of the 24 here.
     let input = Shape::new(2, 512, 48, 128);
-    let product = Product::new(
-        Method::Winograd,
-        &ConvSpec::same(3),
-        Shape::new(8, 512, 3, 3),
-        Shape::new(2, 8, 48, 128),
-    );
+    let product =
+        Product::new(Method::Winograd, &ConvSpec::same(3), Shape::new(8, 512, 3, 3), Shape::new(2, 8, 48, 128));
     assert!(product.is_some_and(|p| p.scratch()[0] <= 12 << 18 && p.scratch()[0] > 6 << 18));
-    check(
-        Method::Winograd,
-        everything(ConvSpec::same(3), Activation::Relu),
-        input,
-        8,
-    );
+    check(Method::Winograd, everything(ConvSpec::same(3), Activation::Relu), input, 8);
 }
 
 #[test]
 fn gemm_on_odd_shapes() {
     let point = ConvSpec::same(1);
-    let strided = ConvSpec {
-        stride: [2; 2],
-        ..ConvSpec::same(3)
-    };
-    let spread = ConvSpec {
-        dilation: [2, 3],
-        padding: [2, 3],
-        padding_mode: Reflect,
-        ..ConvSpec::same(3)
-    };
-    let oblong = ConvSpec {
-        kernel: [7, 2],
-        padding: [3, 1],
-        stride: [3, 2],
-        padding_mode: Zeros,
-        ..ConvSpec::same(7)
-    };
-    let enlarged = ConvSpec {
-        upsample: true,
-        ..ConvSpec::same(1)
-    };
+    let strided = ConvSpec { stride: [2; 2], ..ConvSpec::same(3) };
+    let spread = ConvSpec { dilation: [2, 3], padding: [2, 3], padding_mode: Reflect, ..ConvSpec::same(3) };
+    let oblong = ConvSpec { kernel: [7, 2], padding: [3, 1], stride: [3, 2], padding_mode: Zeros, ..ConvSpec::same(7) };
+    let enlarged = ConvSpec { upsample: true, ..ConvSpec::same(1) };
     check(Method::Gemm, Conv2d::new(point), Shape::new(1, 3, 5, 5), 2);
-    check(
-        Method::Gemm,
-        everything(point, Activation::Sigmoid),
-        Shape::new(3, 67, 13, 11),
-        70,
-    );
-    check(
-        Method::Gemm,
-        everything(strided, Activation::Silu),
-        Shape::new(2, 9, 17, 38),
-        33,
-    );
-    check(
-        Method::Gemm,
-        everything(spread, Activation::None),
-        Shape::new(2, 5, 9, 14),
-        12,
-    );
-    check(
-        Method::Gemm,
-        everything(oblong, Activation::Relu),
-        Shape::new(1, 6, 20, 23),
-        31,
-    );
-    check(
-        Method::Gemm,
-        Conv2d::with_bias(enlarged),
-        Shape::new(2, 5, 3, 5),
-        9,
-    );
+    check(Method::Gemm, everything(point, Activation::Sigmoid), Shape::new(3, 67, 13, 11), 70);
+    check(Method::Gemm, everything(strided, Activation::Silu), Shape::new(2, 9, 17, 38), 33);
+    check(Method::Gemm, everything(spread, Activation::None), Shape::new(2, 5, 9, 14), 12);
+    check(Method::Gemm, everything(oblong, Activation::Relu), Shape::new(1, 6, 20, 23), 31);
+    check(Method::Gemm, Conv2d::with_bias(enlarged), Shape::new(2, 5, 3, 5), 9);
 }
 
 #[test]
 fn direct_and_depthwise_on_odd_shapes() {
-    let mirrored = ConvSpec {
-        padding_mode: Reflect,
-        ..ConvSpec::same(7)
-    };
-    let strided = ConvSpec {
-        stride: [2, 3],
-        dilation: [1, 2],
-        ..ConvSpec::same(3)
-    };
-    let pairs = ConvSpec {
-        groups: 6,
-        padding_mode: Reflect,
-        ..ConvSpec::same(3)
-    };
-    let enlarged = ConvSpec {
-        upsample: true,
-        ..ConvSpec::same(3)
-    };
+    let mirrored = ConvSpec { padding_mode: Reflect, ..ConvSpec::same(7) };
+    let strided = ConvSpec { stride: [2, 3], dilation: [1, 2], ..ConvSpec::same(3) };
+    let pairs = ConvSpec { groups: 6, padding_mode: Reflect, ..ConvSpec::same(3) };
+    let enlarged = ConvSpec { upsample: true, ..ConvSpec::same(3) };
     for method in [Method::Direct, Method::Depthwise] {
-        check(
-            method,
-            Conv2d::with_bias(mirrored),
-            Shape::new(1, 2, 9, 13),
-            1,
-        );
-        check(
-            method,
-            everything(strided, Activation::Tanh),
-            Shape::new(2, 3, 17, 29),
-            7,
-        );
-        check(
-            method,
-            everything(pairs, Activation::Sigmoid),
-            Shape::new(2, 12, 11, 70),
-            6,
-        );
-        check(
-            method,
-            everything(pairs, Activation::None),
-            Shape::new(1, 6, 4, 8),
-            30,
-        );
-        check(
-            method,
-            everything(enlarged, Activation::Silu),
-            Shape::new(2, 4, 5, 67),
-            5,
-        );
-        let wide = ConvSpec {
-            groups: 3,
-            ..ConvSpec::same(15)
-        };
+        check(method, Conv2d::with_bias(mirrored), Shape::new(1, 2, 9, 13), 1);
+        check(method, everything(strided, Activation::Tanh), Shape::new(2, 3, 17, 29), 7);
+        check(method, everything(pairs, Activation::Sigmoid), Shape::new(2, 12, 11, 70), 6);
+        check(method, everything(pairs, Activation::None), Shape::new(1, 6, 4, 8), 30);
+        check(method, everything(enlarged, Activation::Silu), Shape::new(2, 4, 5, 67), 5);
+        let wide = ConvSpec { groups: 3, ..ConvSpec::same(15) };
         check(method, Conv2d::new(wide), Shape::new(1, 3, 21, 2051), 3);
     }
 }
@@ -388,26 +217,15 @@ fn every_variant_is_valid() {
         Activation::Tanh,
         Activation::Sigmoid,
     ];
-    let strided = ConvSpec {
-        stride: [2; 2],
-        ..ConvSpec::same(3)
-    };
+    let strided = ConvSpec { stride: [2; 2], ..ConvSpec::same(3) };
     for activation in activations {
         for spec in [ConvSpec::same(3), ConvSpec::same(1), strided] {
-            for method in [
-                Method::Winograd,
-                Method::Gemm,
-                Method::Direct,
-                Method::Depthwise,
-            ] {
+            for method in [Method::Winograd, Method::Gemm, Method::Direct, Method::Depthwise] {
                 if method == Method::Winograd && spec != ConvSpec::same(3) {
                     continue;
                 }
                 for residual in [false, true] {
-                    let conv = Conv2d {
-                        residual,
-                        ..everything(spec, activation)
-                    };
+                    let conv = Conv2d { residual, ..everything(spec, activation) };
                     for width in [8, 9, 16] {
                         let shapes = shapes(&conv, Shape::new(1, 4, 8, width), 4);
                         check_kernels(&Forced { conv, method }, &shapes);
@@ -428,32 +246,9 @@ fn methods_suit_their_shapes() {
     let three = ConvSpec::same(3);
     assert_eq!(choose(&three, [1, 128, 128, 128], 128), Method::Winograd);
     assert_eq!(choose(&three, [1, 32, 256, 256], 32), Method::Winograd);
-    assert_eq!(
-        choose(&ConvSpec::same(1), [1, 128, 64, 64], 128),
-        Method::Gemm
-    );
-    assert_eq!(
-        choose(
-            &ConvSpec {
-                stride: [2; 2],
-                ..three
-            },
-            [1, 128, 128, 128],
-            128
-        ),
-        Method::Gemm
-    );
-    assert_eq!(
-        choose(
-            &ConvSpec {
-                groups: 64,
-                ..three
-            },
-            [1, 128, 64, 64],
-            64
-        ),
-        Method::Depthwise
-    );
+    assert_eq!(choose(&ConvSpec::same(1), [1, 128, 64, 64], 128), Method::Gemm);
+    assert_eq!(choose(&ConvSpec { stride: [2; 2], ..three }, [1, 128, 128, 128], 128), Method::Gemm);
+    assert_eq!(choose(&ConvSpec { groups: 64, ..three }, [1, 128, 64, 64], 64), Method::Depthwise);
     assert_eq!(choose(&three, [1, 64, 256, 256], 1), Method::Depthwise);
     // The weights of Winograd's products would take 144 MiB.
     assert_eq!(choose(&three, [1, 1024, 64, 64], 1024), Method::Gemm);
@@ -471,34 +266,21 @@ fn parts_of_concatenations() {
             let name = format!("w{}", graph.nodes().len());
             let weight = Shape::new(oc, graph.shape(input).c(), kernel, kernel);
             let param = graph.param(&name, weight).expect("names differ");
-            weights.insert(
-                name.clone(),
-                Tensor::new(weight.0, random(weight.numel(), 5)),
-            );
+            weights.insert(name.clone(), Tensor::new(weight.0, random(weight.numel(), 5)));
             let conv = Conv2d::new(spec);
             let forced = Forced { conv, method };
-            graph
-                .apply(&name, forced, &[input, param])
-                .expect("the shapes fit")
+            graph.apply(&name, forced, &[input, param]).expect("the shapes fit")
         };
-        let method = if kernel == 3 {
-            Method::Winograd
-        } else {
-            Method::Gemm
-        };
+        let method = if kernel == 3 { Method::Winograd } else { Method::Gemm };
         let a = conv(&mut graph, method, x, 5);
         let b = conv(&mut graph, method, a, 6);
         let c = conv(&mut graph, Method::Direct, b, 3);
         let d = conv(&mut graph, Method::Depthwise, c, 2);
-        let whole = graph
-            .concat("whole", &[a, b, c, d])
-            .expect("the shapes fit");
+        let whole = graph.concat("whole", &[a, b, c, d]).expect("the shapes fit");
         let out = conv(&mut graph, method, whole, 4);
         let data = random(2 * 3 * 63, 1);
         let run = |device: Device| {
-            let exe = device
-                .compile(&graph, &[out], &weights)
-                .expect("it compiles");
+            let exe = device.compile(&graph, &[out], &weights).expect("it compiles");
             exe.run(&[("x", &data)]).expect("it runs").remove(0)
         };
         let error = relative_l2(&run(Device::Gpu(gpu())), &run(Device::Cpu));
