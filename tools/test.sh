@@ -5,7 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cargo build --release --locked
-if ! ./target/release/medfuse devices --json | grep -q '"index"'; then
+# Not a pipe: grep -q leaves at its first match, and the broken pipe would count as a failure.
+adapters=$(./target/release/medfuse devices --json)
+if [[ $adapters != *'"index"'* ]]; then
     if ! command -v apt-get >/dev/null; then
         echo "no GPU adapter: install a Vulkan driver for this machine, then run this again" >&2
         exit 1
