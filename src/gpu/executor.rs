@@ -1,6 +1,5 @@
 //! Runs a plan on a GPU: buffers, bind groups and launches are made once; a run is one submission.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::adapter::{Gpu, GpuError};
@@ -209,14 +208,9 @@ fn launches(gpu: &Gpu, steps: &[Step], buffers: &[Option<wgpu::Buffer>]) -> Resu
     let uniform = gpu.buffer(bytes.len() as u64, wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST);
     gpu.queue.write_buffer(&uniform, 0, &bytes);
     let absent = gpu.buffer(16, wgpu::BufferUsages::STORAGE);
-    let mut pipelines: HashMap<String, Arc<Pipeline>> = HashMap::new();
     let mut launches = Vec::with_capacity(dispatches.len());
     for ((step, dispatch), (offset, size)) in dispatches.into_iter().zip(offsets) {
-        let key = format!("{:?}", dispatch.kernel);
-        let pipeline = match pipelines.get(&key) {
-            Some(known) => known.clone(),
-            None => pipelines.entry(key).or_insert(gpu.pipeline(&dispatch.kernel)?).clone(),
-        };
+        let pipeline = gpu.pipeline(&dispatch.kernel)?;
         let bound = |bind: &Bind| {
             let index = match *bind {
                 Bind::Input(i) => steps[step].inputs[i].buffer,

@@ -1,6 +1,5 @@
 //! DM-FNet (arXiv 2506.15218): fuses two images by the features that a diffusion UNet has of them at several noise steps.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -326,13 +325,16 @@ pub struct FusionNoise {
     pub planes: Vec<[Vec<f32>; 2]>,
 }
 
+/// A plan and the height and width of the images that it is for.
+type Planned = ((usize, usize), Arc<Executable>);
+
 /// DM-FNet on a device, fusing images one after the other.
 #[derive(Debug)]
 pub struct Fuser {
     model: DmFnet,
     device: Device,
     /// The last plan and its size: a folder's images usually have one size.
-    planned: Mutex<HashMap<(usize, usize), Arc<Executable>>>,
+    planned: Mutex<Option<Planned>>,
 }
 
 impl Fuser {
@@ -357,14 +359,16 @@ impl Fuser {
     /// [`ModelError`] if the network does not fit the device.
     pub fn executable(&self, height: usize, width: usize) -> Result<Arc<Executable>, ModelError> {
         let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = planned.get(&(height, width)) {
+        if let Some((size, known)) = &*planned
+            && *size == (height, width)
+        {
             return Ok(known.clone());
         }
         let (graph, fused) = self.model.graph(height, width)?;
         // The old plan's memory goes before the new one's is taken.
-        planned.clear();
+        *planned = None;
         let executable = Arc::new(self.device.compile(&graph, &[fused], &self.model)?);
-        planned.insert((height, width), executable.clone());
+        *planned = Some(((height, width), executable.clone()));
         Ok(executable)
     }
 

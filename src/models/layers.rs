@@ -17,9 +17,7 @@ pub const NORM_EPS: f32 = 1e-5;
 /// [`GraphError`] if the shapes do not fit.
 pub fn conv(g: &mut Graph, name: &str, x: NodeId, out_channels: usize, spec: ConvSpec) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
-        let in_channels = g.shape(x).c() / spec.groups;
-        let [kh, kw] = spec.kernel;
-        let weight = g.param("weight", Shape::new(out_channels, in_channels, kh, kw))?;
+        let weight = conv_weight(g, x, out_channels, &spec)?;
         let bias = g.param("bias", Shape::new(1, out_channels, 1, 1))?;
         g.apply("", Conv2d::with_bias(spec), &[x, weight, bias])
     })
@@ -37,11 +35,16 @@ pub fn conv_without_bias(
     spec: ConvSpec,
 ) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
-        let in_channels = g.shape(x).c() / spec.groups;
-        let [kh, kw] = spec.kernel;
-        let weight = g.param("weight", Shape::new(out_channels, in_channels, kh, kw))?;
+        let weight = conv_weight(g, x, out_channels, &spec)?;
         g.apply("", Conv2d::new(spec), &[x, weight])
     })
+}
+
+/// The weight of a convolution of `x`.
+fn conv_weight(g: &mut Graph, x: NodeId, out_channels: usize, spec: &ConvSpec) -> Result<NodeId, GraphError> {
+    let in_channels = g.shape(x).c() / spec.groups;
+    let [kh, kw] = spec.kernel;
+    g.param("weight", Shape::new(out_channels, in_channels, kh, kw))
 }
 
 /// A square convolution that reflects at the borders and keeps the size.
