@@ -1,10 +1,10 @@
-// One expression of up to six tensors, element by element, with broadcast.
+// One expression of up to seven tensors, element by element, with broadcast.
 // An invocation computes 4 pixels of one channel, 64 apart; workgroups: x over pixels, y over channels, z over the batch.
 //#use activation
 
 struct Params {
     // Of each input: offset, then elements from item to item, channel to channel, pixel to pixel (0: broadcast).
-    t0: vec4<u32>, t1: vec4<u32>, t2: vec4<u32>, t3: vec4<u32>, t4: vec4<u32>, t5: vec4<u32>,
+    t0: vec4<u32>, t1: vec4<u32>, t2: vec4<u32>, t3: vec4<u32>, t4: vec4<u32>, t5: vec4<u32>, t6: vec4<u32>,
     out_offset: u32,
     out_batch_stride: u32,
     plane: u32,
@@ -18,7 +18,8 @@ struct Params {
 @group(0) @binding(4) var<storage, read> in3: array<f32>;
 @group(0) @binding(5) var<storage, read> in4: array<f32>;
 @group(0) @binding(6) var<storage, read> in5: array<f32>;
-@group(0) @binding(7) var<storage, read_write> out: array<f32>;
+@group(0) @binding(7) var<storage, read> in6: array<f32>;
+@group(0) @binding(8) var<storage, read_write> out: array<f32>;
 
 fn value(n: u32, c: u32, pixel: u32) -> f32 {
 //@body

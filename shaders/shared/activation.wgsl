@@ -25,3 +25,24 @@ fn activate(code: u32, slope: f32, x: f32) -> f32 {
         default: { return x; }
     }
 }
+
+// The derivative of an activation at x, numbered as above.
+fn activation_derivative(code: u32, slope: f32, x: f32) -> f32 {
+    switch code {
+        case 1u: { return select(0.0, 1.0, x > 0.0); }
+        case 2u: {
+            let s = sigmoid(x);
+            return s * fma(x, 1.0 - s, 1.0);
+        }
+        case 3u: { return select(slope, 1.0, x > 0.0); }
+        case 4u: {
+            let y = tanh_safe(x);
+            return fma(-y, y, 1.0);
+        }
+        case 5u: {
+            let s = sigmoid(x);
+            return s * (1.0 - s);
+        }
+        default: { return 1.0; }
+    }
+}

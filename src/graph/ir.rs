@@ -56,6 +56,14 @@ pub enum GraphError {
         /// What it would need.
         reason: String,
     },
+    /// An operation cannot be differentiated.
+    #[error("layer {layer}: {op} has no gradient")]
+    NoGradient {
+        /// Name of the layer.
+        layer: String,
+        /// Name of the operation.
+        op: &'static str,
+    },
     /// One weight was asked for with two shapes.
     #[error("weight {name} is used as {first} and as {second}")]
     ParamShape {

@@ -1,9 +1,11 @@
 //! The graph of a network and the plan that runs it.
 
 pub mod fuse;
+pub mod grad;
 pub mod ir;
 pub mod place;
 pub mod plan;
 
+pub use grad::gradients;
 pub use ir::{Graph, GraphError, Kind, Node, NodeId};
 pub use plan::{Plan, PlanError};

@@ -35,6 +35,41 @@ impl Activation {
         }
     }
 
+    /// The function's derivative at `x`; at the corner of a ReLU that of the left side, as in PyTorch.
+    #[inline(always)]
+    pub fn derivative(self, x: f32) -> f32 {
+        let step = |left: f32| if x > 0.0 { 1.0 } else { left };
+        match self {
+            Self::None => 1.0,
+            Self::Relu => step(0.0),
+            Self::Silu => {
+                let s = math::sigmoid(x);
+                s * x.mul_add(1.0 - s, 1.0)
+            }
+            Self::LeakyRelu(slope) => step(slope),
+            Self::Tanh => {
+                let y = math::tanh(x);
+                y.mul_add(-y, 1.0)
+            }
+            Self::Sigmoid => {
+                let s = math::sigmoid(x);
+                s * (1.0 - s)
+            }
+        }
+    }
+
+    /// The number by which kernels know the function (`shaders/shared/activation.wgsl`), and its slope.
+    pub(crate) fn code(self) -> (f64, f32) {
+        match self {
+            Self::None => (0.0, 0.0),
+            Self::Relu => (1.0, 0.0),
+            Self::Silu => (2.0, 0.0),
+            Self::LeakyRelu(slope) => (3.0, slope),
+            Self::Tanh => (4.0, 0.0),
+            Self::Sigmoid => (5.0, 0.0),
+        }
+    }
+
     /// Applies the function to every element, with the widest vectors the machine has. The same bits as [`apply`](Self::apply).
     pub fn apply_slice(self, xs: &mut [f32]) {
         apply_all(self, xs);

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::cpu::view::{View, ViewMut};
+use crate::graph::{Graph, GraphError, NodeId};
 use crate::tensor::Shape;
 
 pub mod activation;
@@ -17,6 +18,7 @@ pub mod linear;
 pub mod pointwise;
 pub mod positional_encoding;
 pub mod reduce;
+pub mod reduce_sum;
 pub mod resize;
 pub mod softmax;
 #[cfg(test)]
@@ -57,6 +59,22 @@ pub struct Specialized {
     /// Inputs that go through a preparing operation first, such as a weight and its packing.
     pub prepared: Vec<(usize, Arc<dyn Op>)>,
 }
+
+/// Where in a graph an operation is to be differentiated: see [`Op::grad`].
+#[derive(Clone, Copy, Debug)]
+pub struct Backward<'a> {
+    /// The operation's inputs.
+    pub inputs: &'a [NodeId],
+    /// Its result.
+    pub output: NodeId,
+    /// The gradient of the loss by its result, of the result's shape.
+    pub dy: NodeId,
+    /// For each input whether its gradient is asked for.
+    pub wanted: &'a [bool],
+}
+
+/// The gradients by an operation's inputs, in their order; those that nobody asked for may be `None`.
+pub type Gradients = Result<Vec<Option<NodeId>>, GraphError>;
 
 /// An operation of the graph.
 ///
@@ -115,6 +133,17 @@ pub trait Op: Debug + Send + Sync + 'static {
     /// loops after [`MAX_LOOP_ROUNDS`], so the plan refuses more there; an upper bound will do.
     fn loop_rounds(&self, _inputs: &[Shape], _output: Shape) -> usize {
         0
+    }
+
+    /// The gradient rule: adds to `g` what computes the gradient by each wanted input, in the input's shape.
+    ///
+    /// Only what the forward pass has anyway is read (inputs, result); what is cheap is computed again.
+    ///
+    /// # Errors
+    /// [`GraphError::NoGradient`] from operations that are never differentiated: those that a plan makes from others and
+    /// those that compute gradients.
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        Err(GraphError::NoGradient { layer: g.node(at.output).name.clone(), op: self.name() })
     }
 
     /// The CPU twin: computes `out` from `inputs`.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use super::{Conv2d, ConvSpec, Operands, PaddingMode};
 use crate::cpu::view::{View, ViewMut};
-use crate::ops::activation::Activation;
 use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot, Specialized};
 use crate::tensor::Shape;
 use product::Product;
@@ -293,7 +292,7 @@ impl Call<'_> {
     /// A kernel that stores the result, in the variant for what follows the sums.
     fn storing(&self, file: &'static str) -> Kernel {
         let conv = self.conv;
-        let (code, slope) = activation_code(conv.activation);
+        let (code, slope) = conv.activation.code();
         Kernel::new(file)
             .constant("ACTIVATION", code)
             .constant("SLOPE", f64::from(slope))
@@ -305,17 +304,5 @@ impl Call<'_> {
         let bind = |slot: Option<(usize, Slot)>| slot.map_or(Bind::Absent, |(i, _)| Bind::Input(i));
         let of = &self.of;
         [bind(of.bias), bind(of.channel_add), bind(of.residual), Bind::Output]
-    }
-}
-
-/// The number by which kernels know an activation, and its slope.
-fn activation_code(activation: Activation) -> (f64, f32) {
-    match activation {
-        Activation::None => (0.0, 0.0),
-        Activation::Relu => (1.0, 0.0),
-        Activation::Silu => (2.0, 0.0),
-        Activation::LeakyRelu(slope) => (3.0, slope),
-        Activation::Tanh => (4.0, 0.0),
-        Activation::Sigmoid => (5.0, 0.0),
     }
 }

@@ -3,23 +3,30 @@
 //! Each expression is one kernel: chains are joined by the plan, and the expression's text becomes the body of
 //! `shaders/pointwise.wgsl`.
 
+mod grad;
+
 use std::any::Any;
 use std::fmt::Write;
-use std::ops::{Add, Mul, Sub};
+use std::ops::{Add, Div, Mul, Sub};
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::view::{View, ViewMut};
+use crate::graph::Graph;
 use crate::tensor::Shape;
 
-/// The most tensors one expression reads: with the result seven storage buffers, under WebGPU's default of eight.
-pub const MAX_INPUTS: usize = 6;
+/// The most tensors one expression reads: with the result WebGPU's default of eight storage buffers.
+pub const MAX_INPUTS: usize = 7;
+/// The most tensors that joined expressions read: one less, which leaves room for the gradient by the result.
+const MAX_JOINED: usize = MAX_INPUTS - 1;
 
 /// Elements that the CPU twin evaluates at a time, few enough for the first-level cache.
 const BLOCK: usize = 256;
+/// Elements of a plane that one CPU task takes.
+const PART: usize = 64 * BLOCK;
 
 /// One instruction; operands are the numbers of earlier ones.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -37,11 +44,18 @@ enum Instr {
     Add(usize, usize),
     Sub(usize, usize),
     Mul(usize, usize),
+    Div(usize, usize),
+    Sqrt(usize),
+    /// 1 where positive, 0 where negative, `at_zero` at zero: what corners differentiate to.
+    Step {
+        a: usize,
+        at_zero: f32,
+    },
 }
 
 impl Instr {
     /// The instruction with its operands and inputs renumbered.
-    fn map(self, reg: impl Fn(usize) -> usize, input: impl Fn(usize) -> usize) -> Self {
+    fn map(self, mut reg: impl FnMut(usize) -> usize, mut input: impl FnMut(usize) -> usize) -> Self {
         match self {
             Self::Input(i) => Self::Input(input(i)),
             Self::Affine { a, scale, shift } => Self::Affine { a: reg(a), scale, shift },
@@ -49,6 +63,9 @@ impl Instr {
             Self::Add(a, b) => Self::Add(reg(a), reg(b)),
             Self::Sub(a, b) => Self::Sub(reg(a), reg(b)),
             Self::Mul(a, b) => Self::Mul(reg(a), reg(b)),
+            Self::Div(a, b) => Self::Div(reg(a), reg(b)),
+            Self::Sqrt(a) => Self::Sqrt(reg(a)),
+            Self::Step { a, at_zero } => Self::Step { a: reg(a), at_zero },
         }
     }
 }
@@ -92,6 +109,38 @@ impl Expr {
         self
     }
 
+    /// The square root; NaN below zero.
+    pub fn sqrt(mut self) -> Self {
+        self.0.push(Instr::Sqrt(self.0.len() - 1));
+        self
+    }
+
+    /// 1 where this is positive, 0 where it is negative and `at_zero` at zero. Its own derivative is taken for zero.
+    pub fn step(mut self, at_zero: f32) -> Self {
+        self.0.push(Instr::Step { a: self.0.len() - 1, at_zero });
+        self
+    }
+
+    /// The larger of two values; between equals the gradient goes half to each, as in PyTorch.
+    pub fn max(self, other: Self) -> Self {
+        (self.clone() - other.clone()).step(0.5).select(self, other)
+    }
+
+    /// The smaller of two values, see [`Expr::max`].
+    pub fn min(self, other: Self) -> Self {
+        (other.clone() - self.clone()).step(0.5).select(self, other)
+    }
+
+    /// The absolute value, whose gradient at zero is zero.
+    pub fn abs(self) -> Self {
+        self.clone() * self.step(0.5).affine(2.0, -1.0)
+    }
+
+    /// `a` where this is 1, `b` where it is 0, and the same share of each between. Exact for finite values.
+    pub fn select(self, a: Self, b: Self) -> Self {
+        self.clone() * a + self.affine(-1.0, 1.0) * b
+    }
+
     /// `scale * self + shift`.
     pub fn affine(mut self, scale: f32, shift: f32) -> Self {
         let a = self.0.len() - 1;
@@ -118,6 +167,13 @@ impl Mul for Expr {
     type Output = Self;
     fn mul(self, other: Self) -> Self {
         self.binary(&other, Instr::Mul)
+    }
+}
+
+impl Div for Expr {
+    type Output = Self;
+    fn div(self, other: Self) -> Self {
+        self.binary(&other, Instr::Div)
     }
 }
 
@@ -175,6 +231,11 @@ impl Pointwise {
                 Instr::Add(a, b) => format!("v{a} + v{b}"),
                 Instr::Sub(a, b) => format!("v{a} - v{b}"),
                 Instr::Mul(a, b) => format!("v{a} * v{b}"),
+                Instr::Div(a, b) => format!("v{a} / v{b}"),
+                Instr::Sqrt(a) => format!("sqrt(v{a})"),
+                Instr::Step { a, at_zero } => {
+                    format!("select(select(0.0, {at_zero:?}f, v{a} == 0.0), 1.0, v{a} > 0.0)")
+                }
             };
             // Writing to a String cannot fail.
             let _ = writeln!(text, "    let v{i} = {value};");
@@ -240,7 +301,7 @@ impl Op for Pointwise {
     fn absorb_consumer(&self, next: &dyn Op, slot: usize, shapes: &[Shape]) -> Option<Arc<dyn Op>> {
         let next = next.as_any().downcast_ref::<Self>()?;
         let inputs = self.inputs + next.inputs - 1;
-        if inputs > MAX_INPUTS || shapes.len() != next.inputs {
+        if inputs > MAX_JOINED || shapes.len() != next.inputs {
             return None;
         }
         let others = |i: usize| self.inputs + i - usize::from(i > slot);
@@ -257,21 +318,30 @@ impl Op for Pointwise {
         Some(Arc::new(Self { program, inputs }))
     }
 
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        grad::grad(self, g, at)
+    }
+
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         let shape = out.shape;
         let plane = shape.plane();
         let strides: Vec<[usize; 3]> = inputs.iter().map(|v| strides(v.batch_stride, v.shape, shape)).collect();
+        let fold = |registers: &mut Vec<[f32; BLOCK]>, [n, c, first]: [usize; 3], part: &mut [f32]| {
+            for (b, block) in part.chunks_mut(BLOCK).enumerate() {
+                let at = |k: usize| {
+                    let [sn, sc, sp] = strides[k];
+                    (&inputs[k].data[n * sn + c * sc + (first + b * BLOCK) * sp..], sp)
+                };
+                self.evaluate(registers, block, at);
+            }
+        };
+        let registers = || vec![[0f32; BLOCK]; self.program.len()];
         for n in 0..shape.n() {
-            out.item(n).par_chunks_mut(plane).enumerate().for_each(|(c, row)| {
-                let mut registers = vec![[0f32; BLOCK]; self.program.len()];
-                for (b, block) in row.chunks_mut(BLOCK).enumerate() {
-                    let at = |k: usize| {
-                        let [sn, sc, sp] = strides[k];
-                        (&inputs[k].data[n * sn + c * sc + b * BLOCK * sp..], sp)
-                    };
-                    self.evaluate(&mut registers, block, at);
-                }
+            let planes = out.item(n).par_chunks_mut(plane).enumerate();
+            let parts = planes.flat_map(|(c, row)| {
+                row.par_chunks_mut(PART).enumerate().map(move |(i, part)| ([n, c, i * PART], part))
             });
+            parts.for_each_init(registers, |registers, (place, part)| fold(registers, place, part));
         }
     }
 
@@ -309,6 +379,11 @@ impl Pointwise {
                     *v = f(*a, *b);
                 }
             };
+            let unary = |value: &mut [f32], a: usize, f: fn(f32) -> f32| {
+                for (v, a) in value.iter_mut().zip(&done[a]) {
+                    *v = f(*a);
+                }
+            };
             match *instr {
                 Instr::Input(k) => match at(k) {
                     (data, 0) => value.fill(data[0]),
@@ -326,6 +401,19 @@ impl Pointwise {
                 Instr::Add(a, b) => binary(value, a, b, |a, b| a + b),
                 Instr::Sub(a, b) => binary(value, a, b, |a, b| a - b),
                 Instr::Mul(a, b) => binary(value, a, b, |a, b| a * b),
+                Instr::Div(a, b) => binary(value, a, b, |a, b| a / b),
+                Instr::Sqrt(a) => unary(value, a, f32::sqrt),
+                Instr::Step { a, at_zero } => {
+                    for (v, &a) in value.iter_mut().zip(&done[a]) {
+                        *v = if a > 0.0 {
+                            1.0
+                        } else if a == 0.0 {
+                            at_zero
+                        } else {
+                            0.0
+                        };
+                    }
+                }
             }
         }
         out.copy_from_slice(&registers[self.program.len() - 1][..len]);

@@ -1,0 +1,89 @@
+// Sums over axes, in chunks: `chunks` sums a chunk of what belongs to one element of the result, `main` the chunks.
+// One workgroup sums one chunk, then one element.
+
+struct Params {
+    x_offset: u32,
+    x_batch_stride: u32,
+    out_offset: u32,
+    out_batch_stride: u32,
+    // The result's shape, and how many elements of each axis are summed.
+    out_shape: vec4<u32>,
+    summed: vec4<u32>,
+    // Of the input: elements from one index to the next on each axis.
+    strides: vec4<u32>,
+    // Elements summed for one of the result, in how many chunks, of what length.
+    count: u32,
+    chunk_count: u32,
+    chunk: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> partial: array<f32>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+
+var<workgroup> lanes: array<f32, 64>;
+
+// Where index i of a block of this shape lies.
+fn place(i: u32, shape: vec4<u32>) -> vec4<u32> {
+    let row = i / shape.w;
+    let plane = row / shape.z;
+    return vec4(plane / shape.y, plane % shape.y, row % shape.z, i % shape.w);
+}
+
+// The sum of all lanes, in lane 0.
+fn total(lane: u32, mine: f32) -> f32 {
+    lanes[lane] = mine;
+    for (var half = 32u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            lanes[lane] += lanes[lane + half];
+        }
+    }
+    return lanes[0];
+}
+
+@compute @workgroup_size(64)
+fn chunks(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = group.y * groups.x + group.x;
+    let element = i / p.chunk_count;
+    if element >= p.out_shape.x * p.out_shape.y * p.out_shape.z * p.out_shape.w {
+        return;
+    }
+    let base = p.x_offset + dot(place(element, p.out_shape), p.strides);
+    let first = (i % p.chunk_count) * p.chunk;
+    let end = min(first + p.chunk, p.count);
+    var sum = 0.0;
+    for (var k = first + lane; k < end; k += 64u) {
+        sum += x[base + dot(place(k, p.summed), p.strides)];
+    }
+    let all = total(lane, sum);
+    if lane == 0u {
+        partial[i] = all;
+    }
+}
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let element = group.y * groups.x + group.x;
+    if element >= p.out_shape.x * p.out_shape.y * p.out_shape.z * p.out_shape.w {
+        return;
+    }
+    var sum = 0.0;
+    for (var k = lane; k < p.chunk_count; k += 64u) {
+        sum += partial[element * p.chunk_count + k];
+    }
+    let all = total(lane, sum);
+    if lane == 0u {
+        let item = p.out_shape.y * p.out_shape.z * p.out_shape.w;
+        out[p.out_offset + element / item * p.out_batch_stride + element % item] = all;
+    }
+}
