@@ -188,7 +188,7 @@ fn sum_rows(x: View, mut out: ViewMut) {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::super::testing::{check_gradient, check_kernels, check_twins_on, check_views, random, relative_l2};
     use super::*;
 
     const FORMS: [[bool; 4]; 8] = [
@@ -225,6 +225,7 @@ mod tests {
             check(over, Shape::new(3, 5, 9, 33));
             check(over, Shape::new(2, 1, 150, 257));
             check_views(ReduceSum { over }, &[Shape::new(3, 4, 5, 7)], 1e-5);
+            check_gradient(ReduceSum { over }, &[Shape::new(2, 3, 5, 7)], 0.0, 1e-4);
         }
         check([true; 4], Shape::new(1, 1, 1, 3_000_001));
         check([false, true, true, true], Shape::new(70_000, 2, 1, 3));

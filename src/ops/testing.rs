@@ -10,7 +10,7 @@ use super::pointwise::Pointwise;
 use super::{GpuTraits, Op, Slot, Target};
 use crate::device::Device;
 use crate::gpu::{Gpu, shader};
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, NodeId, gradients};
 use crate::tensor::{Shape, Tensor};
 
 /// Values in [-1, 1), the same for the same seed.
@@ -98,7 +98,7 @@ pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
     let out = graph.apply("op", op, &inputs).expect("the shapes fit");
     let written = part(&mut graph, out, "before out");
     let Shape([n, c, h, w]) = graph.shape(out);
-    let before_x = vec![9.0; 3 * n * shapes[0].plane()];
+    let before_x = vec![9.0; 3 * shapes[0].n() * shapes[0].plane()];
     let before_out = vec![7.0; 3 * n * h * w];
     let given = [("x", &data[0][..]), ("before x", &before_x), ("before out", &before_out)];
     for device in [Device::Cpu, Device::Gpu(gpu())] {
@@ -109,6 +109,62 @@ pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
         let own: Vec<f32> = items.flat_map(|item| &item[3 * h * w..]).copied().collect();
         let error = relative_l2(&own, &expected);
         assert!(error <= tolerance, "views differ by {error:e} on {device:?}");
+    }
+}
+
+/// Compares the gradients of `op` by all its inputs with central differences along random directions, both on the CPU
+/// twins, and with the gradients of the GPU. Inputs are random, plus `shift`.
+///
+/// `tolerance` is relative to the largest that the derivative can be, the gradient's norm times the direction's.
+pub fn check_gradient(op: impl Op + Clone, shapes: &[Shape], shift: f32, tolerance: f64) {
+    let mut data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 31 + i as u64)).collect();
+    data.iter_mut().flatten().for_each(|v| *v += shift);
+    check_gradient_on(op, shapes, &data, tolerance);
+}
+
+/// [`check_gradient`] at given inputs.
+pub fn check_gradient_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], tolerance: f64) {
+    const STEP: f32 = 1e-2;
+    let names: Vec<String> = (0..shapes.len()).map(|i| format!("x{i}")).collect();
+    let none: BTreeMap<String, Tensor> = BTreeMap::new();
+    let mut graph = Graph::new();
+    let inputs: Vec<NodeId> = names.iter().zip(shapes).map(|(name, shape)| graph.input(name, *shape)).collect();
+    let y = graph.apply("op", op, &inputs).expect("the shapes fit");
+    let dy = graph.input("dy", graph.shape(y));
+    let weights = random(graph.shape(y).numel(), 30);
+    let run = |device: Device, graph: &Graph, outputs: &[NodeId], data: &[Vec<f32>]| {
+        let exe = device.compile(graph, outputs, &none).expect("it compiles");
+        let mut given: Vec<(&str, &[f32])> =
+            names.iter().map(String::as_str).zip(data.iter().map(Vec::as_slice)).collect();
+        given.push(("dy", &weights));
+        exe.run(&given).expect("it runs")
+    };
+    let loss = |data: &[Vec<f32>]| -> f64 {
+        let y = run(Device::Cpu, &graph, &[y], data).remove(0);
+        y.iter().zip(&weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let numeric = |slot: usize, direction: &[f32]| {
+        let at = |step: f32| {
+            let mut moved = data.to_vec();
+            moved[slot].iter_mut().zip(direction).for_each(|(x, d)| *x += step * d);
+            loss(&moved)
+        };
+        (at(STEP) - at(-STEP)) / (2.0 * f64::from(STEP))
+    };
+    let mut with_grads = graph.clone();
+    let found = gradients(&mut with_grads, &[(y, dy)], &inputs).expect("it has a gradient");
+    let nodes: Vec<NodeId> = found.into_iter().map(|id| id.expect("the result depends on every input")).collect();
+    let grads = run(Device::Cpu, &with_grads, &nodes, data);
+    let on_gpu = run(Device::Gpu(gpu()), &with_grads, &nodes, data);
+    let norm = |v: &[f32]| v.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+    for (slot, (grad, on_gpu)) in grads.iter().zip(&on_gpu).enumerate() {
+        let direction = random(grad.len(), 60 + slot as u64);
+        let exact: f64 = grad.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+        let error = (exact - numeric(slot, &direction)).abs() / (norm(grad) * norm(&direction)).max(1e-9);
+        let layer = &graph.node(y).kind;
+        assert!(error <= tolerance, "{layer:?} on {shapes:?}: gradient {slot} is off by {error:e}");
+        let error = relative_l2(on_gpu, grad);
+        assert!(error <= 1e-4, "{layer:?} on {shapes:?}: gradient {slot} differs by {error:e} between gpu and cpu");
     }
 }
 

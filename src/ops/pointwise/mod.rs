@@ -422,7 +422,7 @@ impl Pointwise {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check_kernels, check_twins};
+    use super::super::testing::{check_gradient, check_kernels, check_twins};
     use super::*;
 
     fn gate() -> Pointwise {
@@ -467,6 +467,43 @@ mod tests {
             w * x + (1.0 - w) * y + x + y
         });
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn gradients_of_every_instruction() {
+        use Activation::{None, Sigmoid, Silu, Tanh};
+        let full = Shape::new(2, 3, 4, 5);
+        check_gradient(gate(), &[full, Shape::new(1, 3, 1, 1), Shape::new(2, 1, 4, 5)], 0.0, 1e-3);
+        for act in [None, Silu, Tanh, Sigmoid] {
+            check_gradient(Pointwise::build(|[x]| x.affine(3.0, 0.5).act(act)), &[full], 0.0, 2e-3);
+        }
+        let ratio = Pointwise::build(|[a, b]| a.clone() / b.clone() + (a * b.clone()).affine(0.3, 2.0).sqrt() - b);
+        check_gradient(ratio, &[full, full], 2.5, 2e-3);
+        // No value comes near a corner: the two ranges are apart.
+        let corners = Pointwise::build(|[a, b]| {
+            let c = b.clone().affine(0.5, -4.0);
+            a.clone().max(c.clone()) * a.clone().min(c.clone()) + c.abs() + b.act(Activation::Relu) - a.step(0.0)
+        });
+        check_gradient(corners, &[full, full], 2.5, 2e-3);
+    }
+
+    #[test]
+    fn corners_differentiate_as_in_pytorch() {
+        use crate::device::Device;
+        use crate::graph::gradients;
+        let shape = Shape::new(1, 1, 1, 3);
+        let mut g = Graph::new();
+        let (a, b, dy) = (g.input("a", shape), g.input("b", shape), g.input("dy", shape));
+        let max = g.apply("max", Pointwise::build(|[a, b]| a.max(b)), &[a, b]).unwrap();
+        let abs = g.apply("abs", Pointwise::build(|[a]| a.abs()), &[a]).unwrap();
+        let by_max = gradients(&mut g, &[(max, dy)], &[a, b]).unwrap();
+        let by_abs = gradients(&mut g, &[(abs, dy)], &[a, b]).unwrap();
+        assert_eq!(by_abs[1], None);
+        let outputs: Vec<_> = [by_max[0], by_max[1], by_abs[0]].into_iter().flatten().collect();
+        let none = std::collections::BTreeMap::new();
+        let exe = Device::Cpu.compile(&g, &outputs, &none).unwrap();
+        let given: [(&str, &[f32]); 3] = [("a", &[0.0, 2.0, -1.0]), ("b", &[0.0, 1.0, 3.0]), ("dy", &[4.0; 3])];
+        assert_eq!(exe.run(&given).unwrap(), [[2.0, 4.0, 0.0], [2.0, 0.0, 4.0], [0.0, 4.0, -4.0]]);
     }
 
     #[test]

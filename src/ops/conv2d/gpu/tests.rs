@@ -1,4 +1,5 @@
 use super::*;
+use crate::ops::activation::Activation;
 use std::collections::BTreeMap;
 
 use crate::device::Device;
