@@ -93,6 +93,19 @@ impl Activation {
             Self::Sigmoid => map_pair(x, y, out, |x, y| math::sigmoid(f(x, y))),
         }
     }
+
+    /// `out[i] = dy[i] * derivative(f(x[i]))`, written like [`map`](Self::map).
+    #[inline(always)]
+    pub(crate) fn map_derivative(self, x: &[f32], dy: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
+        match self {
+            Self::None => out.copy_from_slice(dy),
+            Self::Relu => map_pair(x, dy, out, |x, dy| dy * Self::Relu.derivative(f(x))),
+            Self::Silu => map_pair(x, dy, out, |x, dy| dy * Self::Silu.derivative(f(x))),
+            Self::LeakyRelu(slope) => map_pair(x, dy, out, |x, dy| dy * Self::LeakyRelu(slope).derivative(f(x))),
+            Self::Tanh => map_pair(x, dy, out, |x, dy| dy * Self::Tanh.derivative(f(x))),
+            Self::Sigmoid => map_pair(x, dy, out, |x, dy| dy * Self::Sigmoid.derivative(f(x))),
+        }
+    }
 }
 
 #[inline(always)]

@@ -168,6 +168,56 @@ pub fn check_gradient_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>
     }
 }
 
+/// Fails if a gradient of `op` is anything else, on either device, where the first input is a slice and the result a part
+/// of a concatenation: the first input, the gradient by it and the gradient by the result are then views.
+pub fn check_gradient_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
+    const BEFORE: usize = 3;
+    let wider = |s: Shape| Shape::new(s.n(), s.c() + BEFORE, s.h(), s.w());
+    let out = op.infer(shapes).expect("the shapes fit");
+    let mut data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 31 + i as u64)).collect();
+    data[0] = random(wider(shapes[0]).numel(), 31);
+    let dy = random(wider(out).numel(), 30);
+    let run = |device: Device, viewed: bool| {
+        let mut graph = Graph::new();
+        let mut wrt = vec![graph.input("x0", wider(shapes[0]))];
+        for (i, shape) in shapes.iter().enumerate().skip(1) {
+            wrt.push(graph.input(&format!("x{i}"), *shape));
+        }
+        let part = |graph: &mut Graph, whole: NodeId| {
+            let channels = graph.shape(whole).c() - BEFORE;
+            let part = graph.slice("part", whole, BEFORE, channels).expect("it has that many");
+            // A copy is dense, a slice is not.
+            if viewed { part } else { graph.apply("copy", Pointwise::copy(), &[part]).expect("it fits") }
+        };
+        let mut inputs = wrt.clone();
+        inputs[0] = part(&mut graph, wrt[0]);
+        let mut y = graph.apply("op", op.clone(), &inputs).expect("the shapes fit");
+        let mut seed = graph.input("dy", wider(out));
+        if viewed {
+            let before = graph.slice("before", seed, 0, BEFORE).expect("it has that many");
+            y = graph.concat("whole", &[before, y]).expect("they fit");
+        } else {
+            seed = part(&mut graph, seed);
+        }
+        let found = gradients(&mut graph, &[(y, seed)], &wrt).expect("it has a gradient");
+        let outputs: Vec<NodeId> = found.into_iter().map(|id| id.expect("it depends on every input")).collect();
+        let exe = device.compile(&graph, &outputs, &BTreeMap::<String, Tensor>::new()).expect("it compiles");
+        let names: Vec<String> = (0..data.len()).map(|i| format!("x{i}")).collect();
+        let mut given: Vec<(&str, &[f32])> =
+            names.iter().map(String::as_str).zip(data.iter().map(Vec::as_slice)).collect();
+        given.push(("dy", &dy));
+        given.retain(|(name, _)| exe.plan().inputs.iter().any(|(known, _)| known == name));
+        exe.run(&given).expect("it runs")
+    };
+    let expected = run(Device::Cpu, false);
+    for device in [Device::Cpu, Device::Gpu(gpu())] {
+        for (i, (found, expected)) in run(device.clone(), true).iter().zip(&expected).enumerate() {
+            let error = relative_l2(found, expected);
+            assert!(error <= tolerance, "{op:?}: gradient {i} of views differs by {error:e} on {device:?}");
+        }
+    }
+}
+
 /// Fails if a kernel of `op` on inputs of these shapes is not valid WGSL, in its form for GPUs. Needs no GPU.
 pub fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
     let traits = GpuTraits { max_binding: 1 << 30, max_buffer: 1 << 30, software: false, subgroup: Some(8) };

@@ -1,5 +1,7 @@
 //! Group normalisation (Wu and He 2018); instance normalisation where every channel is a group.
 
+mod grad;
+
 use std::any::Any;
 use std::sync::Arc;
 
@@ -7,10 +9,11 @@ use rayon::prelude::*;
 
 use super::activation::Activation;
 use super::pointwise::{Pointwise, activation_call};
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::moments::Moments;
 use crate::cpu::view::{View, ViewMut};
 use crate::cpu::wide::wide_fn;
+use crate::graph::Graph;
 use crate::tensor::Shape;
 
 /// Elements that one CPU task normalises.
@@ -40,6 +43,56 @@ impl GroupNorm {
 
     fn chunks(&self, x: Shape) -> usize {
         (x.item() / self.groups).div_ceil(Self::chunk_len(x))
+    }
+
+    /// The moments of each group of batch item `n`.
+    fn moments(&self, x: &View, n: usize) -> Vec<Moments> {
+        let groups = x.item(n).par_chunks(x.shape.item() / self.groups);
+        groups.map(Moments::of).collect()
+    }
+
+    /// The inverse of the standard deviation.
+    fn rstd(&self, moments: Moments) -> f64 {
+        1.0 / (moments.variance() + f64::from(self.eps)).sqrt()
+    }
+
+    /// Elements of the scratch buffers that the kernels `moments` and `merge` fill.
+    fn statistics_scratch(&self, x: Shape) -> [usize; 2] {
+        [2 * x.n() * self.groups * self.chunks(x), 2 * x.n() * x.c()]
+    }
+
+    /// The parameters of the kernels in `group_norm.wgsl`.
+    fn params(&self, x: &Slot, output: &Slot, weight: Option<[&Slot; 2]>) -> Params {
+        let shape = x.shape;
+        let [weight_offset, bias_offset] = weight.map_or([0; 2], |slots| slots.map(|slot| slot.offset));
+        Params::new()
+            .slot(x)
+            .slot(output)
+            .u(weight_offset)
+            .u(bias_offset)
+            .u(usize::from(weight.is_some()))
+            .u(shape.n())
+            .u(shape.c())
+            .u(shape.plane())
+            .u(self.groups)
+            .u(shape.item() / self.groups)
+            .u(Self::chunk_len(shape))
+            .u(self.chunks(shape))
+            .f(self.eps)
+    }
+
+    /// A kernel of `group_norm.wgsl`.
+    fn kernel(entry: &'static str, activation: Activation) -> Kernel {
+        let body = Some(format!("    return {};", activation_call(activation, "v")));
+        Kernel { body, ..Kernel::new("group_norm").entry(entry) }
+    }
+
+    /// The launches that compute mean and scale of every channel into the second scratch buffer.
+    fn statistics(&self, shape: Shape, params: &Params, binds: &[Bind]) -> [Dispatch; 2] {
+        let runs = shape.n() * self.groups;
+        [("moments", runs * self.chunks(shape)), ("merge", runs)].map(|(entry, count)| {
+            Dispatch::folded(Self::kernel(entry, Activation::None), params.clone(), binds.to_vec(), count)
+        })
     }
 }
 
@@ -73,8 +126,11 @@ impl Op for GroupNorm {
     }
 
     fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
-        let x = inputs[0];
-        vec![2 * x.n() * self.groups * self.chunks(x), 2 * x.n() * x.c()]
+        self.statistics_scratch(inputs[0]).to_vec()
+    }
+
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        grad::grad(*self, g, at)
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
@@ -82,17 +138,15 @@ impl Op for GroupNorm {
         let (channels, plane) = (x.shape.c(), x.shape.plane());
         let per_group = channels / self.groups;
         for n in 0..x.shape.n() {
-            let groups = x.item(n).par_chunks(per_group * plane);
-            let moments: Vec<Moments> = groups.map(Moments::of).collect();
+            let moments = self.moments(&x, n);
             let rows = out.item(n).par_chunks_mut(plane).enumerate();
             rows.for_each(|(c, row)| {
                 let Moments { mean, .. } = moments[c / per_group];
-                let rstd = 1.0 / (moments[c / per_group].variance() + f64::from(self.eps)).sqrt();
                 let (weight, bias) = match inputs {
                     [_, weight, bias] => (weight.data[c].into(), bias.data[c].into()),
                     _ => (1.0, 0.0),
                 };
-                let scale = rstd * weight;
+                let scale = self.rstd(moments[c / per_group]) * weight;
                 // What the mean loses as an f32 goes into the shift.
                 let centre = mean as f32;
                 let shift = bias - (mean - f64::from(centre)) * scale;
@@ -108,38 +162,13 @@ impl Op for GroupNorm {
     fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
         let x = inputs[0];
         let shape = x.shape;
-        let chunks = self.chunks(shape);
-        let offset = |i: usize| inputs.get(i).map_or(0, |slot| slot.offset);
-        let params = Params::new()
-            .slot(&x)
-            .slot(&output)
-            .u(offset(1))
-            .u(offset(2))
-            .u(usize::from(self.affine))
-            .u(shape.n())
-            .u(shape.c())
-            .u(shape.plane())
-            .u(self.groups)
-            .u(shape.item() / self.groups)
-            .u(Self::chunk_len(shape))
-            .u(chunks)
-            .f(self.eps);
+        let params = self.params(&x, &output, if let [_, w, b] = inputs { Some([w, b]) } else { None });
         let weight = |i: usize| inputs.get(i).map_or(Bind::Absent, |_| Bind::Input(i));
         let binds = vec![Bind::Input(0), weight(1), weight(2), Bind::Scratch(0), Bind::Scratch(1), Bind::Output];
-        let kernel = |entry: &'static str, activation: Activation| Kernel {
-            body: Some(format!("    return {};", activation_call(activation, "v"))),
-            ..Kernel::new("group_norm").entry(entry)
-        };
-        let runs = shape.n() * self.groups;
+        let mut dispatches = self.statistics(shape, &params, &binds).to_vec();
         let blocks = shape.n() * shape.c() * shape.plane().div_ceil(1024);
-        [
-            (kernel("moments", Activation::None), runs * chunks),
-            (kernel("merge", Activation::None), runs),
-            (kernel("main", self.activation), blocks),
-        ]
-        .into_iter()
-        .map(|(kernel, count)| Dispatch::folded(kernel, params.clone(), binds.clone(), count))
-        .collect()
+        dispatches.push(Dispatch::folded(Self::kernel("main", self.activation), params, binds, blocks));
+        dispatches
     }
 }
 
