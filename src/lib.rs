@@ -32,5 +32,6 @@ pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod tensor;
+pub mod train;
 pub mod verify;
 pub mod weights;
