@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::cpu::executor::CpuExecutable;
 use crate::gpu::{AdapterReport, Gpu, GpuError, GpuExecutable};
+use crate::graph::plan::{Life, Location};
 use crate::graph::{Graph, NodeId, Plan, PlanError};
 use crate::ops::Target;
 use crate::tensor::{Shape, Tensor};
@@ -175,7 +176,7 @@ impl Executable {
     }
 
     /// Runs on inputs given by name (those that the plan does not need are passed over); returns the outputs in the
-    /// order they were asked for.
+    /// order they were asked for. Weights that the graph assigns have their new values afterwards, unless it fails.
     ///
     /// # Errors
     /// [`RunError`] if an input is missing or has the wrong size, or the GPU fails.
@@ -194,10 +195,30 @@ impl Executable {
             Self::Cpu(exe) => exe.run(&data),
             Self::Gpu(exe) => exe.run(&data)?,
         };
-        if outputs.iter().flatten().all(|v| v.is_finite()) {
-            return Ok(outputs);
+        if !outputs.iter().flatten().all(|v| v.is_finite()) {
+            return Err(RunError::NotFinite { layer: self.first_not_finite(&data) });
         }
-        Err(RunError::NotFinite { layer: self.first_not_finite(&data) })
+        match self {
+            Self::Cpu(exe) => exe.commit(),
+            Self::Gpu(exe) => exe.commit()?,
+        }
+        Ok(outputs)
+    }
+
+    /// The present values of a weight that the graph assigns.
+    ///
+    /// # Errors
+    /// [`RunError::MissingWeight`] if there is no such weight, or the GPU fails.
+    pub fn weight(&self, name: &str) -> Result<Vec<f32>, RunError> {
+        let plan = self.plan();
+        let of_name = |(known, location): &&(String, Location)| {
+            known == name && plan.buffers[location.buffer].life == Life::State
+        };
+        let (_, location) = plan.params.iter().find(of_name).ok_or_else(|| RunError::MissingWeight(name.to_owned()))?;
+        match self {
+            Self::Cpu(exe) => Ok(exe.read(location)),
+            Self::Gpu(exe) => Ok(exe.read(location)?),
+        }
     }
 
     /// The first layer whose result is not finite on these inputs. Only the CPU twins can look at every layer.

@@ -51,12 +51,24 @@ impl CpuExecutable {
             run_step(&mut buffers, step);
             observe(step, start.elapsed().as_secs_f64(), view(&buffers, &step.output));
         }
-        let read = |location: &Location| {
-            let view = view(&buffers, location);
-            (0..view.shape.n()).flat_map(|n| view.item(n)).copied().collect()
-        };
-        self.plan.outputs.iter().map(read).collect()
+        self.plan.outputs.iter().map(|location| read(&buffers, location)).collect()
     }
+
+    /// Gives the weights that the plan changes the values that the last run computed for them.
+    pub fn commit(&self) {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        self.plan.commits.iter().for_each(|step| run_step(&mut buffers, step));
+    }
+
+    /// The present value of what lies there: a weight that the plan changes.
+    pub fn read(&self, location: &Location) -> Vec<f32> {
+        read(&self.buffers.lock().unwrap_or_else(PoisonError::into_inner), location)
+    }
+}
+
+fn read(buffers: &[Vec<f32>], location: &Location) -> Vec<f32> {
+    let view = view(buffers, location);
+    (0..view.shape.n()).flat_map(|n| view.item(n)).copied().collect()
 }
 
 fn upload(buffers: &mut [Vec<f32>], location: &Location, data: &[f32]) {

@@ -25,6 +25,7 @@ pub struct GpuExecutable {
     plan: Plan,
     buffers: Vec<Option<wgpu::Buffer>>,
     launches: Vec<Launch>,
+    commits: Vec<Launch>,
     readback: wgpu::Buffer,
     /// Runs share the buffers, so one at a time.
     running: Mutex<()>,
@@ -59,11 +60,12 @@ impl GpuExecutable {
                 *buffer = None;
             }
         }
+        let commits = launches(&gpu, &plan.commits, &buffers)?;
         let launches = launches(&gpu, &plan.steps, &buffers)?;
         let out_len: usize = plan.outputs.iter().map(|l| l.slot.shape.numel()).sum();
         let readback = gpu.buffer(4 * out_len as u64, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
         gpu.check()?;
-        Ok(Self { gpu, plan, buffers, launches, readback, running: Mutex::new(()) })
+        Ok(Self { gpu, plan, buffers, launches, commits, readback, running: Mutex::new(()) })
     }
 
     /// The plan.
@@ -85,6 +87,36 @@ impl GpuExecutable {
         self.encode_readback(&mut encoder);
         self.gpu.queue.submit([encoder.finish()]);
         self.read_outputs()
+    }
+
+    /// Gives the weights that the plan changes the values that the last run computed for them.
+    ///
+    /// # Errors
+    /// [`GpuError::Device`] if the driver reports an error.
+    pub fn commit(&self) -> Result<(), GpuError> {
+        let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encode(&mut encoder, &self.commits, None);
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.check()
+    }
+
+    /// The present value of what lies there: a weight that the plan changes, which has its buffer to itself.
+    ///
+    /// # Errors
+    /// [`GpuError::Device`] if the driver reports an error.
+    pub fn read(&self, location: &Location) -> Result<Vec<f32>, GpuError> {
+        let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let len = location.slot.shape.numel();
+        let mapped = self.gpu.buffer(4 * len as u64, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        if let Some(buffer) = &self.buffers[location.buffer] {
+            encoder.copy_buffer_to_buffer(buffer, 0, &mapped, 0, 4 * len as u64);
+        }
+        self.gpu.queue.submit([encoder.finish()]);
+        let mut values = self.gpu.read(&mapped)?;
+        values.truncate(len);
+        Ok(values)
     }
 
     /// Runs the steps on `inputs` (in the order of [`Plan::inputs`]) and returns each step's seconds on the device, or

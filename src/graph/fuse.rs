@@ -8,13 +8,14 @@ use super::ir::{Graph, Kind, Node, NodeId};
 use crate::ops::{Op, Target};
 use crate::tensor::Shape;
 
-/// The part of `graph` that `outputs` need, and where they are in it.
+/// The part of `graph` that `outputs` and the weights' new values need, and where the outputs are in it.
 pub fn prune(graph: &Graph, outputs: &[NodeId]) -> (Graph, Vec<NodeId>) {
     let mut needed = vec![false; graph.nodes().len()];
     for &id in outputs {
         needed[id.0] = true;
     }
     for (i, node) in graph.nodes().iter().enumerate().rev() {
+        needed[i] |= matches!(node.kind, Kind::Assign);
         if needed[i] {
             for input in &node.inputs {
                 needed[input.0] = true;

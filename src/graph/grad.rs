@@ -83,7 +83,11 @@ impl Reverse {
     fn propagate(&mut self, g: &mut Graph, id: NodeId, dy: NodeId) -> Result<(), GraphError> {
         let Node { kind, inputs, .. } = g.node(id).clone();
         match kind {
-            Kind::Input | Kind::Param => {}
+            Kind::Input | Kind::Param | Kind::Assign => {}
+            Kind::Flatten | Kind::Part { .. } => {
+                let layer = g.node(id).name.clone();
+                return Err(GraphError::NoGradient { layer, op: "a row of tensors" });
+            }
             Kind::Concat => {
                 let mut start = 0;
                 for input in inputs {

@@ -24,6 +24,15 @@ pub enum Kind {
         /// First channel.
         start: usize,
     },
+    /// The elements of the node's inputs one after the other, as one row `[1, 1, 1, total]`: written in place as well.
+    Flatten,
+    /// As many elements as the node's shape has of its input, a row, from `offset` on, in the node's shape: a view.
+    Part {
+        /// First element.
+        offset: usize,
+    },
+    /// The new value (first input) of a weight (second input), which it takes when a run has succeeded.
+    Assign,
     /// The result of an operation.
     Op(Arc<dyn Op>),
 }
@@ -224,6 +233,73 @@ impl Graph {
             name: layer,
         }))
     }
+}
+
+/// Rows of many tensors, for what is done to all weights at once, and weights that runs change.
+impl Graph {
+    /// The elements of `parts` one after the other, `[1, 1, 1, total]`.
+    pub fn flatten(&mut self, name: &str, parts: &[NodeId]) -> NodeId {
+        let total = parts.iter().map(|&id| self.shape(id).numel()).sum();
+        let shape = Shape::new(1, 1, 1, total);
+        self.push(Node { kind: Kind::Flatten, inputs: parts.to_vec(), shape, name: self.scoped(name) })
+    }
+
+    /// `weight` is `value` from the next run on. All weights change together, after a run whose outputs are finite.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] if the shapes differ or `weight` is not a weight.
+    pub fn assign(&mut self, weight: NodeId, value: NodeId) -> Result<(), GraphError> {
+        let (shape, new) = (self.shape(weight), self.shape(value));
+        let name = self.node(weight).name.clone();
+        if shape != new || !matches!(self.node(weight).kind, Kind::Param) {
+            let reason = "a weight and a new value of its shape are needed".to_owned();
+            return Err(shape_error(&name, "assign", &[shape, new], reason));
+        }
+        self.push(Node { kind: Kind::Assign, inputs: vec![value, weight], shape, name });
+        Ok(())
+    }
+
+    /// The graph with the weights `names` as parts of one weight `row`, `[1, 1, 1, total]`, in their order, so that an
+    /// optimiser changes all of them in one operation. Also the row, its parts and the new places of `nodes`.
+    ///
+    /// # Panics
+    /// If a name is not that of a weight of the graph.
+    pub fn with_weights_in_a_row(&self, row: &str, names: &[String], nodes: &[NodeId]) -> Rowed {
+        let ids: Vec<NodeId> = names.iter().map(|name| self.params[name]).collect();
+        let total = ids.iter().map(|&id| self.shape(id).numel()).sum();
+        let mut graph = Self::new();
+        let weight =
+            Node { kind: Kind::Param, inputs: Vec::new(), shape: Shape::new(1, 1, 1, total), name: row.to_owned() };
+        let row_id = graph.push(weight);
+        graph.params = self.params.iter().map(|(name, id)| (name.clone(), NodeId(id.0 + 1))).collect();
+        graph.params.insert(row.to_owned(), row_id);
+        graph.marks = self.marks.iter().map(|(name, id)| (name.clone(), NodeId(id.0 + 1))).collect();
+        for node in &self.nodes {
+            let inputs = node.inputs.iter().map(|id| NodeId(id.0 + 1)).collect();
+            graph.push(Node { inputs, ..node.clone() });
+        }
+        let mut offset = 0;
+        for id in &ids {
+            let node = &mut graph.nodes[id.0 + 1];
+            (node.kind, node.inputs) = (Kind::Part { offset }, vec![row_id]);
+            offset += node.shape.numel();
+        }
+        let moved = |ids: &[NodeId]| ids.iter().map(|id| NodeId(id.0 + 1)).collect();
+        Rowed { row: row_id, parts: moved(&ids), nodes: moved(nodes), graph }
+    }
+}
+
+/// What [`Graph::with_weights_in_a_row`] gives.
+#[derive(Debug)]
+pub struct Rowed {
+    /// The graph.
+    pub graph: Graph,
+    /// The weight that holds all of them.
+    pub row: NodeId,
+    /// Its parts, the former weights.
+    pub parts: Vec<NodeId>,
+    /// The new places of the nodes that were asked for.
+    pub nodes: Vec<NodeId>,
 }
 
 fn shape_error(layer: &str, op: &'static str, shapes: &[Shape], reason: String) -> GraphError {

@@ -7,5 +7,5 @@ pub mod place;
 pub mod plan;
 
 pub use grad::gradients;
-pub use ir::{Graph, GraphError, Kind, Node, NodeId};
+pub use ir::{Graph, GraphError, Kind, Node, NodeId, Rowed};
 pub use plan::{Plan, PlanError};

@@ -18,12 +18,12 @@ pub struct Placed {
 
 /// Places every node, the parts of concatenations inside them.
 ///
-/// A part is written in place unless it cannot be: it is an input or a weight, it already lies in another
+/// A part is written in place unless it cannot be: it is an input, a weight or a view, it already lies in another
 /// concatenation, or its operation reads the very buffer it would write, which WebGPU forbids. Such a part goes through
 /// a copy that this function adds to the graph.
 pub fn place(graph: Graph, outputs: Vec<NodeId>) -> (Graph, Vec<NodeId>, Vec<Placed>) {
     let (graph, outputs) = copy_parts(&graph, &outputs, |graph, owner, part| {
-        !matches!(graph.node(part).kind, Kind::Op(_) | Kind::Concat) || owner[part.0].is_some()
+        !matches!(graph.node(part).kind, Kind::Op(_) | Kind::Concat | Kind::Flatten) || owner[part.0].is_some()
     });
     let placed = lay_out(&graph);
     let conflict = |part: NodeId| {
@@ -51,7 +51,7 @@ fn copy_parts(
     for (i, node) in graph.nodes().iter().enumerate() {
         let mut inputs = Vec::new();
         for &input in &node.inputs {
-            if matches!(node.kind, Kind::Concat) {
+            if matches!(node.kind, Kind::Concat | Kind::Flatten) {
                 if needs_copy(graph, &owner, input) {
                     let shape = graph.shape(input);
                     inputs.push(result.push(Node {
@@ -80,26 +80,39 @@ fn lay_out(graph: &Graph) -> Vec<Placed> {
         .map(|(i, node)| Placed { root: NodeId(i), slot: Slot::contiguous(node.shape) })
         .collect();
     for (i, node) in graph.nodes().iter().enumerate().rev() {
-        if !matches!(node.kind, Kind::Concat) {
+        if !matches!(node.kind, Kind::Concat | Kind::Flatten) {
             continue;
         }
         let whole = placed[i];
         let mut offset = whole.slot.offset;
         for part in &node.inputs {
+            let shape = graph.shape(*part);
             let slot = &mut placed[part.0];
             slot.root = whole.root;
             slot.slot.offset = offset;
-            slot.slot.batch_stride = whole.slot.batch_stride;
-            offset += graph.shape(*part).item();
+            if matches!(node.kind, Kind::Concat) {
+                slot.slot.batch_stride = whole.slot.batch_stride;
+                offset += shape.item();
+            } else {
+                offset += shape.numel();
+            }
         }
     }
     for (i, node) in graph.nodes().iter().enumerate() {
-        if let Kind::Slice { start } = node.kind {
-            let whole = placed[node.inputs[0].0];
-            let slot = &mut placed[i];
-            slot.root = whole.root;
-            slot.slot.offset = whole.slot.offset + start * node.shape.plane();
-            slot.slot.batch_stride = whole.slot.batch_stride;
+        match node.kind {
+            Kind::Slice { start } => {
+                let whole = placed[node.inputs[0].0];
+                let offset = whole.slot.offset + start * node.shape.plane();
+                let slot = Slot { offset, shape: node.shape, ..whole.slot };
+                placed[i] = Placed { root: whole.root, slot };
+            }
+            Kind::Part { offset } => {
+                let whole = placed[node.inputs[0].0];
+                let offset = whole.slot.offset + offset;
+                placed[i] = Placed { root: whole.root, slot: Slot { offset, ..placed[i].slot } };
+            }
+            Kind::Assign => placed[i] = placed[node.inputs[1].0],
+            Kind::Input | Kind::Param | Kind::Concat | Kind::Flatten | Kind::Op(_) => {}
         }
     }
     placed

@@ -1,10 +1,12 @@
 //! The plan of a run: steps in order, where every tensor lies, how much memory that takes.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::fuse::{fuse, prune, specialize};
 use super::ir::{Graph, Kind, NodeId};
 use super::place::{Interval, Placed, place, share};
+use crate::ops::pointwise::Pointwise;
 use crate::ops::{MAX_LOOP_ROUNDS, Op, Slot, Target};
 use crate::tensor::Shape;
 
@@ -24,6 +26,8 @@ pub enum Life {
     Setup,
     /// As long as the plan: weights in the form that the kernels read.
     Weights,
+    /// As long as the plan: weights that runs change.
+    State,
     /// During a run; shared by tensors that do not live at the same time.
     Run,
 }
@@ -98,6 +102,8 @@ pub struct Plan {
     pub setup: Vec<Step>,
     /// Steps of every run.
     pub steps: Vec<Step>,
+    /// Steps that give weights their new values, after a run whose outputs are finite.
+    pub commits: Vec<Step>,
     /// All buffers.
     pub buffers: Vec<Buffer>,
     /// The inputs of a run by name.
@@ -136,6 +142,11 @@ impl Plan {
         self.bytes(Life::Weights)
     }
 
+    /// Bytes of the weights that runs change.
+    pub fn state_bytes(&self) -> u64 {
+        self.bytes(Life::State)
+    }
+
     fn bytes(&self, life: Life) -> u64 {
         let of = |b: &&Buffer| b.life == life;
         self.buffers.iter().filter(of).map(|b| 4 * b.len as u64).sum()
@@ -159,7 +170,7 @@ fn check_limits(plan: &Plan) -> Result<(), PlanError> {
         Target::Gpu(traits) => traits.max_binding.min(traits.max_buffer),
     };
     let software = matches!(&plan.target, Target::Gpu(traits) if traits.software);
-    for step in plan.setup.iter().chain(&plan.steps) {
+    for step in plan.setup.iter().chain(&plan.steps).chain(&plan.commits) {
         let shapes: Vec<Shape> = step.inputs.iter().map(|l| l.slot.shape).collect();
         let rounds = step.op.loop_rounds(&shapes, step.output.slot.shape);
         if software && rounds > MAX_LOOP_ROUNDS {
@@ -198,19 +209,21 @@ struct Layout<'a> {
 
 impl<'a> Layout<'a> {
     fn new(graph: &'a Graph, outputs: &'a [NodeId], placed: &'a [Placed], target: &'a Target) -> Self {
+        let assigned: HashSet<NodeId> =
+            graph.nodes().iter().filter(|n| matches!(n.kind, Kind::Assign)).map(|n| n.inputs[1]).collect();
         let mut constant: Vec<bool> = Vec::with_capacity(graph.nodes().len());
-        for node in graph.nodes() {
+        for (i, node) in graph.nodes().iter().enumerate() {
             constant.push(match node.kind {
-                Kind::Input => false,
-                Kind::Param => true,
-                Kind::Concat | Kind::Slice { .. } | Kind::Op(_) => {
+                Kind::Input | Kind::Assign => false,
+                Kind::Param => !assigned.contains(&NodeId(i)),
+                Kind::Concat | Kind::Flatten | Kind::Slice { .. } | Kind::Part { .. } | Kind::Op(_) => {
                     !node.inputs.is_empty() && node.inputs.iter().all(|id| constant[id.0])
                 }
             });
         }
         // The parts of a concatenation share a buffer, so one that varies makes all of them vary.
         for (i, node) in graph.nodes().iter().enumerate().rev() {
-            if matches!(node.kind, Kind::Concat) && !constant[i] {
+            if matches!(node.kind, Kind::Concat | Kind::Flatten) && !constant[i] {
                 for part in &node.inputs {
                     constant[part.0] = false;
                 }
@@ -236,7 +249,8 @@ impl<'a> Layout<'a> {
                     touch(NodeId(i), i);
                     node.inputs.iter().for_each(|&id| touch(id, i));
                 }
-                Kind::Param | Kind::Concat | Kind::Slice { .. } => {}
+                Kind::Assign => touch(node.inputs[0], usize::MAX),
+                Kind::Param | Kind::Concat | Kind::Flatten | Kind::Slice { .. } | Kind::Part { .. } => {}
             }
         }
         for &id in self.outputs {
@@ -250,7 +264,7 @@ impl<'a> Layout<'a> {
         let of_root = |id: &NodeId| self.placed[id.0].root == root;
         self.outputs.iter().any(of_root)
             || self.graph.nodes().iter().enumerate().any(|(i, node)| {
-                !self.constant[i] && matches!(node.kind, Kind::Op(_)) && node.inputs.iter().any(of_root)
+                !self.constant[i] && matches!(node.kind, Kind::Op(_) | Kind::Assign) && node.inputs.iter().any(of_root)
             })
     }
 
@@ -274,6 +288,9 @@ impl<'a> Layout<'a> {
                 let life = if self.read_in_runs(NodeId(i)) { Life::Weights } else { Life::Setup };
                 buffer_of[i] = buffers.len();
                 buffers.push(Buffer { len: lives[i].len, life });
+            } else if matches!(nodes[i].kind, Kind::Param) {
+                buffer_of[i] = buffers.len();
+                buffers.push(Buffer { len: lives[i].len, life: Life::State });
             } else {
                 run_roots.push(i);
                 intervals.push(lives[i]);
@@ -308,6 +325,7 @@ impl<'a> Layout<'a> {
             target: self.target.clone(),
             setup: Vec::new(),
             steps: Vec::new(),
+            commits: Vec::new(),
             buffers,
             inputs: Vec::new(),
             params: Vec::new(),
@@ -319,7 +337,14 @@ impl<'a> Layout<'a> {
             match &node.kind {
                 Kind::Input => plan.inputs.push((node.name.clone(), here)),
                 Kind::Param => plan.params.push((node.name.clone(), here)),
-                Kind::Concat | Kind::Slice { .. } => {}
+                Kind::Concat | Kind::Flatten | Kind::Slice { .. } | Kind::Part { .. } => {}
+                Kind::Assign => plan.commits.push(Step {
+                    op: Arc::new(Pointwise::copy()),
+                    name: node.name.clone(),
+                    inputs: vec![locate(node.inputs[0])],
+                    output: here,
+                    scratch,
+                }),
                 Kind::Op(op) => {
                     let step = Step {
                         op: op.clone(),
@@ -349,7 +374,6 @@ mod tests {
     use crate::ops::GpuTraits;
     use crate::ops::activation::Activation;
     use crate::ops::conv2d::{Conv2d, ConvSpec};
-    use crate::ops::pointwise::Pointwise;
     use crate::ops::resize::UpsampleNearest2;
     use crate::ops::testing::{gpu, random, relative_l2};
     use crate::tensor::Tensor;
