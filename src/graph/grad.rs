@@ -84,6 +84,7 @@ impl Reverse {
         let Node { kind, inputs, .. } = g.node(id).clone();
         match kind {
             Kind::Input | Kind::Param | Kind::Assign => {}
+            Kind::Flatten | Kind::Part { .. } if !inputs.iter().any(|id| self.needed[id.0]) => {}
             Kind::Flatten | Kind::Part { .. } => {
                 let layer = g.node(id).name.clone();
                 return Err(GraphError::NoGradient { layer, op: "a row of tensors" });

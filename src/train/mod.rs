@@ -1,3 +1,7 @@
-//! Training: registered pairs from folders, what a run is configured by, and what it leaves behind.
+//! Training: data, losses, optimisers, the step's graph, checkpoints and the loop.
 
 pub mod data;
+pub mod init;
+pub mod loss;
+pub mod optim;
+pub mod step;
