@@ -1,4 +1,5 @@
 // Bilinear upsampling by two with aligned corners. A workgroup writes a tile of 8 rows by 64 columns of one channel.
+//#use bilinear
 
 struct Params {
     x_offset: u32,
@@ -15,23 +16,6 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
-
-// The two neighbours of output position `o` on an axis of `len` inputs, and the weight of the second. The place in the
-// input, o * (len - 1) / (2 * len - 1), is half of o less the fraction f = o / (2 * len - 1).
-struct Neighbours {
-    near: u32,
-    other: u32,
-    weight: f32,
-}
-
-fn neighbours(o: u32, len: u32) -> Neighbours {
-    let near = o / 2u;
-    let f = f32(o) / f32(2u * len - 1u);
-    if (o & 1u) == 1u {
-        return Neighbours(near, min(near + 1u, len - 1u), 0.5 - 0.5 * f);
-    }
-    return Neighbours(near, max(near, 1u) - 1u, 0.5 * f);
-}
 
 @compute @workgroup_size(64)
 fn main(

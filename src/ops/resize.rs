@@ -4,8 +4,10 @@ use std::any::Any;
 
 use rayon::prelude::*;
 
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::view::{View, ViewMut};
+use crate::graph::Graph;
+use crate::graph::grad::gradient_name;
 use crate::tensor::Shape;
 
 /// Doubles height and width: each pixel becomes four.
@@ -95,6 +97,11 @@ impl Op for UpsampleBilinear2 {
         self
     }
 
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        let name = gradient_name(g, at.inputs[0]);
+        Ok(vec![Some(g.apply(&name, UpsampleBilinear2Grad, &[at.dy])?)])
+    }
+
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         let x = inputs[0];
         let (height, width) = (x.shape.h(), x.shape.w());
@@ -119,6 +126,69 @@ impl Op for UpsampleBilinear2 {
     }
 }
 
+/// The gradient of [`UpsampleBilinear2`]: each pixel gathers what it gave to the pixels of the result.
+///
+/// Input: `dy` `[n, c, 2h, 2w]`. Result: `[n, c, h, w]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct UpsampleBilinear2Grad;
+
+/// The output positions that input `i` of `len` goes into, and its weights there; see [`neighbours`].
+fn receivers(i: usize, len: usize) -> [(usize, f32); 4] {
+    let near = |o: usize| (o, 1.0 - neighbours(o, len).2);
+    let other = |o: usize| (o, neighbours(o, len).2);
+    let before = if i > 0 { other(2 * i - 1) } else { (0, 0.0) };
+    let after = if i + 1 < len { other(2 * i + 2) } else { (0, 0.0) };
+    [before, near(2 * i), near(2 * i + 1), after]
+}
+
+impl Op for UpsampleBilinear2Grad {
+    fn name(&self) -> &'static str {
+        "upsample_bilinear2_grad"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        match inputs {
+            [dy] if dy.numel() > 0 && dy.h().is_multiple_of(2) && dy.w().is_multiple_of(2) => {
+                Ok(Shape::new(dy.n(), dy.c(), dy.h() / 2, dy.w() / 2))
+            }
+            _ => Err("it takes one tensor of even height and width".into()),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let dy = inputs[0];
+        let (height, width) = (out.shape.h(), out.shape.w());
+        let columns: Vec<_> = (0..width).map(|i| receivers(i, width)).collect();
+        for n in 0..dy.shape.n() {
+            let rows = out.item(n).par_chunks_mut(width).enumerate();
+            rows.for_each(|(i, row)| {
+                let plane = dy.plane(n, i / height);
+                let mut between = vec![0f32; 2 * width];
+                for (o, weight) in receivers(i % height, height) {
+                    let line = &plane[o * 2 * width..][..2 * width];
+                    between.iter_mut().zip(line).for_each(|(sum, v)| *sum += weight * v);
+                }
+                for (out, receivers) in row.iter_mut().zip(&columns) {
+                    *out = receivers.iter().map(|&(o, weight)| weight * between[o]).sum();
+                }
+            });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let dx = output.shape;
+        let params = Params::new().slot(&inputs[0]).slot(&output).u(dx.n()).u(dx.c()).u(dx.h()).u(dx.w());
+        let tiles = dx.h().div_ceil(8) * dx.w().div_ceil(64);
+        let binds = vec![Bind::Input(0), Bind::Output];
+        let kernel = Kernel::new("upsample_bilinear2_grad");
+        vec![Dispatch::folded(kernel, params, binds, dx.n() * dx.c() * tiles)]
+    }
+}
+
 /// `a` where `t` is 0, `b` where it is 1.
 fn mix(a: f32, b: f32, t: f32) -> f32 {
     a * (1.0 - t) + b * t
@@ -128,7 +198,10 @@ fn mix(a: f32, b: f32, t: f32) -> f32 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::super::testing::{
+        check_gradient, check_gradient_views, check_kernels, check_twins, check_twins_on, check_views, random,
+        relative_l2,
+    };
     use super::*;
 
     const SHAPES: [Shape; 5] = [
@@ -174,6 +247,26 @@ mod tests {
         };
         let error = relative_l2(&cpu, &expected(x, &data, oracle));
         assert!(error <= 1e-6, "{x}: {error:e}");
+        check_adjoint(x, &data, &cpu);
+    }
+
+    /// The gradient is the transpose: `<upsampled x, dy> = <x, gradient of dy>`.
+    fn check_adjoint(x: Shape, data: &[f32], up: &[f32]) {
+        let dy_shape = Shape::new(x.n(), x.c(), 2 * x.h(), 2 * x.w());
+        let dy = random(dy_shape.numel(), 7);
+        let dx = check_twins(UpsampleBilinear2Grad, &[dy_shape], 1e-6);
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let size = (dot(up, up) * dot(&dy, &dy)).sqrt();
+        let error = (dot(up, &dy) - dot(data, &dx)).abs() / size;
+        assert!(error <= 1e-6, "{x}: {error:e}");
+    }
+
+    #[test]
+    fn the_gradient_of_bilinear_upsampling() {
+        check_gradient(UpsampleBilinear2, &[Shape::new(2, 3, 5, 7)], 0.0, 1e-4);
+        check_gradient_views(UpsampleBilinear2, &[Shape::new(3, 2, 4, 9)], 1e-6);
+        check_kernels(&UpsampleBilinear2Grad, &[Shape::new(1, 1, 2, 2)]);
+        assert!(UpsampleBilinear2Grad.infer(&[Shape::new(1, 1, 2, 3)]).is_err());
     }
 
     #[test]

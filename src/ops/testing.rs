@@ -206,7 +206,6 @@ pub fn check_gradient_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f6
         let mut given: Vec<(&str, &[f32])> =
             names.iter().map(String::as_str).zip(data.iter().map(Vec::as_slice)).collect();
         given.push(("dy", &dy));
-        given.retain(|(name, _)| exe.plan().inputs.iter().any(|(known, _)| known == name));
         exe.run(&given).expect("it runs")
     };
     let expected = run(Device::Cpu, false);

@@ -1,12 +1,16 @@
 //! Self-attention of one head over all pixels (Vaswani et al. 2017).
 
+mod grad;
+
 use std::any::Any;
 
 use rayon::prelude::*;
 
 use super::softmax::softmax_row;
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::view::{View, ViewMut};
+use crate::graph::Graph;
+use crate::graph::grad::gradient_name;
 use crate::tensor::Shape;
 
 /// Queries that one CPU task takes.
@@ -43,6 +47,11 @@ impl Op for SelfAttention {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        let qkv = at.inputs[0];
+        Ok(vec![Some(g.apply(&gradient_name(g, qkv), grad::SelfAttentionGrad, &[qkv, at.dy])?)])
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
@@ -85,16 +94,19 @@ impl Op for SelfAttention {
 fn attend(q: &[f32], k: &[f32], v: &[f32], [channels, tokens]: [usize; 2], block: usize) -> Vec<f32> {
     let queries = QUERIES.min(tokens - block * QUERIES);
     let mut weights = vec![0.0; queries * tokens];
-    let q = Matrix { data: q, strides: [1, tokens] };
-    let k = Matrix { data: k, strides: [tokens, 1] };
-    let scale = 1.0 / (channels as f32).sqrt();
-    product([queries, tokens, channels], scale, q, k, &mut weights);
-    weights.chunks_mut(tokens).for_each(softmax_row);
+    attention_weights(q, k, [channels, tokens], &mut weights);
     let mut out = vec![0.0; channels * queries];
-    let v = Matrix { data: v, strides: [tokens, 1] };
-    let weights = Matrix { data: &weights, strides: [1, tokens] };
-    product([channels, queries, tokens], 1.0, v, weights, &mut out);
+    let v = Matrix::rows(v, tokens);
+    product([channels, queries, tokens], 1.0, v, Matrix::columns(&weights, tokens), &mut out, Store::Over(queries));
     out
+}
+
+/// The softmax over all keys for some queries, `[queries, tokens]`.
+fn attention_weights(q: &[f32], k: &[f32], [channels, tokens]: [usize; 2], weights: &mut [f32]) {
+    let shape = [weights.len() / tokens, tokens, channels];
+    let scale = 1.0 / (channels as f32).sqrt();
+    product(shape, scale, Matrix::columns(q, tokens), Matrix::rows(k, tokens), weights, Store::Over(tokens));
+    weights.chunks_mut(tokens).for_each(softmax_row);
 }
 
 /// A matrix inside a slice.
@@ -105,16 +117,36 @@ struct Matrix<'a> {
     strides: [usize; 2],
 }
 
-impl Matrix<'_> {
+impl<'a> Matrix<'a> {
+    /// A matrix whose rows lie `stride` apart.
+    fn rows(data: &'a [f32], stride: usize) -> Self {
+        Self { data, strides: [stride, 1] }
+    }
+
+    /// A matrix whose columns lie `stride` apart.
+    fn columns(data: &'a [f32], stride: usize) -> Self {
+        Self { data, strides: [1, stride] }
+    }
+
     fn holds(&self, rows: usize, columns: usize) -> bool {
         let last = (rows - 1) * self.strides[0] + (columns - 1) * self.strides[1];
         last < self.data.len()
     }
 }
 
-/// `out = scale * a * b`, where `a` is `m` by `k`, `b` is `k` by `n` and `out`, row-major, `m` by `n`; none is empty.
-fn product([m, n, k]: [usize; 3], scale: f32, a: Matrix, b: Matrix, out: &mut [f32]) {
-    assert!(a.holds(m, k) && b.holds(k, n) && out.len() == m * n);
+/// What a product does to the elements it goes to, whose rows lie so far apart.
+#[derive(Clone, Copy)]
+enum Store {
+    /// It replaces them.
+    Over(usize),
+    /// It is added to them.
+    Onto(usize),
+}
+
+/// `scale * a * b` into `out`, where `a` is `m` by `k`, `b` is `k` by `n` and `out`, row-major, `m` by `n`; none is empty.
+fn product([m, n, k]: [usize; 3], scale: f32, a: Matrix, b: Matrix, out: &mut [f32], store: Store) {
+    let (Store::Over(stride) | Store::Onto(stride)) = store;
+    assert!(a.holds(m, k) && b.holds(k, n) && Matrix::rows(out, stride).holds(m, n) && stride >= n);
     let [ar, ac] = a.strides.map(usize::cast_signed);
     let [br, bc] = b.strides.map(usize::cast_signed);
     // SAFETY: the assertion above says that every element the strides reach lies inside its slice.
@@ -125,15 +157,15 @@ fn product([m, n, k]: [usize; 3], scale: f32, a: Matrix, b: Matrix, out: &mut [f
             k,
             out.as_mut_ptr(),
             1,
-            n.cast_signed(),
-            false,
+            stride.cast_signed(),
+            matches!(store, Store::Onto(_)),
             a.data.as_ptr(),
             ac,
             ar,
             b.data.as_ptr(),
             bc,
             br,
-            0.0,
+            1.0,
             scale,
             false,
             false,

@@ -1,0 +1,212 @@
+//! The gradient of self-attention, its weights computed again.
+
+use std::any::Any;
+
+use rayon::prelude::*;
+
+use super::{Matrix, QUERIES, Store, attention_weights, product};
+use crate::cpu::view::{View, ViewMut};
+use crate::cpu::wide::wide_fn;
+use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::tensor::Shape;
+
+/// Channels that one CPU task takes.
+const CHANNELS: usize = 32;
+/// Attention weights that the CPU twin holds at a time, unless one block of queries has more.
+const WEIGHTS: usize = 1 << 22;
+
+/// The gradient of [`super::SelfAttention`] by `q`, `k` and `v`. With `P` the softmax, `dO` the gradient by the result:
+/// `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(P * dP))`, `dQ = dS K / sqrt(c)`, `dK = dS^T Q / sqrt(c)`.
+///
+/// Inputs: `[n, 3c, h, w]`, the channels of `q`, `k` and `v` one after the other; `dO` `[n, c, h, w]`.
+/// Result: the first's shape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct SelfAttentionGrad;
+
+impl Op for SelfAttentionGrad {
+    fn name(&self) -> &'static str {
+        "self_attention_grad"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        match inputs {
+            [x, dy] if x.numel() > 0 && *x == Shape::new(dy.n(), 3 * dy.c(), dy.h(), dy.w()) => Ok(*x),
+            _ => Err("it takes q, k and v in one tensor and dy".into()),
+        }
+    }
+
+    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
+        5 * inputs[1].c().max(inputs[1].plane()) + 20
+    }
+
+    /// Five matrix products.
+    fn macs(&self, inputs: &[Shape], _output: Shape) -> u64 {
+        5 * (inputs[1].numel() * inputs[1].plane()) as u64
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
+        vec![inputs[0].n() * inputs[0].plane().pow(2); 2]
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let [x, dy] = [inputs[0], inputs[1]];
+        let (channels, tokens) = (dy.shape.c(), dy.shape.plane());
+        let sweep = (WEIGHTS / tokens).next_multiple_of(QUERIES).min(tokens);
+        let mut weights = vec![0f32; sweep * tokens];
+        let mut slopes = vec![0f32; sweep * tokens];
+        for n in 0..dy.shape.n() {
+            for first in (0..tokens).step_by(sweep) {
+                let count = sweep.min(tokens - first);
+                let (weights, slopes) = (&mut weights[..count * tokens], &mut slopes[..count * tokens]);
+                let blocks = weights.par_chunks_mut(QUERIES * tokens).zip(slopes.par_chunks_mut(QUERIES * tokens));
+                blocks.enumerate().for_each(|(block, (weights, slopes))| {
+                    let shape = [channels, tokens];
+                    by_scores(x.item(n), dy.item(n), shape, first + block * QUERIES, weights, slopes);
+                });
+                join(x.item(n), dy.item(n), [channels, tokens], first, weights, slopes, out.item(n));
+            }
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let shape = inputs[1].shape;
+        let params = Params::new()
+            .slot(&inputs[0])
+            .slot(&inputs[1])
+            .slot(&output)
+            .u(shape.n())
+            .u(shape.c())
+            .u(shape.plane())
+            .f(1.0 / (shape.c() as f32).sqrt());
+        let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Scratch(0), Bind::Scratch(1), Bind::Output];
+        let tiles = shape.plane().div_ceil(32);
+        [("scores", tiles * tiles), ("rows", shape.plane()), ("main", 3 * shape.c().div_ceil(32) * tiles)]
+            .map(|(entry, count)| {
+                let kernel = Kernel::new("attention_grad").entry(entry);
+                Dispatch::folded(kernel, params.clone(), binds.clone(), shape.n() * count)
+            })
+            .to_vec()
+    }
+}
+
+/// The weights of some queries from `first` on, and the gradients by their scores before scaling, over `sqrt(c)`.
+fn by_scores(
+    x: &[f32],
+    dy: &[f32],
+    [channels, tokens]: [usize; 2],
+    first: usize,
+    weights: &mut [f32],
+    slopes: &mut [f32],
+) {
+    let part = |i: usize| &x[i * channels * tokens..][..channels * tokens];
+    attention_weights(&part(0)[first..], part(1), [channels, tokens], weights);
+    let (dy, v) = (Matrix::columns(&dy[first..], tokens), Matrix::rows(part(2), tokens));
+    product([slopes.len() / tokens, tokens, channels], 1.0, dy, v, slopes, Store::Over(tokens));
+    let scale = 1.0 / (channels as f32).sqrt();
+    for (slopes, weights) in slopes.chunks_mut(tokens).zip(weights.chunks(tokens)) {
+        softmax_backward(slopes, weights, scale);
+    }
+}
+
+wide_fn! {
+    /// The gradient by the scores of one query from that by its weights, in place, times `scale`.
+    fn softmax_backward<'a>(slopes: &'a mut [f32], weights: &'a [f32], scale: f32) -> () {
+        let mut centre = 0f64;
+        for (slope, weight) in slopes.iter().zip(weights) {
+            centre += f64::from(slope * weight);
+        }
+        let centre = centre as f32;
+        for (slope, weight) in slopes.iter_mut().zip(weights) {
+            *slope = weight * (*slope - centre) * scale;
+        }
+    }
+}
+
+/// Adds what the queries from `first` on make of the gradients of one item.
+fn join(
+    x: &[f32],
+    dy: &[f32],
+    [channels, tokens]: [usize; 2],
+    first: usize,
+    weights: &[f32],
+    slopes: &[f32],
+    out: &mut [f32],
+) {
+    let count = weights.len() / tokens;
+    let store = if first == 0 { Store::Over(tokens) } else { Store::Onto(tokens) };
+    let (by_q, rest) = out.split_at_mut(channels * tokens);
+    let (by_k, by_v) = rest.split_at_mut(channels * tokens);
+    let third = channels * tokens;
+    let blocks = |out| <[f32] as ParallelSliceMut<f32>>::par_chunks_mut(out, CHANNELS * tokens).enumerate();
+    blocks(by_q).for_each(|(i, out)| {
+        let k = Matrix::rows(&x[third + i * CHANNELS * tokens..], tokens);
+        let shape = [out.len() / tokens, count, tokens];
+        product(shape, 1.0, k, Matrix::columns(slopes, tokens), &mut out[first..], Store::Over(tokens));
+    });
+    for (out, values, factors) in [(by_k, slopes, x), (by_v, weights, dy)] {
+        blocks(out).for_each(|(i, out)| {
+            let factors = Matrix::rows(&factors[i * CHANNELS * tokens + first..], tokens);
+            product([out.len() / tokens, tokens, count], 1.0, factors, Matrix::rows(values, tokens), out, store);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::{
+        check_gradient, check_gradient_views, check_kernels, check_twins, random, relative_l2,
+    };
+    use super::super::SelfAttention;
+    use super::*;
+
+    fn shapes(n: usize, c: usize, h: usize, w: usize) -> [Shape; 2] {
+        [Shape::new(n, 3 * c, h, w), Shape::new(n, c, h, w)]
+    }
+
+    #[test]
+    fn sizes_of_all_kinds() {
+        for shapes in [shapes(1, 64, 16, 16), shapes(2, 37, 9, 15), shapes(3, 1, 1, 1), shapes(1, 3, 1, 1100)] {
+            check_twins(SelfAttentionGrad, &shapes, 1e-5);
+            check_kernels(&SelfAttentionGrad, &shapes);
+        }
+    }
+
+    #[test]
+    fn central_differences_and_views_agree() {
+        for shape in [Shape::new(2, 15, 5, 7), Shape::new(1, 3 * 40, 3, 3), Shape::new(1, 3, 1, 50)] {
+            check_gradient(SelfAttention, &[shape], 0.0, 2e-3);
+            check_gradient_views(SelfAttention, &[shape], 1e-5);
+        }
+    }
+
+    #[test]
+    fn queries_in_several_sweeps_add_up() {
+        let [channels, tokens] = [5, 77];
+        let x = random(3 * channels * tokens, 1);
+        let dy = random(channels * tokens, 2);
+        let run = |sweep: usize| {
+            let mut out = vec![f32::NAN; x.len()];
+            for first in (0..tokens).step_by(sweep) {
+                let mut weights = vec![0f32; sweep.min(tokens - first) * tokens];
+                let mut slopes = weights.clone();
+                by_scores(&x, &dy, [channels, tokens], first, &mut weights, &mut slopes);
+                join(&x, &dy, [channels, tokens], first, &weights, &slopes, &mut out);
+            }
+            out
+        };
+        assert!(relative_l2(&run(32), &run(tokens)) <= 1e-6);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let [x, dy] = shapes(2, 4, 3, 5);
+        assert_eq!(SelfAttentionGrad.infer(&[x, dy]), Ok(x));
+        assert_eq!(SelfAttentionGrad.macs(&[x, dy], x), 5 * 2 * 4 * 15 * 15);
+        assert!(SelfAttentionGrad.infer(&[x]).is_err());
+        assert!(SelfAttentionGrad.infer(&[x, x]).is_err());
+    }
+}
