@@ -1,5 +1,6 @@
 //! Training: data, losses, optimisers, the step's graph, checkpoints and the loop.
 
+pub mod config;
 pub mod data;
 pub mod init;
 pub mod loss;
