@@ -6,10 +6,14 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::activation::Activation;
+use super::conv2d::grad::{TransposeWeight, before_activation, of_vector};
+use super::conv2d::{Conv2dWeightGrad, ConvSpec};
 use super::pointwise::{Pointwise, activation_call};
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::moments::dot;
 use crate::cpu::view::{View, ViewMut};
+use crate::graph::Graph;
+use crate::graph::grad::gradient_name;
 use crate::tensor::Shape;
 
 /// Output features that one CPU task computes.
@@ -78,6 +82,25 @@ impl Op for Linear {
         (self.activation == Activation::None).then(|| Arc::new(Self { activation, ..*self }) as _)
     }
 
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        let dy = before_activation(g, at, self.activation, Self { activation: Activation::None, ..*self })?;
+        let [x, weight] = [at.inputs[0], at.inputs[1]];
+        let mut grads = vec![None; at.inputs.len()];
+        if at.wanted[0] {
+            let name = gradient_name(g, x);
+            let transposed = g.apply(&name, TransposeWeight { groups: 1 }, &[weight])?;
+            grads[0] = Some(g.apply(&name, Self::new(), &[dy, transposed])?);
+        }
+        if at.wanted[1] {
+            let op = Conv2dWeightGrad { spec: ConvSpec::same(1), weight: g.shape(weight) };
+            grads[1] = Some(g.apply(&gradient_name(g, weight), op, &[x, dy])?);
+        }
+        if self.bias && at.wanted[2] {
+            grads[2] = Some(of_vector(g, at.inputs[2], dy)?);
+        }
+        Ok(grads)
+    }
+
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         let weight = inputs[1].data;
         for n in 0..out.shape.n() {
@@ -118,7 +141,7 @@ impl Op for Linear {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::super::testing::{check_gradient, check_kernels, check_twins_on, check_views, random, relative_l2};
     use super::*;
 
     fn shapes(op: Linear, n: usize, features: [usize; 2]) -> Vec<Shape> {
@@ -161,6 +184,14 @@ mod tests {
             for (n, features) in [(1, [128, 512]), (3, [7, 1]), (2, [2500, 33]), (70_000, [1, 2])] {
                 check(op, n, features);
             }
+        }
+    }
+
+    #[test]
+    fn gradients_by_all_inputs() {
+        let silu = Linear { activation: Activation::Silu, ..Linear::with_bias() };
+        for (op, n, features) in [(Linear::new(), 1, [5, 3]), (Linear::with_bias(), 3, [33, 70]), (silu, 2, [9, 20])] {
+            check_gradient(op, &shapes(op, n, features), 0.0, 1e-4);
         }
     }
 

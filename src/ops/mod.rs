@@ -9,6 +9,7 @@ use crate::graph::{Graph, GraphError, NodeId};
 use crate::tensor::Shape;
 
 pub mod activation;
+pub mod adjoint;
 pub mod attention;
 pub mod batch_norm;
 pub mod conv2d;

@@ -4,6 +4,7 @@ use std::any::Any;
 
 use rayon::prelude::*;
 
+use super::adjoint::Adjoint;
 use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::view::{View, ViewMut};
 use crate::graph::Graph;
@@ -51,6 +52,11 @@ impl Op for UpsampleNearest2 {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        let name = gradient_name(g, at.inputs[0]);
+        Ok(vec![Some(g.apply(&name, Adjoint::UpsampleNearest2, &[at.dy])?)])
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
@@ -275,6 +281,7 @@ mod tests {
             check_nearest(x);
             check_bilinear(x);
         }
+        check_gradient(UpsampleNearest2, &[Shape::new(2, 3, 5, 7)], 0.0, 1e-4);
         check_kernels(&UpsampleNearest2, &SHAPES[..1]);
         check_kernels(&UpsampleBilinear2, &SHAPES[..1]);
     }

@@ -10,10 +10,12 @@ mod microkernel;
 mod reference;
 mod scratch;
 mod source;
+mod weight_grad;
 mod winograd;
 
 pub use epilogue::Epilogue;
 pub use reference::conv2d_reference;
+pub use weight_grad::conv2d_weight_grad;
 
 use crate::cpu::view::{View, ViewMut};
 use crate::tensor::Shape;
@@ -65,7 +67,7 @@ impl ConvSpec {
     }
 
     /// The size of the input that the kernel slides over: after upsampling, before padding.
-    const fn extent(&self, input: Shape) -> [usize; 2] {
+    pub(crate) const fn extent(&self, input: Shape) -> [usize; 2] {
         let scale = if self.upsample { 2 } else { 1 };
         [input.h() * scale, input.w() * scale]
     }

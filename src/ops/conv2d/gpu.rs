@@ -4,6 +4,7 @@ mod direct;
 mod product;
 #[cfg(test)]
 mod tests;
+pub(super) mod weight_grad;
 
 use std::any::Any;
 use std::sync::Arc;

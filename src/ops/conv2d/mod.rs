@@ -3,18 +3,22 @@
 
 mod cpu;
 mod gpu;
+pub(super) mod grad;
+mod weight_grad;
 
 use std::any::Any;
 use std::sync::Arc;
 
 pub use crate::cpu::conv::{ConvSpec, PaddingMode};
+pub use weight_grad::Conv2dWeightGrad;
 
 use super::activation::Activation;
 use super::pointwise::Pointwise;
 use super::resize::UpsampleNearest2;
-use super::{Dispatch, GpuTraits, Op, Slot, Specialized, Target};
+use super::{Backward, Dispatch, GpuTraits, Gradients, Op, Slot, Specialized, Target};
 use crate::cpu::conv::{Epilogue, conv2d_reference};
 use crate::cpu::view::{View, ViewMut};
+use crate::graph::Graph;
 use crate::tensor::Shape;
 
 /// `activation(conv(x, weight) + bias + channel_add + residual)`.
@@ -207,6 +211,10 @@ impl Op for Conv2d {
             Target::Cpu => Some(cpu::specialize(*self, inputs)),
             Target::Gpu(traits) => Some(gpu::specialize(*self, traits, inputs)),
         }
+    }
+
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        grad::grad(self, g, at)
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {

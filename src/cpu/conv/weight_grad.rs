@@ -1,0 +1,351 @@
+//! The gradient by the weight: products of the gradient by the output and the input, summed over pixels.
+//!
+//! Both are laid out pixel by pixel, a vector of channels at each. A tap then is a shift: the same product of two
+//! matrices over pixels, the input's begun further on. Sums over parts of the image are kept apart and joined in order;
+//! how many there are depends on the shapes alone.
+
+use super::ConvSpec;
+use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
+use super::scratch::Scratch;
+use super::source::{Source, split_phases};
+use crate::cpu::view::View;
+use crate::tensor::Shape;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Parts that sums are kept of, if there are enough pixels.
+const PARTS: usize = 16;
+/// Elements that all parts' sums may take.
+const SUMS: usize = 4 << 20;
+/// Values of the input laid out at a time, so that they stay in L2.
+const STAGED: usize = 96 << 10;
+/// Pixels whose products are summed before the next output channels' turn, so that both factors stay in L1.
+const PIXELS: usize = 128;
+/// Blocks of output channels of a task.
+const BLOCKS: usize = 8;
+/// Products of input and output channels in a group up to which elements are computed one by one.
+const FEW: usize = 4;
+
+/// The gradient by the weight, `[oc, ic / groups, kh, kw]`, of a convolution of `x` whose result's gradient is `dy`.
+///
+/// # Panics
+/// If the shapes do not fit each other, see [`ConvSpec::output_shape`].
+pub fn conv2d_weight_grad(spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
+    assert_eq!(spec.output_shape(x.shape, weight), Some(dy.shape), "the gradient's shape");
+    let source = Source::new(spec, x);
+    if weight.n() / spec.groups * weight.c() <= FEW {
+        return Arch::new().dispatch(Few { spec, source: &source, dy, weight });
+    }
+    Arch::new().dispatch(Run { spec, source: &source, dy, weight })
+}
+
+/// By products of matrices.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    spec: &'a ConvSpec,
+    source: &'a Source<'a>,
+    dy: View<'a>,
+    weight: Shape,
+}
+
+impl WithSimd for Run<'_> {
+    type Output = Vec<f32>;
+
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let layout = Layout::new::<S>(&self);
+        let [group_oc, groups] = [self.weight.n() / self.spec.groups, self.spec.groups];
+        let block_len = OC_BLOCK * layout.taps * layout.columns;
+        let group_len = group_oc.div_ceil(OC_BLOCK) * block_len;
+        let units = self.dy.shape.n() * layout.bands;
+        let parts = units.min(PARTS).min((SUMS / (groups * group_len)).max(2));
+        let mut sums = Scratch::take(parts * groups * group_len);
+        let sums = &mut *sums;
+        let tasks = sums.par_chunks_exact_mut(group_len).enumerate().flat_map(|(i, sums)| {
+            let slices = sums.par_chunks_mut(BLOCKS * block_len).enumerate();
+            slices.map(move |(slice, sums)| (i % groups, i / groups, slice * BLOCKS * OC_BLOCK, sums))
+        });
+        tasks.for_each(|(group, part, first_oc, sums)| {
+            let units = part * units / parts..(part + 1) * units / parts;
+            simd.vectorize(Task { run: self, layout: &layout, units, group, first_oc, sums });
+        });
+        let sums = &*sums;
+        let [_, ic, kh, kw] = self.weight.0;
+        let mut grad = vec![0.0; self.weight.numel()];
+        grad.par_chunks_exact_mut(ic * kh * kw).enumerate().for_each(|(oc, grad)| {
+            let (group, o) = (oc / group_oc, oc % group_oc);
+            let row = group * group_len + o / OC_BLOCK * block_len + o % OC_BLOCK * layout.columns;
+            for part in sums.chunks_exact(groups * group_len) {
+                for tap in 0..layout.taps {
+                    let row = &part[row + tap * OC_BLOCK * layout.columns..];
+                    grad[tap..].iter_mut().step_by(layout.taps).zip(row).for_each(|(sum, v)| *sum += v);
+                }
+            }
+        });
+        grad
+    }
+}
+
+/// How input and gradient are laid out for the products.
+struct Layout {
+    /// Whether taps count as channels: where there are too few channels for a vector.
+    folded: bool,
+    /// Taps that are not folded, and their extent beyond the first one.
+    taps: usize,
+    kernel: [usize; 2],
+    /// Columns of a product: channels (of one group), filled up to whole vectors.
+    channels: usize,
+    columns: usize,
+    /// Rows and columns by their remainder modulo the stride, as far as taps need them.
+    phases: [usize; 2],
+    /// Pixels of a row, output rows of a band, bands of an image, and pixels of a phase.
+    row_len: usize,
+    rows: usize,
+    bands: usize,
+    phase_len: usize,
+}
+
+impl Layout {
+    fn new<S: Simd>(run: &Run) -> Self {
+        let spec = run.spec;
+        let [_, ic, kh, kw] = run.weight.0;
+        let folded = ic < S::F32_LANES / 2;
+        let kernel = if folded { [1; 2] } else { [kh, kw] };
+        let channels = if folded { ic * kh * kw } else { ic };
+        let reach: [usize; 2] = std::array::from_fn(|axis| spec.dilation[axis] * (kernel[axis] - 1));
+        let phases: [usize; 2] = std::array::from_fn(|axis| spec.stride[axis].min(reach[axis] + 1));
+        let columns = channels.next_multiple_of(S::F32_LANES);
+        let [height, width] = [run.dy.shape.h(), run.dy.shape.w()];
+        let row_len = width + reach[1] / spec.stride[1];
+        let extra = reach[0] / spec.stride[0];
+        let fitting = STAGED / (columns * phases[0] * phases[1] * row_len);
+        let rows = fitting.saturating_sub(extra).clamp(1, height);
+        Self {
+            folded,
+            taps: kernel[0] * kernel[1],
+            kernel,
+            channels,
+            columns,
+            phases,
+            row_len,
+            rows,
+            bands: height.div_ceil(rows),
+            phase_len: (rows + extra) * row_len,
+        }
+    }
+
+    /// The vectors of each panel of columns, as even as can be, and the panel's first vector.
+    fn panels(&self, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
+        let vectors = self.columns / lanes;
+        let panels = vectors.div_ceil(PANEL_VECTORS);
+        (0..panels).map(move |i| (i * vectors / panels, (i + 1) * vectors / panels - i * vectors / panels))
+    }
+}
+
+/// The sums over some bands, for some output channels of a group.
+struct Task<'a> {
+    run: Run<'a>,
+    layout: &'a Layout,
+    units: Range<usize>,
+    group: usize,
+    first_oc: usize,
+    /// `[block][tap][OC_BLOCK][columns]`.
+    sums: &'a mut [f32],
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let Layout { columns, taps, phases, phase_len, row_len, .. } = *self.layout;
+        let block_len = OC_BLOCK * taps * columns;
+        let [_, _, height, width] = self.run.dy.shape.0;
+        let mut staged = Scratch::take(phases[0] * phases[1] * phase_len * columns);
+        let staged = &mut *staged;
+        let mut grads = Scratch::take(self.sums.len() / block_len * self.layout.rows * row_len * OC_BLOCK);
+        let grads = &mut *grads;
+        // What lies between the rows and beyond the last channel stays zero.
+        staged.fill(0.0);
+        grads.fill(0.0);
+        self.sums.fill(0.0);
+        for unit in self.units.clone() {
+            let (n, first) = (unit / self.layout.bands, unit % self.layout.bands * self.layout.rows);
+            let rows = first..height.min(first + self.layout.rows);
+            self.stage_input(simd, n, &rows, staged);
+            self.stage_gradient(n, &rows, grads);
+            let pixels = (rows.len() - 1) * row_len + width;
+            for start in (0..pixels).step_by(PIXELS) {
+                self.multiply(simd, start..pixels.min(start + PIXELS), staged, grads);
+            }
+        }
+    }
+}
+
+impl Task<'_> {
+    /// Adds the products over some pixels of a band.
+    #[inline(always)]
+    fn multiply<S: Simd>(&mut self, simd: S, pixels: Range<usize>, staged: &[f32], grads: &[f32]) {
+        let Layout { columns, taps, phases, phase_len, row_len, .. } = *self.layout;
+        let Run { spec, .. } = self.run;
+        let band_len = self.layout.rows * row_len * OC_BLOCK;
+        for (first, vectors) in self.layout.panels(S::F32_LANES) {
+            let (first, width) = (first * S::F32_LANES, vectors * S::F32_LANES);
+            let panel = &staged[phases[0] * phases[1] * phase_len * first..];
+            for tap in 0..taps {
+                let place = [tap / self.layout.kernel[1], tap % self.layout.kernel[1]];
+                let shift: [usize; 2] = std::array::from_fn(|axis| place[axis] * spec.dilation[axis]);
+                let phase = shift[0] % spec.stride[0] * phases[1] + shift[1] % spec.stride[1];
+                let at = phase * phase_len + shift[0] / spec.stride[0] * row_len + shift[1] / spec.stride[1];
+                let b = &panel[(at + pixels.start) * width..][..pixels.len() * width];
+                let blocks = self.sums.chunks_exact_mut(OC_BLOCK * taps * columns);
+                for (sums, grads) in blocks.zip(grads.chunks_exact(band_len)) {
+                    simd.vectorize(Product {
+                        a: &grads[pixels.start * OC_BLOCK..pixels.end * OC_BLOCK],
+                        b,
+                        vectors,
+                        c: &mut sums[tap * OC_BLOCK * columns + first..],
+                        c_stride: columns,
+                        accumulate: true,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Lays out the input that some output rows see: panels of `[phase][pixel][column]`.
+    #[inline(always)]
+    fn stage_input<S: Simd>(&self, simd: S, n: usize, rows: &Range<usize>, staged: &mut [f32]) {
+        let Layout { phases, phase_len, row_len, .. } = *self.layout;
+        let Run { spec, source, weight, .. } = self.run;
+        let [_, ic, _, kw] = weight.0;
+        let [down, across] = spec.stride;
+        let lines = rows.len() + phase_len / row_len - self.layout.rows;
+        let mut row = Scratch::take(row_len * across + S::F32_LANES);
+        let mut split = Scratch::take(row_len * across);
+        for (first, vectors) in self.layout.panels(S::F32_LANES) {
+            let (first, width) = (first * S::F32_LANES, vectors * S::F32_LANES);
+            let panel = &mut staged[phases[0] * phases[1] * phase_len * first..];
+            for column in first..self.layout.channels.min(first + width) {
+                let (channel, tap) =
+                    if self.layout.folded { (column / weight.plane(), column % weight.plane()) } else { (column, 0) };
+                let shift = [tap / kw * spec.dilation[0], tap % kw * spec.dilation[1]];
+                let left = shift[1] as isize - spec.padding[1] as isize;
+                for line in 0..lines * phases[0] {
+                    let (y, phase) = (line / phases[0], line % phases[0]);
+                    let y_in = (rows.start + y) * down + phase + shift[0];
+                    let from = [y_in as isize - spec.padding[0] as isize, left];
+                    source.fill(simd, [n, self.group * ic + channel], from, &mut row, row_len * across);
+                    let values = if across == 1 {
+                        &row[..row_len]
+                    } else {
+                        split_phases(&row[..row_len * across], across, &mut split);
+                        &*split
+                    };
+                    for (i, values) in values.chunks_exact(row_len).take(phases[1]).enumerate() {
+                        let at = (phase * phases[1] + i) * phase_len + y * row_len;
+                        let to = panel[at * width + column - first..].iter_mut().step_by(width);
+                        to.zip(values).for_each(|(to, v)| *to = *v);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lays out the gradient of some output rows: blocks of `[pixel][OC_BLOCK]`.
+    #[inline(always)]
+    fn stage_gradient(&self, n: usize, rows: &Range<usize>, grads: &mut [f32]) {
+        let row_len = self.layout.row_len;
+        let (group_oc, width) = (self.run.weight.n() / self.run.spec.groups, self.run.dy.shape.w());
+        for (i, grads) in grads.chunks_exact_mut(self.layout.rows * row_len * OC_BLOCK).enumerate() {
+            let first = self.first_oc + i * OC_BLOCK;
+            for oc in first..group_oc.min(first + OC_BLOCK) {
+                let plane = self.run.dy.plane(n, self.group * group_oc + oc);
+                for (y, row) in rows.clone().zip(grads.chunks_exact_mut(row_len * OC_BLOCK)) {
+                    let to = row[oc - first..].iter_mut().step_by(OC_BLOCK);
+                    to.zip(&plane[y * width..][..width]).for_each(|(to, v)| *to = *v);
+                }
+            }
+        }
+    }
+}
+
+/// Weights of few channels a group: each kernel by sums of products of rows.
+#[derive(Clone, Copy)]
+struct Few<'a> {
+    spec: &'a ConvSpec,
+    source: &'a Source<'a>,
+    dy: View<'a>,
+    weight: Shape,
+}
+
+impl WithSimd for Few<'_> {
+    type Output = Vec<f32>;
+
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let mut grad = vec![0.0; self.weight.numel()];
+        let kernels = grad.par_chunks_exact_mut(self.weight.plane()).enumerate();
+        kernels.for_each(|(i, kernel)| {
+            let (oc, ic) = (i / self.weight.c(), i % self.weight.c());
+            simd.vectorize(Kernel { few: self, oc, ic, kernel });
+        });
+        grad
+    }
+}
+
+/// The gradient by one kernel.
+struct Kernel<'a> {
+    few: Few<'a>,
+    oc: usize,
+    ic: usize,
+    kernel: &'a mut [f32],
+}
+
+impl WithSimd for Kernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Few { spec, source, dy, weight } = self.few;
+        let [_, group_in, kh, kw] = weight.0;
+        let channel = self.oc / (weight.n() / spec.groups) * group_in + self.ic;
+        let [batch, _, height, width] = dy.shape.0;
+        let (lanes, stride) = (S::F32_LANES, spec.stride[1]);
+        let padded = width.next_multiple_of(lanes);
+        let phase_len = padded + (kw - 1) * spec.dilation[1] / stride + 1;
+        let mut row = Scratch::take(phase_len * stride);
+        let mut staged = Scratch::take(phase_len * stride);
+        let mut grads = Scratch::take(padded);
+        grads.fill(0.0);
+        let mut totals = vec![0f64; kh * kw];
+        let mut sums = vec![simd.splat_f32s(0.0); kh * kw];
+        for n in 0..batch {
+            sums.fill(simd.splat_f32s(0.0));
+            for y in 0..height {
+                grads[..width].copy_from_slice(&dy.plane(n, self.oc)[y * width..][..width]);
+                let (grads, _) = S::as_simd_f32s(&grads);
+                for (ky, sums) in sums.chunks_exact_mut(kw).enumerate() {
+                    let line = (y * spec.stride[0] + ky * spec.dilation[0]) as isize - spec.padding[0] as isize;
+                    let from = [line, -(spec.padding[1] as isize)];
+                    source.fill(simd, [n, channel], from, &mut row, phase_len * stride);
+                    split_phases(&row, stride, &mut staged);
+                    for (kx, sum) in sums.iter_mut().enumerate() {
+                        let shift = kx * spec.dilation[1];
+                        let at = shift % stride * phase_len + shift / stride;
+                        let (values, _) = S::as_simd_f32s(&staged[at..][..padded]);
+                        for (v, grad) in values.iter().zip(grads) {
+                            *sum = simd.mul_add_e_f32s(*v, *grad, *sum);
+                        }
+                    }
+                }
+            }
+            for (total, sum) in totals.iter_mut().zip(&sums) {
+                *total += bytemuck::cast_slice::<S::f32s, f32>(std::slice::from_ref(sum))
+                    .iter()
+                    .map(|v| f64::from(*v))
+                    .sum::<f64>();
+            }
+        }
+        self.kernel.iter_mut().zip(totals).for_each(|(out, total)| *out = total as f32);
+    }
+}

@@ -1,0 +1,209 @@
+//! Adjoints of what moves pixels within a plane (strides, padding, nearest upsampling): parts of gradients.
+
+use std::any::Any;
+
+use rayon::prelude::*;
+
+use super::conv2d::PaddingMode;
+use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::cpu::view::{View, ViewMut};
+use crate::tensor::Shape;
+
+/// The adjoint of a linear map that moves pixels: each pixel of the result sums the pixels that it went to.
+///
+/// Input: `[n, c, h, w]`, what the map gave; the result has the shape of what it was given. Pairs are `[vertical,
+/// horizontal]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Adjoint {
+    /// Of taking every `stride`-th pixel of a plane of this size, from the first one on: the others are zero.
+    Stride {
+        /// Pixels from one that was taken to the next.
+        stride: [usize; 2],
+        /// Height and width of the result.
+        size: [usize; 2],
+    },
+    /// Of padding: takes the padding off, and folds it back to where it was reflected from.
+    Padding {
+        /// Pixels added on each of two opposite sides.
+        padding: [usize; 2],
+        /// What the padding held.
+        mode: PaddingMode,
+    },
+    /// Of [`UpsampleNearest2`](super::resize::UpsampleNearest2): sums blocks of 2x2.
+    UpsampleNearest2,
+}
+
+impl Adjoint {
+    /// The kernel's number for it, and its pair of parameters.
+    fn code(self) -> (f64, [usize; 2]) {
+        match self {
+            Self::Stride { stride, .. } => (0.0, stride),
+            Self::Padding { padding, mode: PaddingMode::Zeros } => (1.0, padding),
+            Self::Padding { padding, mode: PaddingMode::Reflect } => (2.0, padding),
+            Self::UpsampleNearest2 => (3.0, [2; 2]),
+        }
+    }
+
+    /// The length of an axis of the result, if there is one, for a length of the input.
+    fn size(self, axis: usize, given: usize) -> Option<usize> {
+        match self {
+            Self::Stride { stride, size } => {
+                let fits = given > 0 && stride[axis] > 0 && (given - 1) * stride[axis] < size[axis];
+                fits.then_some(size[axis])
+            }
+            Self::Padding { padding, mode } => {
+                let inside = given.checked_sub(2 * padding[axis])?;
+                let reach = if mode == PaddingMode::Reflect { padding[axis] } else { 0 };
+                (inside > reach).then_some(inside)
+            }
+            Self::UpsampleNearest2 => (given > 0 && given.is_multiple_of(2)).then_some(given / 2),
+        }
+    }
+
+    /// Where line `i` of `size` went, on an axis of `given` lines.
+    fn lines(self, i: usize, size: usize, given: usize) -> impl Iterator<Item = usize> {
+        let places = match self {
+            Self::Stride { stride: [stride, _], .. } => {
+                [(i.is_multiple_of(stride) && i / stride < given).then_some(i / stride), None, None]
+            }
+            Self::Padding { padding: [padding, _], mode } => {
+                let reflect = mode == PaddingMode::Reflect;
+                let before = reflect && i >= 1 && i <= padding;
+                let after = reflect && i + 1 < size && i + 1 + padding >= size;
+                let mirrored = || padding + 2 * (size - 1) - i;
+                [Some(i + padding), before.then(|| padding - i), after.then(mirrored)]
+            }
+            Self::UpsampleNearest2 => [Some(2 * i), Some(2 * i + 1), None],
+        };
+        places.into_iter().flatten()
+    }
+
+    /// Adds to a row of the result what a row of the input gives.
+    fn add_row(self, row: &[f32], out: &mut [f32]) {
+        match self {
+            Self::Stride { stride: [_, stride], .. } => {
+                out.iter_mut().step_by(stride).zip(row).for_each(|(out, v)| *out += v);
+            }
+            Self::Padding { padding: [_, padding], mode } => {
+                out.iter_mut().zip(&row[padding..]).for_each(|(out, v)| *out += v);
+                if mode == PaddingMode::Reflect {
+                    let last = out.len() - 1;
+                    for i in 1..=padding {
+                        out[i] += row[padding - i];
+                        out[last - i] += row[padding + last + i];
+                    }
+                }
+            }
+            Self::UpsampleNearest2 => {
+                out.iter_mut().zip(row.as_chunks::<2>().0).for_each(|(out, [a, b])| *out += a + b);
+            }
+        }
+    }
+}
+
+impl Op for Adjoint {
+    fn name(&self) -> &'static str {
+        "adjoint"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        let [x] = inputs else {
+            return Err("it takes one tensor".into());
+        };
+        match (x.numel(), self.size(0, x.h()), self.size(1, x.w())) {
+            (1.., Some(h), Some(w)) => Ok(Shape::new(x.n(), x.c(), h, w)),
+            _ => Err(format!("{self:?} gives no tensor of this shape")),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let x = inputs[0];
+        let [_, _, height, width] = out.shape.0;
+        for n in 0..out.shape.n() {
+            let rows = out.item(n).par_chunks_mut(width).enumerate();
+            rows.for_each(|(i, row)| {
+                row.fill(0.0);
+                let plane = x.plane(n, i / height);
+                for line in self.lines(i % height, height, x.shape.h()) {
+                    self.add_row(&plane[line * x.shape.w()..][..x.shape.w()], row);
+                }
+            });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let (x, out) = (inputs[0].shape, output.shape);
+        let (kind, step) = self.code();
+        let params = Params::new().slot(&inputs[0]).slot(&output).u(x.n()).u(x.c());
+        let params = params.u(x.h()).u(x.w()).u(out.h()).u(out.w()).u(step[0]).u(step[1]);
+        let kernel = Kernel::new("adjoint").constant("KIND", kind);
+        vec![Dispatch::folded(kernel, params, vec![Bind::Input(0), Bind::Output], out.numel().div_ceil(64))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::*;
+
+    const REFLECT: Adjoint = Adjoint::Padding { padding: [3, 2], mode: PaddingMode::Reflect };
+    const CROP: Adjoint = Adjoint::Padding { padding: [1, 2], mode: PaddingMode::Zeros };
+
+    /// The map's result, position by position: where in the plane that it was given the pixel came from.
+    fn source(op: Adjoint, axis: usize, i: usize, size: usize) -> Option<usize> {
+        match op {
+            Adjoint::Stride { stride, .. } => Some(i * stride[axis]),
+            Adjoint::Padding { padding, mode } => {
+                let (at, last) = (i as isize - padding[axis] as isize, size as isize - 1);
+                let reflected = last - (last - at.abs()).abs();
+                let inside = (0..=last).contains(&at);
+                (inside || mode == PaddingMode::Reflect).then_some(reflected.cast_unsigned())
+            }
+            Adjoint::UpsampleNearest2 => Some(i / 2),
+        }
+    }
+
+    fn check(op: Adjoint, x: Shape) {
+        let data = random(x.numel(), 4);
+        let to = op.infer(&[x]).expect("it takes the shape");
+        let mut expected = vec![0f32; to.numel()];
+        for (i, v) in data.iter().enumerate() {
+            let (plane, y, column) = (i / x.plane(), i / x.w() % x.h(), i % x.w());
+            if let (Some(y), Some(column)) = (source(op, 0, y, to.h()), source(op, 1, column, to.w())) {
+                expected[plane * to.plane() + y * to.w() + column] += v;
+            }
+        }
+        let found = check_twins_on(op, &[x], std::slice::from_ref(&data), 1e-6);
+        let error = relative_l2(&found, &expected);
+        assert!(error <= 1e-6, "{op:?} of {x}: {error:e}");
+    }
+
+    #[test]
+    fn adjoints_put_every_pixel_where_it_came_from() {
+        let stride = Adjoint::Stride { stride: [2, 3], size: [10, 33] };
+        check(stride, Shape::new(2, 3, 5, 11));
+        check(stride, Shape::new(2, 3, 4, 9));
+        check(REFLECT, Shape::new(2, 3, 10, 9));
+        check(REFLECT, Shape::new(1, 70, 31, 41));
+        check(CROP, Shape::new(3, 2, 9, 7));
+        check(Adjoint::UpsampleNearest2, Shape::new(2, 3, 6, 34));
+        for (op, height) in [(stride, 5), (REFLECT, 10), (CROP, 10)] {
+            check_views(op, &[Shape::new(2, 3, height, 9)], 1e-6);
+        }
+        check_kernels(&REFLECT, &[Shape::new(1, 1, 12, 12)]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let x = Shape::new(1, 1, 7, 6);
+        assert!(REFLECT.infer(&[x]).is_err());
+        assert!(Adjoint::UpsampleNearest2.infer(&[x]).is_err());
+        assert!(Adjoint::Stride { stride: [2, 2], size: [13, 10] }.infer(&[x]).is_err());
+        assert_eq!(Adjoint::Stride { stride: [2, 2], size: [13, 11] }.infer(&[x]), Ok(Shape::new(1, 1, 13, 11)));
+        assert!(CROP.infer(&[x, x]).is_err());
+    }
+}
