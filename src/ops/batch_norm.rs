@@ -1,4 +1,5 @@
-//! Batch normalisation (Ioffe and Szegedy 2015) as networks in use apply it: with running statistics.
+//! Batch normalisation (Ioffe and Szegedy 2015) with running statistics as networks in use apply it, or with the batch's
+//! own as training does.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,12 +9,14 @@ use rayon::prelude::*;
 use super::activation::Activation;
 use super::group_norm::{BLOCK, normalise};
 use super::pointwise::{Pointwise, activation_call};
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use super::reduce_sum::ReduceSum;
+use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::view::{View, ViewMut};
+use crate::graph::{Graph, GraphError, NodeId};
 use crate::tensor::Shape;
 
 /// Normalises each channel with the mean and variance that training left, then scales and shifts it and applies an
-/// activation. Statistics of the batch itself are not this operation's.
+/// activation. With the statistics of the batch itself it is a composition, see [`BatchNorm::training`].
 ///
 /// Inputs: `x` `[n, c, h, w]`; `weight`, `bias`, `running_mean`, `running_var`, each `[1, c, 1, 1]`.
 /// Result: `x`'s shape.
@@ -23,6 +26,66 @@ pub struct BatchNorm {
     pub eps: f32,
     /// Applied last.
     pub activation: Activation,
+}
+
+/// What the running statistics take of a batch's, as in PyTorch.
+const MOMENTUM: f32 = 0.1;
+
+/// A batch norm in training mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TrainedBatchNorm {
+    /// The normalised tensor, of `x`'s shape.
+    pub y: NodeId,
+    /// What the running mean becomes, `[1, c, 1, 1]`.
+    pub running_mean: NodeId,
+    /// What the running variance becomes, `[1, c, 1, 1]`.
+    pub running_var: NodeId,
+}
+
+impl BatchNorm {
+    /// The norm with the batch's own mean and variance over items and pixels, from the operation's inputs in its order.
+    /// The running statistics move by a tenth towards the batch's, whose variance is then that of a sample.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] if the shapes do not fit or a channel has a single value.
+    pub fn training(&self, g: &mut Graph, name: &str, inputs: [NodeId; 5]) -> Result<TrainedBatchNorm, GraphError> {
+        let shapes = inputs.map(|id| g.shape(id));
+        let count = shapes[0].n() * shapes[0].plane();
+        let fits = self.infer(&shapes).and_then(|_| match count {
+            0 | 1 => Err("training needs more than one value in a channel".to_owned()),
+            _ => Ok(()),
+        });
+        if let Err(reason) = fits {
+            let shapes: Vec<String> = shapes.iter().map(Shape::to_string).collect();
+            return Err(GraphError::Shape {
+                layer: g.scoped(name),
+                op: self.name(),
+                shapes: shapes.join(", "),
+                reason,
+            });
+        }
+        let [x, weight, bias, running_mean, running_var] = inputs;
+        let sum = ReduceSum { over: [true, false, true, true] };
+        let share = |factor: f32| Pointwise::build(|[sum]| sum.affine(factor, 0.0));
+        let total = g.apply(name, sum, &[x])?;
+        let mean = g.apply(name, share(1.0 / count as f32), &[total])?;
+        let deviation = g.apply(name, Pointwise::build(|[x, mean]| x - mean), &[x, mean])?;
+        let squares = g.apply(name, Pointwise::build(|[d]| d.clone() * d), &[deviation])?;
+        let total = g.apply(name, sum, &[squares])?;
+        let variance = g.apply(name, share(1.0 / count as f32), &[total])?;
+        let (eps, activation) = (self.eps, self.activation);
+        let normalise = Pointwise::build(|[d, variance, weight, bias]| {
+            (d / variance.affine(1.0, eps).sqrt() * weight + bias).act(activation)
+        });
+        let y = g.apply(name, normalise, &[deviation, variance, weight, bias])?;
+        let moved = |factor: f32| {
+            Pointwise::build(|[old, new]| old.affine(1.0 - MOMENTUM, 0.0) + new.affine(MOMENTUM * factor, 0.0))
+        };
+        let running_mean = g.apply(name, moved(1.0), &[running_mean, mean])?;
+        let of_sample = moved(count as f32 / (count - 1) as f32);
+        let running_var = g.apply(name, of_sample, &[running_var, variance])?;
+        Ok(TrainedBatchNorm { y, running_mean, running_var })
+    }
 }
 
 impl Op for BatchNorm {
@@ -48,6 +111,14 @@ impl Op for BatchNorm {
     fn absorb_consumer(&self, next: &dyn Op, _slot: usize, _shapes: &[Shape]) -> Option<Arc<dyn Op>> {
         let activation = next.as_any().downcast_ref::<Pointwise>()?.as_activation()?;
         (self.activation == Activation::None).then(|| Arc::new(Self { activation, ..*self }) as _)
+    }
+
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        // The rule of the expression that it is.
+        let expression = Pointwise::build(|[x, weight, bias, mean, variance]| {
+            ((x - mean) / variance.affine(1.0, self.eps).sqrt() * weight + bias).act(self.activation)
+        });
+        expression.grad(g, at)
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
@@ -85,7 +156,11 @@ impl Op for BatchNorm {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use std::collections::BTreeMap;
+
+    use super::super::testing::{
+        check_gradient_on, check_gradient_views, check_kernels, check_twins_on, check_views, random, relative_l2,
+    };
     use super::*;
 
     fn shapes(x: Shape) -> Vec<Shape> {
@@ -134,6 +209,84 @@ mod tests {
     fn parts_of_concatenations() {
         let op = BatchNorm { eps: 2.0, activation: Activation::None };
         check_views(op, &shapes(Shape::new(3, 4, 9, 5)), 1e-6);
+    }
+
+    #[test]
+    fn gradients_with_running_statistics() {
+        for activation in [Activation::None, Activation::Silu] {
+            let op = BatchNorm { eps: 0.5, activation };
+            let shapes = shapes(Shape::new(2, 3, 5, 7));
+            let mut data: Vec<Vec<f32>> = (0..5).map(|i| random(shapes[i].numel(), i as u64)).collect();
+            data[4].iter_mut().for_each(|v| *v = v.abs() + 0.5);
+            check_gradient_on(op, &shapes, &data, 2e-3);
+            check_gradient_views(BatchNorm { eps: 2.0, activation }, &shapes, 1e-5);
+        }
+    }
+
+    /// A batch norm in training mode on both devices: y, the running statistics, the gradients by x, weight and bias.
+    fn trained(x: Shape, data: &[Vec<f32>]) -> Vec<Vec<f32>> {
+        use crate::device::Device;
+        use crate::graph::gradients;
+        use crate::ops::testing::gpu;
+        let op = BatchNorm { eps: 1e-5, activation: Activation::None };
+        let names = ["x", "weight", "bias", "mean", "variance", "dy"];
+        let mut g = Graph::new();
+        let inputs: [NodeId; 5] = std::array::from_fn(|i| g.input(names[i], shapes(x)[i]));
+        let norm = op.training(&mut g, "norm", inputs).unwrap();
+        let dy = g.input("dy", x);
+        let found = gradients(&mut g, &[(norm.y, dy)], &inputs[..3]).unwrap();
+        let mut outputs = vec![norm.y, norm.running_mean, norm.running_var];
+        outputs.extend(found.into_iter().flatten());
+        let given: Vec<(&str, &[f32])> = names.into_iter().zip(data.iter().map(Vec::as_slice)).collect();
+        let none: BTreeMap<String, crate::tensor::Tensor> = BTreeMap::new();
+        let run = |device: Device| device.compile(&g, &outputs, &none).unwrap().run(&given).unwrap();
+        let cpu = run(Device::Cpu);
+        for (i, (a, b)) in run(Device::Gpu(gpu())).iter().zip(&cpu).enumerate() {
+            let error = relative_l2(a, b);
+            assert!(error <= 1e-5, "output {i} on {x}: {error:e}");
+        }
+        cpu
+    }
+
+    #[test]
+    fn training_uses_the_batchs_statistics() {
+        let x = Shape::new(3, 4, 5, 7);
+        let mut data: Vec<Vec<f32>> = shapes(x).iter().zip(0..).map(|(s, i)| random(s.numel(), 9 + i)).collect();
+        data.push(random(x.numel(), 20));
+        let found = trained(x, &data);
+        let wide = |i: usize, k: usize| f64::from(data[i][k]);
+        let count = (x.n() * x.plane()) as f64;
+        let mut expected: Vec<Vec<f32>> = found.iter().map(|v| vec![0.0; v.len()]).collect();
+        for c in 0..x.c() {
+            let all: Vec<usize> = (0..x.numel()).filter(|i| i / x.plane() % x.c() == c).collect();
+            let mean_of = |f: &dyn Fn(usize) -> f64| all.iter().map(|&i| f(i)).sum::<f64>() / count;
+            let mean = mean_of(&|i| wide(0, i));
+            let variance = mean_of(&|i| (wide(0, i) - mean).powi(2));
+            let rstd = 1.0 / (variance + f64::from(1e-5f32)).sqrt();
+            let xhat = |i: usize| (wide(0, i) - mean) * rstd;
+            let [plain, scaled] = [mean_of(&|i| wide(5, i)), mean_of(&|i| wide(5, i) * xhat(i))];
+            for &i in &all {
+                expected[0][i] = (xhat(i) * wide(1, c) + wide(2, c)) as f32;
+                expected[3][i] = (wide(1, c) * rstd * (wide(5, i) - plain - xhat(i) * scaled)) as f32;
+            }
+            expected[1][c] = (0.9 * wide(3, c) + 0.1 * mean) as f32;
+            expected[2][c] = (0.9 * wide(4, c) + 0.1 * variance * count / (count - 1.0)) as f32;
+            expected[4][c] = (scaled * count) as f32;
+            expected[5][c] = (plain * count) as f32;
+        }
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let error = relative_l2(found, expected);
+            assert!(error <= 2e-6, "output {i}: {error:e}");
+        }
+    }
+
+    #[test]
+    fn training_refuses_a_single_value() {
+        let mut g = Graph::new();
+        let op = BatchNorm { eps: 1e-5, activation: Activation::None };
+        let inputs: [NodeId; 5] = std::array::from_fn(|i| g.input(&i.to_string(), Shape::new(1, 4, 1, 1)));
+        let error = op.training(&mut g, "norm", inputs).unwrap_err().to_string();
+        assert!(error.contains("norm") && error.contains("more than one value"), "{error}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod adjoint;
 pub mod attention;
 pub mod batch_norm;
 pub mod conv2d;
+pub mod dropout;
 pub mod group_norm;
 pub mod kernel;
 pub mod linear;

@@ -3,8 +3,10 @@
 use std::any::Any;
 use std::fmt::Write;
 
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::view::{View, ViewMut};
+use crate::graph::Graph;
+use crate::graph::grad::gradient_name;
 use crate::tensor::Shape;
 
 /// The largest dimension: the kernel carries the frequencies in its text.
@@ -25,6 +27,17 @@ impl PositionalEncoding {
     fn frequency(self, i: usize) -> f32 {
         let step = i as f64 / (self.dim / 2) as f64;
         (-(1e4f64.ln()) * step).exp() as f32
+    }
+
+    /// A kernel with the frequencies in its text.
+    fn kernel(self, file: &'static str) -> Kernel {
+        let mut body = format!("    var table = array<f32, {}>(", self.dim / 2);
+        for i in 0..self.dim / 2 {
+            // Writing to a String cannot fail.
+            let _ = write!(body, "{:?}f, ", self.frequency(i));
+        }
+        body.push_str(");\n    return table[i];");
+        Kernel { body: Some(body), ..Kernel::new(file) }
     }
 }
 
@@ -50,6 +63,12 @@ impl Op for PositionalEncoding {
         self
     }
 
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        let name = gradient_name(g, at.inputs[0]);
+        let grad = PositionalEncodingGrad { encoding: *self };
+        Ok(vec![Some(g.apply(&name, grad, &[at.output, at.dy])?)])
+    }
+
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         for n in 0..out.shape.n() {
             let level = inputs[0].item(n)[0];
@@ -62,13 +81,7 @@ impl Op for PositionalEncoding {
 
     fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
         let count = self.dim / 2;
-        let mut body = format!("    var table = array<f32, {count}>(");
-        for i in 0..count {
-            // Writing to a String cannot fail.
-            let _ = write!(body, "{:?}f, ", self.frequency(i));
-        }
-        body.push_str(");\n    return table[i];");
-        let kernel = Kernel { body: Some(body), ..Kernel::new("positional_encoding") };
+        let kernel = self.kernel("positional_encoding");
         let params = Params::new().slot(&inputs[0]).slot(&output).u(output.shape.n()).u(count);
         let groups = (output.shape.n() * count).div_ceil(64);
         let binds = vec![Bind::Input(0), Bind::Output];
@@ -76,11 +89,55 @@ impl Op for PositionalEncoding {
     }
 }
 
+/// The gradient of a [`PositionalEncoding`] by the levels: the sum of `f_i * (cosine_i * dy_i - sine_i * dy_(i + dim/2))`.
+///
+/// Inputs: the encoding and the gradient by it, `[n, dim, 1, 1]`. Result: `[n, 1, 1, 1]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct PositionalEncodingGrad {
+    encoding: PositionalEncoding,
+}
+
+impl Op for PositionalEncodingGrad {
+    fn name(&self) -> &'static str {
+        "positional_encoding_grad"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        match inputs {
+            [y, dy] if y == dy && *y == Shape::new(y.n(), self.encoding.dim, 1, 1) => Ok(Shape::new(y.n(), 1, 1, 1)),
+            _ => Err("it takes an encoding and the gradient by it".into()),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let half = self.encoding.dim / 2;
+        for n in 0..out.shape.n() {
+            let [y, dy] = [inputs[0].item(n), inputs[1].item(n)];
+            let turn = |i: usize| f64::from(y[half + i] * dy[i]) - f64::from(y[i] * dy[half + i]);
+            let sum: f64 = (0..half).map(|i| f64::from(self.encoding.frequency(i)) * turn(i)).sum();
+            out.item(n)[0] = sum as f32;
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let n = output.shape.n();
+        let params = Params::new().slot(&inputs[0]).slot(&inputs[1]).slot(&output).u(n).u(self.encoding.dim / 2);
+        let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Output];
+        vec![Dispatch::folded(self.encoding.kernel("positional_encoding_grad"), params, binds, n)]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{check_kernels, check_twins_on, check_views, relative_l2};
+    use super::super::testing::{
+        check_gradient, check_gradient_views, check_kernels, check_twins, check_twins_on, check_views, relative_l2,
+    };
     use super::*;
 
     fn check(dim: usize, levels: &[f32]) {
@@ -120,6 +177,18 @@ mod tests {
     #[test]
     fn parts_of_concatenations() {
         check_views(PositionalEncoding { dim: 10 }, &[Shape::new(4, 1, 1, 1)], 1e-6);
+    }
+
+    #[test]
+    fn the_gradient_by_the_level() {
+        for dim in [2, 10, 514] {
+            let encoding = PositionalEncoding { dim };
+            check_gradient(encoding, &[Shape::new(5, 1, 1, 1)], 0.3, 1e-3);
+            check_gradient_views(encoding, &[Shape::new(4, 1, 1, 1)], 1e-5);
+            let y = Shape::new(70, dim, 1, 1);
+            check_twins(PositionalEncodingGrad { encoding }, &[y, y], 1e-5);
+            check_kernels(&PositionalEncodingGrad { encoding }, &[y, y]);
+        }
     }
 
     #[test]

@@ -4,9 +4,12 @@ use std::any::Any;
 
 use rayon::prelude::*;
 
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use super::pointwise::Pointwise;
+use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::moments::sum;
 use crate::cpu::view::{View, ViewMut};
+use crate::graph::Graph;
+use crate::graph::grad::gradient_name;
 use crate::tensor::Shape;
 
 /// Pixels that one CPU task reduces.
@@ -53,6 +56,13 @@ fn dispatch(file: &'static str, inputs: &[Slot], output: Slot, count: usize) -> 
     vec![Dispatch::folded(Kernel::new(file), params, binds, count)]
 }
 
+/// The gradient of a mean of `count` elements: an equal share for each.
+fn spread(g: &mut Graph, at: Backward, count: usize) -> Gradients {
+    let name = gradient_name(g, at.inputs[0]);
+    let share = Pointwise::build(|[_, dy]| dy.affine(1.0 / count as f32, 0.0));
+    Ok(vec![Some(g.apply(&name, share, &[at.inputs[0], at.dy])?)])
+}
+
 /// Reduces the channels of each block of pixels: `reduce(block, channel)` for every channel in order, where `channel(c)`
 /// are the block's pixels in channel `c`.
 fn reduce_channels<'a>(x: View<'a>, mut out: ViewMut, reduce: impl Fn(&mut [f32], &dyn Fn(usize) -> &'a [f32]) + Sync) {
@@ -76,6 +86,10 @@ impl Op for ChannelMean {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        spread(g, at, g.shape(at.inputs[0]).c())
     }
 
     fn cpu(&self, inputs: &[View], out: ViewMut) {
@@ -112,6 +126,11 @@ impl Op for ChannelMax {
         self
     }
 
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        let x = at.inputs[0];
+        Ok(vec![Some(g.apply(&gradient_name(g, x), ChannelMaxGrad, &[x, at.output, at.dy])?)])
+    }
+
     fn cpu(&self, inputs: &[View], out: ViewMut) {
         let channels = inputs[0].shape.c();
         reduce_channels(inputs[0], out, |out, channel| {
@@ -131,6 +150,67 @@ impl Op for ChannelMax {
     }
 }
 
+/// The gradient of [`ChannelMax`]: that of each pixel goes to the first channel that holds the maximum.
+///
+/// Inputs: `x` `[n, c, h, w]`; the maxima and the gradient by them, `[n, 1, h, w]`. Result: `x`'s shape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct ChannelMaxGrad;
+
+impl Op for ChannelMaxGrad {
+    fn name(&self) -> &'static str {
+        "channel_max_grad"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        match inputs {
+            [x, y, dy] if over_channels(&[*x])? == *y && y == dy => Ok(*x),
+            _ => Err("it takes x, its maxima and the gradient by them".into()),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
+        inputs[0].c()
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let &[x, y, dy] = inputs else {
+            return;
+        };
+        let (channels, plane) = (x.shape.c(), x.shape.plane());
+        for n in 0..x.shape.n() {
+            let mut holders = vec![0; plane];
+            holders.par_chunks_mut(PIXELS).enumerate().for_each(|(block, holders)| {
+                let tops = &y.item(n)[block * PIXELS..];
+                for c in (0..channels).rev() {
+                    let values = &x.plane(n, c)[block * PIXELS..];
+                    for ((holder, top), v) in holders.iter_mut().zip(tops).zip(values) {
+                        *holder = if v == top { c } else { *holder };
+                    }
+                }
+            });
+            let rows = out.item(n).par_chunks_mut(plane).enumerate();
+            rows.for_each(|(c, row)| {
+                for ((out, holder), dy) in row.iter_mut().zip(&holders).zip(dy.item(n)) {
+                    *out = if *holder == c { *dy } else { 0.0 };
+                }
+            });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let x = output.shape;
+        let params = inputs.iter().fold(Params::new(), Params::slot).slot(&output);
+        let params = params.u(x.n()).u(x.c()).u(x.plane());
+        let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output];
+        let groups = x.n() * x.plane().div_ceil(64);
+        vec![Dispatch::folded(Kernel::new("channel_max_grad"), params, binds, groups)]
+    }
+}
+
 impl Op for GlobalAvgPool {
     fn name(&self) -> &'static str {
         "global_avg_pool"
@@ -142,6 +222,10 @@ impl Op for GlobalAvgPool {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        spread(g, at, g.shape(at.inputs[0]).plane())
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
@@ -163,7 +247,9 @@ impl Op for GlobalAvgPool {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::super::testing::{
+        check_gradient, check_gradient_views, check_kernels, check_twins_on, check_views, random, relative_l2,
+    };
     use super::*;
 
     const SHAPES: [Shape; 6] = [
@@ -219,6 +305,36 @@ mod tests {
     }
 
     #[test]
+    fn gradients_are_spread_evenly_or_go_to_the_maximum() {
+        let x = [Shape::new(2, 5, 7, 9)];
+        check_gradient(ChannelMean, &x, 0.0, 1e-3);
+        check_gradient(GlobalAvgPool, &x, 0.0, 1e-3);
+        check_gradient_views(ChannelMean, &x, 1e-6);
+        check_gradient_views(GlobalAvgPool, &x, 1e-6);
+        check_gradient_views(ChannelMax, &x, 0.0);
+        for x in [Shape::new(2, 5, 33, 65), Shape::new(1, 1, 1, 1), Shape::new(2, 300, 1, 70)] {
+            let data = random(x.numel(), 3);
+            let mut tops = vec![f32::MIN; x.n() * x.plane()];
+            let pixel = |i: usize| i / x.item() * x.plane() + i % x.plane();
+            data.iter().enumerate().for_each(|(i, v)| tops[pixel(i)] = tops[pixel(i)].max(*v));
+            let dy = random(tops.len(), 4);
+            let expected = (0..x.numel()).map(|i| if data[i] == tops[pixel(i)] { dy[pixel(i)] } else { 0.0 });
+            let expected: Vec<f32> = expected.collect();
+            let one = Shape::new(x.n(), 1, x.h(), x.w());
+            assert_eq!(check_twins_on(ChannelMaxGrad, &[x, one, one], &[data, tops, dy], 0.0), expected);
+            check_kernels(&ChannelMaxGrad, &[x, one, one]);
+        }
+    }
+
+    #[test]
+    fn the_first_of_equal_maxima_gets_the_gradient() {
+        let [x, one] = [Shape::new(1, 4, 1, 2), Shape::new(1, 1, 1, 2)];
+        let data = vec![vec![1.0, 5.0, 2.0, 5.0, 2.0, 0.0, 1.0, 5.0], vec![2.0, 5.0], vec![3.0, 4.0]];
+        let found = check_twins_on(ChannelMaxGrad, &[x, one, one], &data, 0.0);
+        assert_eq!(found, [0.0, 4.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
     fn a_nan_is_the_maximum() {
         let x = [1.0, f32::NAN, 3.0];
         let mut out = [0.0];
@@ -234,6 +350,7 @@ mod tests {
         assert_eq!(ChannelMax.infer(&[x]), Ok(Shape::new(2, 1, 4, 5)));
         assert_eq!(GlobalAvgPool.infer(&[x]), Ok(Shape::new(2, 3, 1, 1)));
         assert!(ChannelMax.infer(&[x, x]).is_err());
+        assert!(ChannelMaxGrad.infer(&[x, Shape::new(2, 1, 4, 5), x]).is_err());
         assert!(ChannelMax.infer(&[Shape::new(1, 0, 2, 2)]).is_err());
         assert!(ChannelMean.infer(&[Shape::new(1, 1 << 19, 1, 1)]).is_err());
     }

@@ -4,10 +4,14 @@ use std::any::Any;
 
 use rayon::prelude::*;
 
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use super::pointwise::Pointwise;
+use super::reduce_sum::ReduceSum;
+use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::math::exp;
 use crate::cpu::view::{View, ViewMut};
 use crate::cpu::wide::wide_fn;
+use crate::graph::Graph;
+use crate::graph::grad::gradient_name;
 use crate::tensor::Shape;
 
 /// Pixels that one CPU task takes.
@@ -120,6 +124,19 @@ impl Op for Softmax {
         self
     }
 
+    fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
+        let name = gradient_name(g, at.inputs[0]);
+        let grad = match self.axis {
+            Axis::Channels => {
+                let products = g.apply(&name, Pointwise::mul(), &[at.output, at.dy])?;
+                let sum = g.apply(&name, ReduceSum::CHANNELS, &[products])?;
+                g.apply(&name, Pointwise::build(|[y, dy, sum]| y * (dy - sum)), &[at.output, at.dy, sum])?
+            }
+            Axis::Width => g.apply(&name, SoftmaxWidthGrad, &[at.output, at.dy])?,
+        };
+        Ok(vec![Some(grad)])
+    }
+
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
         let x = inputs[0];
         match self.axis {
@@ -155,11 +172,75 @@ impl Op for Softmax {
     }
 }
 
+/// The gradient of [`Softmax`] along rows: `y * (dy - sum(y * dy))`.
+///
+/// Inputs: the softmax `y` and the gradient by it, `[n, c, h, w]`. Result: the same shape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct SoftmaxWidthGrad;
+
+wide_fn! {
+    /// The gradient of the scores of one row, times `scale`: `slopes` holds that of the row's softmax and is replaced.
+    pub(super) fn softmax_row_backward<'a>(slopes: &'a mut [f32], softmax: &'a [f32], scale: f32) -> () {
+        let mut centre = 0f64;
+        for (slope, y) in slopes.iter().zip(softmax) {
+            centre += f64::from(slope * y);
+        }
+        let centre = centre as f32;
+        for (slope, y) in slopes.iter_mut().zip(softmax) {
+            *slope = y * (*slope - centre) * scale;
+        }
+    }
+}
+
+impl Op for SoftmaxWidthGrad {
+    fn name(&self) -> &'static str {
+        "softmax_grad"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        match inputs {
+            [y, dy] if y == dy && y.numel() > 0 => Ok(*y),
+            _ => Err("it takes two tensors of one shape that are not empty".into()),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
+        2 * inputs[0].w().div_ceil(64)
+    }
+
+    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+        let [y, dy] = [inputs[0], inputs[1]];
+        let width = y.shape.w();
+        for n in 0..y.shape.n() {
+            let rows = y.item(n).par_chunks(width).zip(dy.item(n).par_chunks(width));
+            out.item(n).par_chunks_mut(width).zip(rows).for_each(|(out, (y, dy))| {
+                out.copy_from_slice(dy);
+                softmax_row_backward(out, y, 1.0);
+            });
+        }
+    }
+
+    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        let y = output.shape;
+        let rows = y.c() * y.h();
+        let params = Params::new().slot(&inputs[0]).slot(&inputs[1]).slot(&output).u(y.n()).u(rows).u(y.w());
+        let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Output];
+        vec![Dispatch::folded(Kernel::new("softmax_width_grad"), params, binds, y.n() * rows)]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::super::testing::{
+        check_gradient, check_gradient_views, check_kernels, check_twins, check_twins_on, check_views, random,
+        relative_l2,
+    };
     use super::*;
 
     const AXES: [Axis; 2] = [Axis::Channels, Axis::Width];
@@ -206,6 +287,19 @@ mod tests {
         for axis in AXES {
             check_views(Softmax { axis }, &[Shape::new(3, 4, 5, 7)], 1e-5);
         }
+    }
+
+    #[test]
+    fn gradients_along_both_axes() {
+        for axis in AXES {
+            check_gradient(Softmax { axis }, &[Shape::new(2, 6, 5, 9)], 0.0, 1e-3);
+            check_gradient_views(Softmax { axis }, &[Shape::new(3, 4, 5, 7)], 1e-5);
+        }
+        for y in [Shape::new(2, 3, 5, 1), Shape::new(1, 2, 1, 2500), Shape::new(1, 70_000, 1, 3)] {
+            check_twins(SoftmaxWidthGrad, &[y, y], 1e-5);
+            check_kernels(&SoftmaxWidthGrad, &[y, y]);
+        }
+        assert!(SoftmaxWidthGrad.infer(&[Shape::new(1, 2, 3, 4), Shape::new(1, 2, 3, 1)]).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{Matrix, QUERIES, Store, attention_weights, product};
 use crate::cpu::view::{View, ViewMut};
-use crate::cpu::wide::wide_fn;
+use crate::ops::softmax::softmax_row_backward;
 use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
 use crate::tensor::Shape;
 
@@ -108,21 +108,7 @@ fn by_scores(
     product([slopes.len() / tokens, tokens, channels], 1.0, dy, v, slopes, Store::Over(tokens));
     let scale = 1.0 / (channels as f32).sqrt();
     for (slopes, weights) in slopes.chunks_mut(tokens).zip(weights.chunks(tokens)) {
-        softmax_backward(slopes, weights, scale);
-    }
-}
-
-wide_fn! {
-    /// The gradient by the scores of one query from that by its weights, in place, times `scale`.
-    fn softmax_backward<'a>(slopes: &'a mut [f32], weights: &'a [f32], scale: f32) -> () {
-        let mut centre = 0f64;
-        for (slope, weight) in slopes.iter().zip(weights) {
-            centre += f64::from(slope * weight);
-        }
-        let centre = centre as f32;
-        for (slope, weight) in slopes.iter_mut().zip(weights) {
-            *slope = weight * (*slope - centre) * scale;
-        }
+        softmax_row_backward(slopes, weights, scale);
     }
 }
 
