@@ -170,6 +170,21 @@ impl NoiseSource {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
+    /// The source of draw `number` of a seed, which does not depend on the draws before it.
+    pub fn numbered(seed: u64, number: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(number);
+        Self(rng)
+    }
+
+    /// A step of the schedule, all alike: 1 to its length.
+    ///
+    /// # Panics
+    /// If the schedule is empty.
+    pub fn step(&mut self, schedule: &NoiseSchedule) -> usize {
+        Uniform::new_inclusive(1, schedule.len()).expect("a schedule has steps").sample(&mut self.0)
+    }
+
     /// A level uniform between those before and after step `t` (1 to the schedule's length), as the reference draws it.
     ///
     /// # Panics

@@ -242,48 +242,64 @@ impl DmFnet {
         self.unet.multiple()
     }
 
-    /// The whole network for images of `height` x `width` and its output. Inputs: `x_t.MRI.tN`, `x_t.Other.tN` and
-    /// `level.MRI.tN`, `level.Other.tN` of each noise step N.
+    /// The whole network for images of `height` x `width` and its output, see [`dm_fnet`].
     ///
     /// # Errors
     /// [`GraphError`] if the size is not a multiple of [`DmFnet::multiple`] or too small.
     pub fn graph(&self, height: usize, width: usize) -> Result<(Graph, NodeId), GraphError> {
         let mut g = Graph::new();
-        let mut features: [Vec<Vec<NodeId>>; 2] = [Vec::new(), Vec::new()];
-        for t in &self.time_steps {
-            for (modality, features) in MODALITIES.iter().zip(&mut features) {
-                let x = g.input(&format!("x_t.{modality}.t{t}"), Shape::new(1, self.unet.in_channel, height, width));
-                let level = g.input(&format!("level.{modality}.t{t}"), Shape::new(1, 1, 1, 1));
-                let out = unet(&mut g, &self.unet, x, level)?;
-                features.push(self.head_features(&out.decoder));
-            }
-        }
-        let [mri, other] = &features;
-        if self.time_steps.len() == 1 {
-            self.declare_unused(&mut g)?;
-        }
-        let fused = fusion_head(&mut g, &self.head, mri, other)?;
+        let fused = dm_fnet(&mut g, &self.unet, &self.head, &self.time_steps, [1, height, width])?;
         Ok((g, fused))
     }
+}
 
-    /// The first block of each level of the decoder, coarsest first: `feat_scales` 14, 11, 8, 5, 2 of the published size.
-    fn head_features(&self, decoder: &[NodeId]) -> Vec<NodeId> {
-        let per_level = self.unet.res_blocks + 1;
-        (1..=self.head.dims.len()).rev().map(|level| decoder[level * per_level - 1]).collect()
-    }
-
-    /// The merging blocks' weights, which a head of a single step has and does not use.
-    fn declare_unused(&self, g: &mut Graph) -> Result<(), GraphError> {
-        for (level, &dim) in self.head.dims.iter().enumerate() {
-            g.scope(&format!("decoder.{}.block", 2 * level), |g| {
-                g.param("0.weight", Shape::new(dim, dim, 1, 1))?;
-                g.param("0.bias", Shape::new(1, dim, 1, 1))?;
-                g.param("2.weight", Shape::new(dim, dim, 3, 3))?;
-                g.param("2.bias", Shape::new(1, dim, 1, 1))
-            })?;
+/// Writes the whole network for a batch of images, `[n, height, width]`; gives the fused images `[n, 1, height, width]`.
+/// Inputs: `x_t.MRI.tN`, `x_t.Other.tN` `[n, 1, height, width]` and `level.MRI.tN`, `level.Other.tN` `[n, 1, 1, 1]` of
+/// each noise step N.
+///
+/// # Errors
+/// [`GraphError`] if the size is not a multiple of the UNet's or too small.
+pub fn dm_fnet(
+    g: &mut Graph,
+    unet_config: &UnetConfig,
+    head: &HeadConfig,
+    time_steps: &[usize],
+    [batch, height, width]: [usize; 3],
+) -> Result<NodeId, GraphError> {
+    let mut features: [Vec<Vec<NodeId>>; 2] = [Vec::new(), Vec::new()];
+    for t in time_steps {
+        for (modality, features) in MODALITIES.iter().zip(&mut features) {
+            let image = Shape::new(batch, unet_config.in_channel, height, width);
+            let x = g.input(&format!("x_t.{modality}.t{t}"), image);
+            let level = g.input(&format!("level.{modality}.t{t}"), Shape::new(batch, 1, 1, 1));
+            let out = unet(g, unet_config, x, level)?;
+            features.push(head_features(unet_config, head, &out.decoder));
         }
-        Ok(())
     }
+    let [mri, other] = &features;
+    if time_steps.len() == 1 {
+        declare_unused(g, head)?;
+    }
+    fusion_head(g, head, mri, other)
+}
+
+/// The first block of each level of the decoder, coarsest first: `feat_scales` 14, 11, 8, 5, 2 of the published size.
+fn head_features(unet: &UnetConfig, head: &HeadConfig, decoder: &[NodeId]) -> Vec<NodeId> {
+    let per_level = unet.res_blocks + 1;
+    (1..=head.dims.len()).rev().map(|level| decoder[level * per_level - 1]).collect()
+}
+
+/// The merging blocks' weights, which a head of a single step has and does not use.
+fn declare_unused(g: &mut Graph, head: &HeadConfig) -> Result<(), GraphError> {
+    for (level, &dim) in head.dims.iter().enumerate() {
+        g.scope(&format!("decoder.{}.block", 2 * level), |g| {
+            g.param("0.weight", Shape::new(dim, dim, 1, 1))?;
+            g.param("0.bias", Shape::new(1, dim, 1, 1))?;
+            g.param("2.weight", Shape::new(dim, dim, 3, 3))?;
+            g.param("2.bias", Shape::new(1, dim, 1, 1))
+        })?;
+    }
+    Ok(())
 }
 
 fn read_model_file(path: &Path) -> Result<ModelFile, ModelError> {

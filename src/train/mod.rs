@@ -5,4 +5,6 @@ pub mod data;
 pub mod init;
 pub mod loss;
 pub mod optim;
+pub mod stage1;
+pub mod stage2;
 pub mod step;
