@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::optim::{self, NUMBERS, NumberNodes, OptimiserConfig, WEIGHTS};
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::fuse::{fuse, prune};
@@ -34,7 +36,7 @@ pub enum StepError {
 }
 
 /// The trained weights in the order of their row, with the dimensions of their checkpoint.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Layout(Vec<(String, Vec<usize>)>);
 
 impl Layout {
@@ -55,6 +57,18 @@ impl Layout {
         let mut all: Vec<(String, Vec<usize>)> = weights.map(of).collect();
         all.sort();
         Self(all)
+    }
+
+    /// The layout of these names and dimensions.
+    pub fn from_entries(entries: Vec<(String, Vec<usize>)>) -> Self {
+        Self(entries)
+    }
+
+    /// The first weight that two layouts do not share.
+    pub fn first_difference<'a>(&'a self, other: &'a Self) -> Option<&'a str> {
+        let longer = if self.0.len() >= other.0.len() { self } else { other };
+        let differs = |i: &usize| self.0.get(*i) != other.0.get(*i);
+        (0..longer.0.len()).find(differs).map(|i| longer.0[i].0.as_str())
     }
 
     /// Names and dimensions, in order.

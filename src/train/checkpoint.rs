@@ -1,0 +1,197 @@
+//! The state of a training run in one file, from which it goes on bit for bit.
+//!
+//! A safetensors file: the rows of [`super::optim`] as tensors, the rest as JSON under `medfuse` in its metadata. All
+//! randomness of a run is a function of its seed and the step's number, so that the number is the generators' state.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use ::safetensors::SafeTensors;
+use ::safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+
+use super::step::Layout;
+use crate::files::write_whole;
+use crate::tensor::{Shape, Tensor};
+
+/// Why a checkpoint cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file cannot be written or read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not a training checkpoint.
+    #[error("{} is not a training checkpoint of medfuse: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The checkpoint is of another network or run.
+    #[error("{} does not go with this run: {reason}", path.display())]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+}
+
+/// What a checkpoint says of its run besides the rows.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Progress {
+    /// `stage1` or `stage2`.
+    pub stage: String,
+    /// Steps done.
+    pub step: u64,
+    /// Seconds spent on them.
+    pub seconds: f64,
+    /// The run's settings, which a resumed run must share.
+    pub settings: String,
+    /// Names and dimensions of the trained weights, in the order of the row.
+    pub layout: Layout,
+}
+
+/// The state of a run after some steps.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Checkpoint {
+    /// How far it is.
+    pub progress: Progress,
+    /// The weights and the optimiser's state by name, each a row `[1, 1, 1, len]`.
+    pub rows: BTreeMap<String, Tensor>,
+}
+
+impl Checkpoint {
+    /// Writes the file whole or not at all; the former one stays until then.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`]: no such folder, no permission, disk full.
+    pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
+        let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
+        let other = |e: &dyn std::fmt::Display| io(std::io::Error::other(e.to_string()));
+        let progress = serde_json::to_string(&self.progress).map_err(|e| other(&e))?;
+        let mut views = Vec::with_capacity(self.rows.len());
+        for (name, row) in &self.rows {
+            let bytes = bytemuck::cast_slice(row.data());
+            let view = TensorView::new(Dtype::F32, row.dims().to_vec(), bytes).map_err(|e| other(&e))?;
+            views.push((name.as_str(), view));
+        }
+        let metadata = HashMap::from([("medfuse".to_owned(), progress)]);
+        let bytes = ::safetensors::serialize(views, Some(metadata)).map_err(|e| other(&e))?;
+        write_whole(path, &bytes).map_err(io)
+    }
+
+    /// Reads a file that [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if it cannot be read or is no checkpoint.
+    pub fn load(path: &Path) -> Result<Self, CheckpointError> {
+        let bytes = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_path_buf(), source })?;
+        let format = |reason: String| CheckpointError::Format { path: path.to_path_buf(), reason };
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| format(e.to_string()))?;
+        let text = metadata.metadata().as_ref().and_then(|m| m.get("medfuse"));
+        let text = text.ok_or_else(|| format("it says nothing of a run".into()))?;
+        let progress: Progress = serde_json::from_str(text).map_err(|e| format(e.to_string()))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| format(e.to_string()))?;
+        let mut rows = BTreeMap::new();
+        for (name, view) in file.iter() {
+            if view.dtype() != Dtype::F32 || view.data().len() != 4 * progress.layout.len() {
+                return Err(format(format!("row {name} does not fit the weights")));
+            }
+            let values: Vec<f32> =
+                view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            rows.insert(name.to_owned(), row(values));
+        }
+        Ok(Self { progress, rows })
+    }
+
+    /// Fails if the checkpoint is not of this stage, network and settings, or lacks one of `rows`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Other`] saying what differs.
+    pub fn check(
+        &self,
+        path: &Path,
+        stage: &str,
+        settings: &str,
+        layout: &Layout,
+        rows: &[&str],
+    ) -> Result<(), CheckpointError> {
+        let fail = |reason: String| Err(CheckpointError::Other { path: path.to_path_buf(), reason });
+        let found = &self.progress;
+        if found.stage != stage {
+            return fail(format!("it is of {}, this is {stage}", found.stage));
+        }
+        if found.layout != *layout {
+            let reason = match found.layout.first_difference(layout) {
+                Some(name) => format!("it is of another architecture, first in {name}"),
+                None => "it is of another architecture".to_owned(),
+            };
+            return fail(reason);
+        }
+        if found.settings != settings {
+            let changed = found.settings.lines().zip(settings.lines()).find(|(a, b)| a != b);
+            let reason = match changed {
+                Some((before, now)) => format!("it was trained with `{before}`, this run has `{now}`"),
+                None => "it was trained with other settings".to_owned(),
+            };
+            return fail(reason);
+        }
+        match rows.iter().find(|name| !self.rows.contains_key(**name)) {
+            Some(name) => fail(format!("it has no {name}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A row as the graph has it.
+pub fn row(values: Vec<f32>) -> Tensor {
+    Tensor::new(Shape::new(1, 1, 1, values.len()).0, values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::optim::WEIGHTS;
+
+    fn sample() -> Checkpoint {
+        let layout = Layout::from_entries(vec![("a".into(), vec![2, 1]), ("b".into(), vec![1])]);
+        let progress =
+            Progress { stage: "stage1".into(), step: 7, seconds: 1.5, settings: "lr = 1\nseed = 2".into(), layout };
+        let rows = BTreeMap::from([(WEIGHTS.to_owned(), row(vec![0.1, -2.0, 3e-9]))]);
+        Checkpoint { progress, rows }
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint.safetensors");
+        sample().save(&path).unwrap();
+        assert_eq!(Checkpoint::load(&path).unwrap(), sample());
+        std::fs::write(&path, b"no checkpoint").unwrap();
+        assert!(matches!(Checkpoint::load(&path), Err(CheckpointError::Format { .. })));
+        assert!(matches!(Checkpoint::load(&folder.path().join("none")), Err(CheckpointError::Io { .. })));
+    }
+
+    #[test]
+    fn other_runs_are_told_apart() {
+        let (saved, path) = (sample(), Path::new("c"));
+        let Progress { settings, layout, .. } = saved.progress.clone();
+        let check = |stage: &str, settings: &str, layout: &Layout, rows: &[&str]| {
+            saved.check(path, stage, settings, layout, rows).map_err(|e| e.to_string())
+        };
+        assert_eq!(check("stage1", &settings, &layout, &[WEIGHTS]), Ok(()));
+        assert!(check("stage2", &settings, &layout, &[]).unwrap_err().contains("it is of stage1"));
+        let error = check("stage1", "lr = 1\nseed = 3", &layout, &[]).unwrap_err();
+        assert!(error.contains("`seed = 2`, this run has `seed = 3`"), "{error}");
+        let wider = Layout::from_entries(vec![("a".into(), vec![2, 1]), ("b".into(), vec![2])]);
+        assert!(check("stage1", &settings, &wider, &[]).unwrap_err().contains("first in b"));
+        assert!(check("stage1", &settings, &layout, &["ema"]).unwrap_err().contains("no ema"));
+    }
+}

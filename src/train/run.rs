@@ -1,0 +1,332 @@
+//! The training loop: steps, log, checkpoints, samples, and how a run ends.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{Checkpoint, CheckpointError, Progress, row};
+use super::optim::{EMA, LrConfig, OptimiserConfig, WEIGHTS};
+use super::step::{BatchReport, Layout, LossGraph, StepError, TrainStep};
+use crate::device::{Device, ParamSource, RunError};
+use crate::tensor::Tensor;
+
+/// What is trained: the parts of a run in which the stages differ.
+pub trait Task {
+    /// `stage1` or `stage2`.
+    fn stage(&self) -> &'static str;
+
+    /// The graph of the loss on one batch.
+    ///
+    /// # Errors
+    /// [`StepError`] if the network does not take the crop's size.
+    fn graph(&self) -> Result<LossGraph, StepError>;
+
+    /// Whether a weight is trained; the others come from [`Task::frozen`].
+    fn is_trained(&self, name: &str) -> bool;
+
+    /// Weights that are read but not trained.
+    fn frozen(&self) -> &dyn ParamSource;
+
+    /// The names of the graph's reports.
+    fn reports(&self) -> &'static [&'static str];
+
+    /// The graph's inputs for batch `number`, always the same for the same number.
+    fn inputs(&self, number: u64) -> BTreeMap<String, Vec<f32>>;
+
+    /// Writes the model and pictures of what it does into `folder`; gives figures of the validation pairs.
+    ///
+    /// # Errors
+    /// Whatever stands in the way of that.
+    fn publish(
+        &self,
+        folder: &Path,
+        weights: &BTreeMap<String, Tensor>,
+        what: Publish,
+    ) -> Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// What [`Task::publish`] is to write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Publish {
+    /// The model, at the end of a run.
+    Model,
+    /// Pictures and figures on the way, named after the step.
+    Sample(u64),
+}
+
+/// The settings of the loop itself.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// The folder that everything is written to.
+    pub out: PathBuf,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// The learning rate.
+    pub lr: LrConfig,
+    /// The optimiser.
+    pub optimiser: OptimiserConfig,
+    /// Seed of the first weights.
+    pub seed: u64,
+    /// Steps between checkpoints, 0 for the end only.
+    pub checkpoint_every: u64,
+    /// Steps between samples, 0 for none.
+    pub sample_every: u64,
+    /// Ends the run after this time, with a checkpoint to resume from.
+    pub time_limit: Option<Duration>,
+    /// Whether to go on from the folder's checkpoint.
+    pub resume: bool,
+    /// The settings that a resumed run must share, one on each line.
+    pub settings: String,
+}
+
+/// One finished step, for logs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StepReport {
+    /// Its number, from 1.
+    pub step: u64,
+    /// Seconds since the run began, all its parts together.
+    pub seconds: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// Means over the step's batches; the norm is that of the whole gradient.
+    pub batch: BatchReport,
+}
+
+/// Who is told how a run goes, and says when it is to end.
+pub trait Observer {
+    /// The run begins after `done` steps; `step` is what it runs.
+    ///
+    /// # Errors
+    /// A log that cannot be written.
+    fn begin(&mut self, done: u64, step: &TrainStep, layout: &Layout) -> std::io::Result<()>;
+
+    /// A step is done.
+    ///
+    /// # Errors
+    /// A log that cannot be written.
+    fn step(&mut self, report: &StepReport) -> std::io::Result<()>;
+
+    /// Samples were written, with these figures.
+    ///
+    /// # Errors
+    /// A log that cannot be written.
+    fn sampled(&mut self, step: u64, figures: &[(String, f64)]) -> std::io::Result<()>;
+
+    /// Whether the run is to end after this step, as it does at its time limit.
+    fn stop(&self) -> bool;
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// All steps are done.
+    Done,
+    /// Its time was up.
+    TimeLimit,
+    /// It was stopped.
+    Stopped,
+}
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The step cannot be built.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The folder already holds a run.
+    #[error("{} already holds a run: go on with it (--resume) or take another folder", .0.display())]
+    Exists(PathBuf),
+    /// The folder holds no run to go on with.
+    #[error("{} holds no run to go on with: there is no {CHECKPOINT} in it", .0.display())]
+    NothingToResume(PathBuf),
+    /// A step's result was not finite.
+    #[error("step {step}: {source}; {kept}")]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// What the layer is.
+        source: RunError,
+        /// What remains.
+        kept: String,
+    },
+    /// A step failed.
+    #[error("step {step}: {source}")]
+    Run {
+        /// The step.
+        step: u64,
+        /// Why.
+        source: RunError,
+    },
+    /// A log, a sample or the model cannot be written.
+    #[error("{what}: {source}")]
+    Write {
+        /// What was to be written.
+        what: &'static str,
+        /// Why it could not be.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The checkpoint's name in a run's folder.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+
+/// Trains `task` on `device`.
+///
+/// # Errors
+/// [`TrainError`]; whatever it is, the last checkpoint is whole.
+pub fn run(
+    task: &dyn Task,
+    config: &RunConfig,
+    device: &Device,
+    observer: &mut dyn Observer,
+) -> Result<Ending, TrainError> {
+    let mut run = Run::new(task, config, device)?;
+    let write = |what| move |e: std::io::Error| TrainError::Write { what, source: e.into() };
+    observer.begin(run.done, &run.step, &run.layout).map_err(write("the log"))?;
+    let ending = loop {
+        if run.done >= config.steps {
+            break Ending::Done;
+        }
+        let report = run.next()?;
+        observer.step(&report).map_err(write("the log"))?;
+        let due = |every: u64| every > 0 && run.done.is_multiple_of(every);
+        if due(config.sample_every) {
+            let figures = run.publish(Publish::Sample(run.done))?;
+            observer.sampled(run.done, &figures).map_err(write("the log"))?;
+        }
+        if run.done < config.steps {
+            if observer.stop() {
+                break Ending::Stopped;
+            }
+            if config.time_limit.is_some_and(|limit| run.started.elapsed() >= limit) {
+                break Ending::TimeLimit;
+            }
+            if due(config.checkpoint_every) {
+                run.save()?;
+            }
+        }
+    };
+    run.save()?;
+    run.publish(Publish::Model)?;
+    Ok(ending)
+}
+
+/// A run in progress.
+struct Run<'a> {
+    task: &'a dyn Task,
+    config: &'a RunConfig,
+    layout: Layout,
+    step: TrainStep,
+    done: u64,
+    /// Seconds of the parts before this one.
+    before: f64,
+    started: Instant,
+}
+
+impl<'a> Run<'a> {
+    fn new(task: &'a dyn Task, config: &'a RunConfig, device: &Device) -> Result<Self, TrainError> {
+        let path = config.out.join(CHECKPOINT);
+        let graph = task.graph()?;
+        let layout = Layout::new(&graph, |name| task.is_trained(name));
+        let names: Vec<&str> = std::iter::once(WEIGHTS).chain(config.optimiser.state()).collect();
+        let (rows, done, before) = match (config.resume, path.exists()) {
+            (true, true) => {
+                let saved = Checkpoint::load(&path)?;
+                saved.check(&path, task.stage(), &config.settings, &layout, &names)?;
+                (saved.rows, saved.progress.step, saved.progress.seconds)
+            }
+            (true, false) => return Err(TrainError::NothingToResume(config.out.clone())),
+            (false, true) => return Err(TrainError::Exists(config.out.clone())),
+            (false, false) => (first_rows(&layout, &names, config.seed), 0, 0.0),
+        };
+        let step = TrainStep::new(device, &graph, &layout, config.optimiser, &rows, task.frozen())?;
+        Ok(Self { task, config, layout, step, done, before, started: Instant::now() })
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Runs the next step.
+    fn next(&mut self) -> Result<StepReport, TrainError> {
+        let number = self.done + 1;
+        let lr = self.config.lr.at(number, self.config.steps);
+        let accumulate = self.config.optimiser.accumulate;
+        let mut reports = Vec::with_capacity(accumulate);
+        for batch in 0..accumulate {
+            let inputs = self.task.inputs(self.done * accumulate as u64 + batch as u64);
+            let inputs: Vec<(&str, &[f32])> = inputs.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
+            let report = self.step.run(number, batch, lr, &inputs);
+            reports.push(report.map_err(|source| self.failed(number, source))?);
+        }
+        self.done = number;
+        Ok(StepReport { step: number, seconds: self.seconds(), lr, batch: mean(&reports) })
+    }
+
+    fn failed(&self, step: u64, source: RunError) -> TrainError {
+        if !matches!(source, RunError::NotFinite { .. }) {
+            return TrainError::Run { step, source };
+        }
+        let path = self.config.out.join(CHECKPOINT);
+        let kept = if path.exists() {
+            format!("the last checkpoint is kept in {}", path.display())
+        } else {
+            "there was no checkpoint yet".to_owned()
+        };
+        TrainError::NotFinite { step, source, kept }
+    }
+
+    fn save(&self) -> Result<(), TrainError> {
+        let names = std::iter::once(WEIGHTS).chain(self.config.optimiser.state());
+        let mut rows = BTreeMap::new();
+        for name in names {
+            rows.insert(name.to_owned(), row(self.row(name)?));
+        }
+        let progress = Progress {
+            stage: self.task.stage().to_owned(),
+            step: self.done,
+            seconds: self.seconds(),
+            settings: self.config.settings.clone(),
+            layout: self.layout.clone(),
+        };
+        Ok(Checkpoint { progress, rows }.save(&self.config.out.join(CHECKPOINT))?)
+    }
+
+    fn row(&self, name: &str) -> Result<Vec<f32>, TrainError> {
+        self.step.row(name).map_err(|source| TrainError::Run { step: self.done, source })
+    }
+
+    /// Publishes the moving average of the weights where there is one, else the weights.
+    fn publish(&self, what: Publish) -> Result<Vec<(String, f64)>, TrainError> {
+        let name = if self.config.optimiser.ema_decay > 0.0 { EMA } else { WEIGHTS };
+        let weights = self.layout.tensors(&self.row(name)?);
+        let figures = self.task.publish(&self.config.out, &weights, what);
+        figures.map_err(|source| TrainError::Write { what: "the model and its samples", source })
+    }
+}
+
+/// The rows of a run that begins.
+fn first_rows(layout: &Layout, names: &[&str], seed: u64) -> BTreeMap<String, Tensor> {
+    let entries = layout.entries().iter();
+    let weights: Vec<f32> =
+        entries.flat_map(|(name, dims)| super::init::orthogonal(name, dims, seed).into_data()).collect();
+    let first = |name: &str| match name {
+        WEIGHTS | EMA => weights.clone(),
+        _ => vec![0.0; weights.len()],
+    };
+    names.iter().map(|name| ((*name).to_owned(), row(first(name)))).collect()
+}
+
+/// Means over the batches of a step; the norm of the gradient is the last one's, which is the sum's.
+fn mean(reports: &[BatchReport]) -> BatchReport {
+    let over = |value: &dyn Fn(&BatchReport) -> f32| reports.iter().map(value).sum::<f32>() / reports.len() as f32;
+    let last = &reports[reports.len() - 1];
+    BatchReport {
+        loss: over(&|r| r.loss),
+        grad_norm: last.grad_norm,
+        others: (0..last.others.len()).map(|i| over(&|r| r.others[i])).collect(),
+    }
+}
