@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::ops::conv2d::{Conv2d, ConvSpec};
-use crate::ops::pointwise::Pointwise;
+use crate::ops::pointwise::{Expr, Pointwise};
 use crate::ops::reduce_sum::ReduceSum;
 use crate::tensor::{Shape, Tensor};
 
@@ -133,13 +131,13 @@ pub fn structure_ssim(
     let (cov_m, cov_o) = (covariance(g, f, m)?, covariance(g, f, o)?);
     let pick = Pointwise::build(|[m, o]| {
         let zero = m.clone().affine(0.0, 0.0);
-        let deviation = |v: &crate::ops::pointwise::Expr| v.clone().max(zero.clone()).sqrt();
+        let deviation = |v: &Expr| v.clone().max(zero.clone()).sqrt();
         let more = (deviation(&m) - deviation(&o)).step(1.0);
         if nan_switch { more * m.step(1.0) * o.step(1.0) } else { more }
     });
     let pick = g.apply("ssim.pick", pick, &[var_m, var_o])?;
     let map = Pointwise::build(|[pick, var_f, var_m, var_o, cov_m, cov_o]| {
-        let like = |cov: crate::ops::pointwise::Expr, var| cov.affine(2.0, C2) / (var_f.clone() + var).affine(1.0, C2);
+        let like = |cov: Expr, var| cov.affine(2.0, C2) / (var_f.clone() + var).affine(1.0, C2);
         pick.select(like(cov_m, var_m), like(cov_o, var_o))
     });
     let map = g.apply("ssim", map, &[pick, var_f, var_m, var_o, cov_m, cov_o])?;
@@ -147,8 +145,7 @@ pub fn structure_ssim(
 }
 
 /// What the parts of the fusion loss weigh; the default is the reference's (`Fusionloss`).
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct FusionLossConfig {
     /// Of the distance to the brighter source, pixel by pixel.
     pub intensity: f32,

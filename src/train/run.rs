@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{Checkpoint, CheckpointError, Progress, row};
-use super::optim::{EMA, LrConfig, OptimiserConfig, WEIGHTS};
+use super::config::Rate;
+use super::optim::{EMA, Update, WEIGHTS, learning_rate};
 use super::step::{BatchReport, Layout, LossGraph, StepError, TrainStep};
 use crate::device::{Device, ParamSource, RunError};
 use crate::tensor::Tensor;
@@ -61,10 +62,10 @@ pub struct RunConfig {
     pub out: PathBuf,
     /// Steps of the whole run.
     pub steps: u64,
-    /// The learning rate.
-    pub lr: LrConfig,
-    /// The optimiser.
-    pub optimiser: OptimiserConfig,
+    /// The course of the learning rate.
+    pub rate: Rate,
+    /// The update.
+    pub update: Update,
     /// Seed of the first weights.
     pub seed: u64,
     /// Steps between checkpoints, 0 for the end only.
@@ -231,7 +232,7 @@ impl<'a> Run<'a> {
         let path = config.out.join(CHECKPOINT);
         let graph = task.graph()?;
         let layout = Layout::new(&graph, |name| task.is_trained(name));
-        let names: Vec<&str> = std::iter::once(WEIGHTS).chain(config.optimiser.state()).collect();
+        let names: Vec<&str> = std::iter::once(WEIGHTS).chain(config.update.state()).collect();
         let (rows, done, before) = match (config.resume, path.exists()) {
             (true, true) => {
                 let saved = Checkpoint::load(&path)?;
@@ -242,7 +243,7 @@ impl<'a> Run<'a> {
             (false, true) => return Err(TrainError::Exists(config.out.clone())),
             (false, false) => (first_rows(&layout, &names, config.seed), 0, 0.0),
         };
-        let step = TrainStep::new(device, &graph, &layout, config.optimiser, &rows, task.frozen())?;
+        let step = TrainStep::new(device, &graph, &layout, config.update.clone(), &rows, task.frozen())?;
         Ok(Self { task, config, layout, step, done, before, started: Instant::now() })
     }
 
@@ -253,8 +254,9 @@ impl<'a> Run<'a> {
     /// Runs the next step.
     fn next(&mut self) -> Result<StepReport, TrainError> {
         let number = self.done + 1;
-        let lr = self.config.lr.at(number, self.config.steps);
-        let accumulate = self.config.optimiser.accumulate;
+        let update = &self.config.update;
+        let lr = learning_rate(&update.optimiser, &self.config.rate, number, self.config.steps);
+        let accumulate = update.accumulate;
         let mut reports = Vec::with_capacity(accumulate);
         for batch in 0..accumulate {
             let inputs = self.task.inputs(self.done * accumulate as u64 + batch as u64);
@@ -280,7 +282,7 @@ impl<'a> Run<'a> {
     }
 
     fn save(&self) -> Result<(), TrainError> {
-        let names = std::iter::once(WEIGHTS).chain(self.config.optimiser.state());
+        let names = std::iter::once(WEIGHTS).chain(self.config.update.state());
         let mut rows = BTreeMap::new();
         for name in names {
             rows.insert(name.to_owned(), row(self.row(name)?));
@@ -301,7 +303,7 @@ impl<'a> Run<'a> {
 
     /// Publishes the moving average of the weights where there is one, else the weights.
     fn publish(&self, what: Publish) -> Result<Vec<(String, f64)>, TrainError> {
-        let name = if self.config.optimiser.ema_decay > 0.0 { EMA } else { WEIGHTS };
+        let name = if self.config.update.optimiser.ema_decay > 0.0 { EMA } else { WEIGHTS };
         let weights = self.layout.tensors(&self.row(name)?);
         let figures = self.task.publish(&self.config.out, &weights, what);
         figures.map_err(|source| TrainError::Write { what: "the model and its samples", source })

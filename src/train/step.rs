@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::optim::{self, NUMBERS, NumberNodes, OptimiserConfig, WEIGHTS};
+use super::optim::{self, NUMBERS, NumberNodes, Update, WEIGHTS};
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::fuse::{fuse, prune};
 use crate::graph::{Graph, GraphError, Kind, Node, NodeId, Plan, gradients};
@@ -148,13 +148,13 @@ pub struct BatchReport {
 #[derive(Debug)]
 pub struct TrainStep {
     executable: Executable,
-    optimiser: OptimiserConfig,
+    update: Update,
     reports: usize,
 }
 
 impl TrainStep {
     /// Plans the step that trains the weights of `layout`. `state` holds the rows [`WEIGHTS`] and
-    /// [`OptimiserConfig::state`], `frozen` whatever else the graph reads.
+    /// [`Update::state`], `frozen` whatever else the graph reads.
     ///
     /// # Errors
     /// [`StepError`] if an operation has no gradient or the step does not fit the device.
@@ -162,18 +162,13 @@ impl TrainStep {
         device: &Device,
         graph: &LossGraph,
         layout: &Layout,
-        optimiser: OptimiserConfig,
+        update: Update,
         state: &BTreeMap<String, Tensor>,
         frozen: &dyn ParamSource,
     ) -> Result<Self, StepError> {
-        let (graph, outputs) = training_graph(graph, layout, &optimiser)?;
+        let (graph, outputs) = training_graph(graph, layout, &update)?;
         let executable = device.compile(&graph, &outputs, &Either(state, frozen))?;
-        Ok(Self { executable, optimiser, reports: outputs.len() - 2 })
-    }
-
-    /// The optimiser's settings.
-    pub fn optimiser(&self) -> &OptimiserConfig {
-        &self.optimiser
+        Ok(Self { executable, update, reports: outputs.len() - 2 })
     }
 
     /// The plan, for its memory.
@@ -186,7 +181,7 @@ impl TrainStep {
     /// # Errors
     /// [`RunError::NotFinite`] with the first layer whose result is not finite; the weights are as they were.
     pub fn run(&self, step: u64, batch: usize, lr: f64, inputs: &[(&str, &[f32])]) -> Result<BatchReport, RunError> {
-        let numbers = optim::numbers(&self.optimiser, step, batch, lr);
+        let numbers = optim::numbers(&self.update, step, batch, lr);
         let mut all: Vec<(&str, &[f32])> = inputs.to_vec();
         all.push((NUMBERS, &numbers));
         let outputs = self.executable.run(&all)?;
@@ -195,7 +190,7 @@ impl TrainStep {
         Ok(BatchReport { loss: value(0), grad_norm: value(1), others })
     }
 
-    /// The present values of a row: [`WEIGHTS`] or one of [`OptimiserConfig::state`].
+    /// The present values of a row: [`WEIGHTS`] or one of [`Update::state`].
     ///
     /// # Errors
     /// [`RunError`] if there is no such row or the GPU fails.
@@ -214,11 +209,7 @@ impl ParamSource for Either<'_> {
 }
 
 /// Forward, backward and update: the graph and its outputs, loss, norm of the gradient and reports.
-fn training_graph(
-    loss: &LossGraph,
-    layout: &Layout,
-    optimiser: &OptimiserConfig,
-) -> Result<(Graph, Vec<NodeId>), GraphError> {
+fn training_graph(loss: &LossGraph, layout: &Layout, update: &Update) -> Result<(Graph, Vec<NodeId>), GraphError> {
     let names: Vec<String> = layout.entries().iter().map(|(name, _)| name.clone()).collect();
     let wanted: Vec<NodeId> = std::iter::once(loss.loss).chain(loss.reports.iter().copied()).collect();
     let rowed = loss.graph.with_weights_in_a_row(WEIGHTS, &names, &wanted);
@@ -241,7 +232,7 @@ fn training_graph(
         });
     }
     let gradient = g.flatten("gradient", &known);
-    let norm = optim::update(&mut g, optimiser, &numbers, row, gradient)?;
+    let norm = optim::update(&mut g, update, &numbers, row, gradient)?;
     let outputs = [reports[0], norm].into_iter().chain(reports[1..].iter().copied()).collect();
     Ok((g, outputs))
 }
@@ -251,8 +242,9 @@ mod tests {
     use super::*;
     use crate::ops::testing::{gpu, random};
     use crate::tensor::Shape;
+    use crate::train::config::{Optimiser, OptimiserKind};
     use crate::train::loss::mse;
-    use crate::train::optim::{EMA, EXP_AVG, EXP_AVG_SQ, Optimiser};
+    use crate::train::optim::{EMA, EXP_AVG, EXP_AVG_SQ};
 
     /// The mean squared distance of `a * x + b` to `y`, by element.
     fn line() -> LossGraph {
@@ -267,7 +259,7 @@ mod tests {
     }
 
     /// What [`line`]'s weights are after some steps of AdamW with clipping and a moving average, in `f64`.
-    fn by_hand(cfg: &OptimiserConfig, w: &mut [f64; 12], batches: &[(Vec<f32>, Vec<f32>)], lr: f64) -> [f64; 12] {
+    fn by_hand(cfg: &Update, w: &mut [f64; 12], batches: &[(Vec<f32>, Vec<f32>)], lr: f64) -> [f64; 12] {
         let (mut m, mut v, mut ema) = ([0f64; 12], [0f64; 12], *w);
         for (step, group) in batches.chunks(cfg.accumulate).enumerate() {
             let mut grad = [0f64; 12];
@@ -279,21 +271,21 @@ mod tests {
                 }
             }
             let norm = grad.iter().map(|g| g * g).sum::<f64>().sqrt();
-            let clip = (cfg.max_grad_norm / (norm + 1e-6)).min(1.0);
-            let [b1, b2] = cfg.betas;
+            let clip = (cfg.optimiser.clip / (norm + 1e-6)).min(1.0);
+            let Optimiser { beta1: b1, beta2: b2, kind, weight_decay, .. } = cfg.optimiser;
             let power = step as i32 + 1;
             for i in 0..12 {
                 let mut g = grad[i] * clip;
-                if cfg.kind == Optimiser::Adam {
-                    g += cfg.weight_decay * w[i];
+                if kind == OptimiserKind::Adam {
+                    g += weight_decay * w[i];
                 } else {
-                    w[i] -= lr * cfg.weight_decay * w[i];
+                    w[i] -= lr * weight_decay * w[i];
                 }
                 m[i] = b1 * m[i] + (1.0 - b1) * g;
                 v[i] = b2 * v[i] + (1.0 - b2) * g * g;
-                let denominator = (v[i] / (1.0 - b2.powi(power))).sqrt() + cfg.eps;
+                let denominator = (v[i] / (1.0 - b2.powi(power))).sqrt() + cfg.optimiser.eps;
                 w[i] -= lr * m[i] / (1.0 - b1.powi(power)) / denominator;
-                ema[i] += (1.0 - cfg.ema_decay) * (w[i] - ema[i]);
+                ema[i] += (1.0 - cfg.optimiser.ema_decay) * (w[i] - ema[i]);
             }
         }
         ema
@@ -301,15 +293,9 @@ mod tests {
 
     #[test]
     fn steps_are_those_of_the_definition_on_both_devices() {
-        for (kind, accumulate) in [(Optimiser::Adam, 1), (Optimiser::Adamw, 1), (Optimiser::Adamw, 3)] {
-            let cfg = OptimiserConfig {
-                kind,
-                accumulate,
-                max_grad_norm: 0.4,
-                weight_decay: 0.1,
-                ema_decay: 0.9,
-                ..OptimiserConfig::default()
-            };
+        for (kind, accumulate) in [(OptimiserKind::Adam, 1), (OptimiserKind::Adamw, 1), (OptimiserKind::Adamw, 3)] {
+            let optimiser = Optimiser { kind, clip: 0.4, weight_decay: 0.1, ema_decay: 0.9, ..Optimiser::default() };
+            let cfg = Update { optimiser, accumulate };
             let graph = line();
             let layout = Layout::new(&graph, |_| true);
             let first = random(12, 1);
@@ -322,7 +308,7 @@ mod tests {
             state.insert(EMA.into(), Tensor::new([12], first.clone()));
             let state = state.into_iter().map(|(name, t)| (name, Tensor::new([1, 1, 1, 12], t.into_data()))).collect();
             for device in [Device::Cpu, Device::Gpu(gpu())] {
-                let step = TrainStep::new(&device, &graph, &layout, cfg, &state, &BTreeMap::new()).unwrap();
+                let step = TrainStep::new(&device, &graph, &layout, cfg.clone(), &state, &BTreeMap::new()).unwrap();
                 for (i, (x, y)) in batches.iter().enumerate() {
                     let at = (i / accumulate) as u64 + 1;
                     let report = step.run(at, i % accumulate, 0.05, &[("x", x), ("y", y)]).unwrap();
@@ -344,10 +330,10 @@ mod tests {
     fn a_step_that_fails_changes_nothing_and_names_the_layer() {
         let graph = line();
         let layout = Layout::new(&graph, |_| true);
-        let cfg = OptimiserConfig::default();
+        let cfg = Update { accumulate: 1, ..Update::default() };
         let row = || Tensor::new([1, 1, 1, 12], random(12, 1));
         let state = [WEIGHTS, EXP_AVG, EXP_AVG_SQ].map(|name| (name.to_owned(), row())).into();
-        let step = TrainStep::new(&Device::Cpu, &graph, &layout, cfg, &state, &BTreeMap::new()).unwrap();
+        let step = TrainStep::new(&Device::Cpu, &graph, &layout, cfg.clone(), &state, &BTreeMap::new()).unwrap();
         let mut x = random(6, 2);
         x[3] = f32::NAN;
         let error = step.run(1, 0, 0.1, &[("x", &x), ("y", &random(6, 3))]).unwrap_err();
