@@ -10,6 +10,7 @@
 //! # Ok::<(), medfuse::imaging::ImagingError>(())
 //! ```
 
+pub(crate) mod canvas;
 mod colour;
 mod decode;
 mod encode;

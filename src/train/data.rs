@@ -72,7 +72,7 @@ pub enum DataError {
         crop: usize,
     },
     /// Holding out the validation pairs leaves nothing to train on.
-    #[error("{modality} has {pairs} pairs: holding out {held_out} for validation leaves none to train on")]
+    #[error("{modality} has {pairs} pairs: holding out {held_out} for validation (val_pairs) leaves none to train on")]
     NoneLeft {
         /// The modality.
         modality: String,

@@ -1,9 +1,11 @@
 //! Training: data, configuration, losses, optimisers, the step's graph, checkpoints and the loop.
 
+pub mod chart;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod init;
+pub mod log;
 pub mod loss;
 pub mod optim;
 pub mod run;
