@@ -40,11 +40,38 @@ pub struct FuseArgs {
     /// Seed of the noise: the same seed gives the same bytes on one device
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Of two folders' names, sorted, fuse only every Nth from the Ith on: N jobs with I from 1 to N share an archive
+    #[arg(long, value_name = "I/N", value_parser = parse_shard)]
+    shard: Option<Shard>,
     #[command(flatten)]
     device: DeviceArgs,
     /// Print JSON: the device, and for each pair its file and seconds or what went wrong
     #[arg(long)]
     json: bool,
+}
+
+/// A job's share of the names of two folders.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Shard {
+    /// From 0.
+    index: usize,
+    /// How many shards there are.
+    count: usize,
+}
+
+impl Shard {
+    /// The items whose place in the list is `index` modulo `count`.
+    fn of<T>(self, items: Vec<T>) -> Vec<T> {
+        items.into_iter().skip(self.index).step_by(self.count).collect()
+    }
+}
+
+fn parse_shard(text: &str) -> Result<Shard, String> {
+    let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match numbers {
+        Some((place, count)) if (1..=count).contains(&place) => Ok(Shard { index: place - 1, count }),
+        _ => Err("must be I/N with I from 1 to N, such as 2/8".into()),
+    }
 }
 
 /// A pair of files and where its result goes.
@@ -105,6 +132,9 @@ fn jobs(args: &FuseArgs) -> anyhow::Result<Jobs> {
     }
     match (args.mri.is_dir(), args.other.is_dir()) {
         (false, false) => {
+            if args.shard.is_some() {
+                bail!("--shard shares two folders among jobs, not two images");
+            }
             let job = Job {
                 name: args.mri.display().to_string(),
                 mri: args.mri.clone(),
@@ -125,12 +155,13 @@ fn folder_jobs(args: &FuseArgs) -> anyhow::Result<Jobs> {
     }
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot make the output folder {}", args.out.display()))?;
-    let jobs = matched.groups.into_iter().map(|group| {
+    let shard = args.shard.unwrap_or(Shard { index: 0, count: 1 });
+    let jobs = shard.of(matched.groups).into_iter().map(|group| {
         let [mri, other] = group.paths;
         let out = args.out.join(other.file_name().unwrap_or_default());
         Job { name: group.name, mri, other, out }
     });
-    let unpaired = matched.unmatched.into_iter().map(|u| (u.name, u.reason.to_string()));
+    let unpaired = shard.of(matched.unmatched).into_iter().map(|u| (u.name, u.reason.to_string()));
     Ok((jobs.collect(), unpaired.collect()))
 }
 

@@ -6,6 +6,8 @@ pub mod devices;
 pub mod eval;
 pub mod fuse;
 pub mod phantom;
+pub mod sample;
+pub mod train;
 pub mod verify;
 pub mod weights;
 
@@ -30,6 +32,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Fuse(fuse::FuseArgs),
+    Train(train::TrainArgs),
+    Sample(sample::SampleArgs),
     Bench(bench::BenchArgs),
     Eval(eval::EvalArgs),
     Verify(verify::VerifyArgs),
@@ -47,6 +51,8 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Fuse(args) => fuse::run(args),
+            Command::Train(args) => train::run(args),
+            Command::Sample(args) => sample::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Verify(args) => verify::run(args),

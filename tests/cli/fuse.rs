@@ -136,3 +136,24 @@ fn a_result_never_replaces_its_own_input() {
     lab.fuse_on_cpu(mri, ct, ct).fails_with(&["input"]);
     assert_eq!(lab.bytes(ct), before);
 }
+
+#[test]
+fn shards_share_the_sorted_pairs_without_overlap() {
+    let lab = Lab::heads(5, 64, "ct");
+    std::fs::remove_file(lab.path("CT/phantom_0004.png")).expect("the file goes");
+    let shard = |shard: &str, out: &str| lab.fuse("MRI", "CT", out, &["--device", "cpu", "--shard", shard]);
+    // The pair without partner is told by one job alone, whose exit code it is.
+    shard("1/3", "one").fails_with(&["2 of 3 pairs fused", "phantom_0004"]);
+    shard("2/3", "two").ok();
+    shard("3/3", "three").ok();
+    assert_eq!(lab.names("one"), ["phantom_0000.png", "phantom_0003.png"]);
+    assert_eq!(lab.names("two"), ["phantom_0001.png"]);
+    assert_eq!(lab.names("three"), ["phantom_0002.png"]);
+    for wrong in ["0/3", "4/3", "1", "1/0", "a/b", "-1/2"] {
+        let said = shard(wrong, "wrong");
+        assert_eq!(said.code, Some(2), "{wrong}");
+        assert!(said.stderr.contains("I/N with I from 1 to N"), "{wrong}: {}", said.stderr);
+    }
+    let single = lab.fuse("MRI/phantom_0000.png", "CT/phantom_0000.png", "a.png", &["--shard", "1/2"]);
+    single.fails_with(&["two folders"]);
+}

@@ -8,6 +8,7 @@ mod fuse;
 #[cfg(unix)]
 mod interrupt;
 mod texts;
+mod train;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

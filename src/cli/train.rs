@@ -1,0 +1,226 @@
+//! `medfuse train stage1` and `medfuse train stage2`: a DM-FNet from folders of registered pairs.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+
+use super::DeviceArgs;
+use crate::device::Device;
+use crate::files::write_whole;
+use crate::train::config::{Data, Run, Stage, Stage1Config, Stage2Config};
+use crate::train::data::Dataset;
+use crate::train::optim::LrConfig;
+
+/// The configuration of a run, in its folder.
+const CONFIG_FILE: &str = "config.toml";
+
+/// Train a DM-FNet on folders of registered pairs: first the diffusion UNet, then the fusion head on its features
+///
+/// A run writes into one folder: its configuration, a log with a loss curve, sample pictures, checkpoints and the model.
+/// Killed at any moment it goes on with --resume from its last checkpoint, with the bytes it would have had.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    #[command(subcommand)]
+    stage: StageArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum StageArgs {
+    /// Train the diffusion UNet: it predicts an image from a noisy one
+    Stage1(RunArgs),
+    /// Train the fusion head on the features of a UNet of stage1, which stays as it is
+    Stage2 {
+        /// The UNet's weights (.safetensors or .pth)
+        #[arg(long, value_name = "FILE", required_unless_present = "print_config")]
+        unet: Option<PathBuf>,
+        #[command(flatten)]
+        run: RunArgs,
+    },
+}
+
+/// What both stages take. Flags go before the configuration file, which goes before the defaults.
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Folder of pairs: subfolders such as MRI-CT, each with a folder MRI and one other, matched by file name
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["mri", "print_config"])]
+    data: Option<PathBuf>,
+    /// Folder of MRIs, in place of --data
+    #[arg(long, value_name = "DIR", requires = "other", conflicts_with = "data")]
+    mri: Option<PathBuf>,
+    /// Folder of the other images, in place of --data
+    #[arg(long, value_name = "DIR", requires = "mri")]
+    other: Option<PathBuf>,
+    /// Folder for what the run writes; made if need be
+    #[arg(short, long, value_name = "DIR", required_unless_present = "print_config")]
+    out: Option<PathBuf>,
+    /// Configuration in TOML; --print-config shows what it can say [default: the run's own with --resume]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Go on with the run in the --out folder from its last checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// End after this time with a checkpoint: 90m, 2h, 1h30m or 600s
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    time_limit: Option<Duration>,
+    /// Print the configuration that the other flags make, with a comment to each value, and stop
+    #[arg(long)]
+    print_config: bool,
+    /// Updates of the weights
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Pairs a batch
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Side of the crops in pixels
+    #[arg(long)]
+    crop: Option<usize>,
+    /// Learning rate
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Seed of the weights, crops, noise and dropout
+    #[arg(long)]
+    seed: Option<u64>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// A run that is ready to start.
+#[derive(Debug)]
+pub struct Job {
+    /// The pairs, with those held out.
+    pub dataset: Dataset,
+    /// Where it runs.
+    pub device: Device,
+    /// The folder it writes to, which is there.
+    pub out: PathBuf,
+    /// Whether it goes on from the checkpoint in that folder.
+    pub resume: bool,
+    /// Time after which it ends.
+    pub time_limit: Option<Duration>,
+}
+
+/// Trains a stage.
+///
+/// # Errors
+/// If the configuration, the pairs or the device cannot be used, or the run fails.
+pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
+    match args.stage {
+        StageArgs::Stage1(args) => {
+            let mut config: Stage1Config = args.base_config()?;
+            args.override_config(&mut config.data, &mut config.rate, &mut config.run);
+            match args.prepare(&config, config.data.val_pairs)? {
+                Some(job) => run_stage1(&config, job),
+                None => Ok(ExitCode::SUCCESS),
+            }
+        }
+        StageArgs::Stage2 { unet, run: args } => {
+            let mut config: Stage2Config = args.base_config()?;
+            args.override_config(&mut config.data, &mut config.rate, &mut config.run);
+            let job = args.prepare(&config, config.data.val_pairs)?;
+            match (job, unet) {
+                (Some(job), Some(unet)) => run_stage2(&config, &unet, job),
+                _ => Ok(ExitCode::SUCCESS),
+            }
+        }
+    }
+}
+
+fn run_stage1(_config: &Stage1Config, _job: Job) -> anyhow::Result<ExitCode> {
+    bail!("training stage I is not part of this build yet")
+}
+
+fn run_stage2(_config: &Stage2Config, _unet: &Path, _job: Job) -> anyhow::Result<ExitCode> {
+    bail!("training stage II is not part of this build yet")
+}
+
+impl RunArgs {
+    /// The configuration of the file, of the run that goes on, or the defaults.
+    fn base_config<S: Stage>(&self) -> anyhow::Result<S> {
+        let own = self.out.as_ref().filter(|_| self.resume).map(|out| out.join(CONFIG_FILE));
+        if let Some(missing) = own.as_ref().filter(|path| !path.exists()) {
+            bail!("there is no run to resume: no {}", missing.display());
+        }
+        match self.config.as_ref().or(own.as_ref()) {
+            Some(path) => S::load(path).with_context(|| path.display().to_string()),
+            None => Ok(S::default()),
+        }
+    }
+
+    /// Puts the flags into the configuration.
+    fn override_config(&self, data: &mut Data, rate: &mut LrConfig, run: &mut Run) {
+        data.batch = self.batch.unwrap_or(data.batch);
+        data.crop = self.crop.unwrap_or(data.crop);
+        rate.lr = self.lr.unwrap_or(rate.lr);
+        run.steps = self.steps.unwrap_or(run.steps);
+        run.seed = self.seed.unwrap_or(run.seed);
+    }
+
+    /// Checks the configuration, then prints it (`None`), or loads the pairs, opens the device and makes the folder.
+    fn prepare(&self, config: &impl Stage, val_pairs: usize) -> anyhow::Result<Option<Job>> {
+        config.check()?;
+        let text = config.to_commented_toml()?;
+        let Some(out) = self.out.clone().filter(|_| !self.print_config) else {
+            super::say(text.trim_end())?;
+            return Ok(None);
+        };
+        let file = out.join(CONFIG_FILE);
+        if file.exists() && !self.resume {
+            bail!("{} holds a run: add --resume to go on with it, or choose another --out", out.display());
+        }
+        let dataset = self.dataset()?.hold_out(val_pairs)?;
+        let device = self.device.open()?;
+        eprintln!("{} pairs to train on, {} held out", dataset.train.len(), dataset.validation.len());
+        eprintln!("device: {}", device.describe());
+        std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+        write_whole(&file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(Some(Job { dataset, device, out, resume: self.resume, time_limit: self.time_limit }))
+    }
+
+    fn dataset(&self) -> anyhow::Result<Dataset> {
+        match (&self.data, &self.mri, &self.other) {
+            (Some(root), _, _) => Ok(Dataset::from_root(root)?),
+            (None, Some(mri), Some(other)) => Ok(Dataset::from_folders(mri, other)?),
+            _ => bail!("--data, or --mri and --other, must say where the pairs are"),
+        }
+    }
+}
+
+/// A time such as 90m, 2h, 1h30m or 600s.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: write it as 90m, 2h, 1h30m or 600s");
+    let mut seconds = 0u64;
+    for part in text.split_inclusive(|c: char| !c.is_ascii_digit()) {
+        let unit = match part.chars().next_back() {
+            Some('s') => 1,
+            Some('m') => 60,
+            Some('h') => 3600,
+            Some('d') => 86_400,
+            _ => return Err(wrong()),
+        };
+        let count: u64 = part[..part.len() - 1].parse().map_err(|_| wrong())?;
+        seconds = count.checked_mul(unit).and_then(|more| seconds.checked_add(more)).ok_or_else(wrong)?;
+    }
+    if seconds == 0 { Err(wrong()) } else { Ok(Duration::from_secs(seconds)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_and_nonsense_is_not() {
+        let seconds = |text: &str| parse_time(text).map(|d| d.as_secs());
+        let good = [("600s", 600), ("90m", 5400), ("2h", 7200), ("1h30m", 5400), ("1d", 86_400)];
+        for (text, expected) in good {
+            assert_eq!(seconds(text), Ok(expected));
+        }
+        for text in
+            ["", "0s", "90", "m", "1h30", "-2h", "2 h", "1.5h", "99999999999999999999s", "9999999999999999d", "5µ"]
+        {
+            assert!(seconds(text).is_err_and(|e| e.contains("90m")), "{text}");
+        }
+    }
+}
