@@ -10,9 +10,8 @@ use clap::{Args, Subcommand};
 use super::DeviceArgs;
 use crate::device::Device;
 use crate::files::write_whole;
-use crate::train::config::{Data, Run, Stage, Stage1Config, Stage2Config};
+use crate::train::config::{Data, Optimiser, Run, Stage, Stage1Config, Stage2Config};
 use crate::train::data::Dataset;
-use crate::train::optim::LrConfig;
 
 /// The configuration of a run, in its folder.
 const CONFIG_FILE: &str = "config.toml";
@@ -110,7 +109,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     match args.stage {
         StageArgs::Stage1(args) => {
             let mut config: Stage1Config = args.base_config()?;
-            args.override_config(&mut config.data, &mut config.rate, &mut config.run);
+            args.override_config(&mut config.data, &mut config.optimiser, &mut config.run);
             match args.prepare(&config, config.data.val_pairs)? {
                 Some(job) => run_stage1(&config, job),
                 None => Ok(ExitCode::SUCCESS),
@@ -118,7 +117,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
         }
         StageArgs::Stage2 { unet, run: args } => {
             let mut config: Stage2Config = args.base_config()?;
-            args.override_config(&mut config.data, &mut config.rate, &mut config.run);
+            args.override_config(&mut config.data, &mut config.optimiser, &mut config.run);
             let job = args.prepare(&config, config.data.val_pairs)?;
             match (job, unet) {
                 (Some(job), Some(unet)) => run_stage2(&config, &unet, job),
@@ -150,10 +149,10 @@ impl RunArgs {
     }
 
     /// Puts the flags into the configuration.
-    fn override_config(&self, data: &mut Data, rate: &mut LrConfig, run: &mut Run) {
+    fn override_config(&self, data: &mut Data, optimiser: &mut Optimiser, run: &mut Run) {
         data.batch = self.batch.unwrap_or(data.batch);
         data.crop = self.crop.unwrap_or(data.crop);
-        rate.lr = self.lr.unwrap_or(rate.lr);
+        optimiser.lr = self.lr.unwrap_or(optimiser.lr);
         run.steps = self.steps.unwrap_or(run.steps);
         run.seed = self.seed.unwrap_or(run.seed);
     }

@@ -11,7 +11,6 @@ use toml::{Table, Value};
 
 use super::data::Sampling;
 use super::loss::FusionLossConfig;
-use super::optim::{LrConfig, Optimiser, OptimiserConfig};
 use crate::diffusion::{ScheduleConfig, ScheduleKind};
 use crate::models::unet::UnetConfig;
 
@@ -61,22 +60,6 @@ pub struct Docs {
     keys: &'static [(&'static str, &'static [&'static str])],
 }
 
-/// A section of a configuration.
-trait Section {
-    /// Its texts.
-    const DOCS: Docs;
-
-    /// Checks each value's range.
-    fn check(&self) -> Result<(), ConfigError>;
-}
-
-/// The texts of a section whose struct is written elsewhere.
-macro_rules! docs {
-    ($(#[doc = $about:literal])+ { $($(#[doc = $doc:literal])+ $key:ident,)+ }) => {
-        Docs { about: &[$($about),+], keys: &[$((stringify!($key), &[$($doc),+])),+] }
-    };
-}
-
 /// A struct whose docstrings are also the comments of its TOML section.
 macro_rules! section {
     ($(#[doc = $about:literal])+ $name:ident { $($(#[doc = $doc:literal])+ $key:ident: $type:ty = $default:expr,)+ }) => {
@@ -87,7 +70,8 @@ macro_rules! section {
         }
 
         impl $name {
-            const TEXTS: Docs = docs!($(#[doc = $about])+ { $($(#[doc = $doc])+ $key,)+ });
+            const DOCS: Docs =
+                Docs { about: &[$($about),+], keys: &[$((stringify!($key), &[$($doc),+])),+] };
         }
 
         impl Default for $name {
@@ -152,6 +136,8 @@ section! {
         crop: usize = 160,
         /// Pairs a step. Stage I takes both images of each pair, so its batches have twice as many images.
         batch: usize = 1,
+        /// Batches whose gradients are averaged before each update.
+        accumulate: usize = 1,
         /// Whether each sample draws its modality first, all alike; false makes all pairs alike, as the reference has it.
         balanced: bool = true,
         /// Least share of a crop's pixels, 0 to 1, that are over 10 of 255 in either image. A crop with less is drawn again,
@@ -163,6 +149,61 @@ section! {
         flip_vertical: f64 = 0.5,
         /// Pairs of each modality that are held out to validate with; which they are depends on their names alone.
         val_pairs: usize = 4,
+    }
+}
+
+section! {
+    /// The update of the weights, as PyTorch's Adam and AdamW compute it.
+    Optimiser {
+        /// adam or adamw: where weight_decay acts, on the gradient or on the weight.
+        kind: OptimiserKind = OptimiserKind::Adamw,
+        /// Learning rate.
+        lr: f64 = 1e-5,
+        /// Decay of the mean of the gradients.
+        beta1: f64 = 0.9,
+        /// Decay of the mean of the squared gradients.
+        beta2: f64 = 0.999,
+        /// Added to the root of the mean of squares.
+        eps: f64 = 1e-8,
+        /// Weight decay.
+        weight_decay: f64 = 0.01,
+        /// Longest gradient, as the L2 norm over all parameters; a longer one is shortened to this. 0 leaves it as it is.
+        clip: f64 = 0.0,
+        /// Decay of the exponential moving average of the weights, which is what is saved as the model then. 0: no average.
+        ema_decay: f64 = 0.0,
+        /// First step whose weights the average takes up.
+        ema_start: u64 = 0,
+    }
+}
+
+section! {
+    /// How the learning rate goes over the steps. The reference keeps it constant: its schedule is never stepped.
+    Rate {
+        /// constant, linear (to final_share at the last step), cosine (likewise) or step.
+        kind: RateKind = RateKind::Constant,
+        /// Steps over which the rate first rises linearly from 0.
+        warmup: u64 = 0,
+        /// For linear and cosine: the share of lr that is left at the last step.
+        final_share: f64 = 0.0,
+        /// For step: every so many steps the rate is multiplied by gamma.
+        every: u64 = 100_000,
+        /// For step: the factor.
+        gamma: f64 = 0.1,
+    }
+}
+
+section! {
+    /// The weights of the parts of stage II's loss.
+    LossWeights {
+        /// Mean absolute difference to the brighter of both images.
+        intensity: f64 = 1.5,
+        /// Mean absolute difference of the Sobel gradients to the larger of both images'.
+        gradient: f64 = 1.0,
+        /// 1 - SSIM, at each pixel to the image that deviates more there.
+        ssim: f64 = 0.5,
+        /// Whether flat pixels, where rounding makes a variance negative, take the other image's structure, as they do in
+        /// the reference by way of NaN.
+        nan_switch: bool = true,
     }
 }
 
@@ -182,6 +223,30 @@ section! {
         /// A checkpoint every so many steps, and one at the end.
         checkpoint_every: u64 = 10_000,
     }
+}
+
+/// Which optimiser.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimiserKind {
+    /// Weight decay is added to the gradient (Kingma and Ba 2015).
+    Adam,
+    /// Weight decay shrinks the weights themselves (Loshchilov and Hutter 2019).
+    Adamw,
+}
+
+/// How the learning rate goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RateKind {
+    /// It stays.
+    Constant,
+    /// It falls evenly.
+    Linear,
+    /// It falls by a factor every so many steps.
+    Step,
+    /// It falls as half a cosine.
+    Cosine,
 }
 
 /// The configuration of one stage: its sections, their texts and their ranges.
@@ -270,7 +335,7 @@ macro_rules! stage {
         }
 
         impl Stage for $name {
-            const SECTIONS: &'static [(&'static str, Docs)] = &[$((stringify!($section), <$type as Section>::DOCS)),+];
+            const SECTIONS: &'static [(&'static str, Docs)] = &[$((stringify!($section), $type::DOCS)),+];
 
             fn check(&self) -> Result<(), ConfigError> {
                 $(self.$section.check()?;)+
@@ -290,9 +355,9 @@ stage! {
         /// The batches.
         data: Data = Data::default(),
         /// The update.
-        optimiser: OptimiserConfig = OptimiserConfig::default(),
-        /// The learning rate.
-        rate: LrConfig = LrConfig::default(),
+        optimiser: Optimiser = Optimiser::default(),
+        /// The learning rate's schedule.
+        rate: Rate = Rate::default(),
         /// The run.
         run: Run = Run::default(),
     }
@@ -307,14 +372,14 @@ stage! {
         /// The noise schedule.
         noise: Noise = Noise { schedule: ScheduleKind::Linear, ..Noise::default() },
         /// The loss.
-        loss: FusionLossConfig = FusionLossConfig::default(),
+        loss: LossWeights = LossWeights::default(),
         /// The batches.
         data: Data = Data::default(),
         /// The update.
-        optimiser: OptimiserConfig =
-            OptimiserConfig { kind: Optimiser::Adam, weight_decay: 0.0, ..OptimiserConfig::default() },
-        /// The learning rate.
-        rate: LrConfig = LrConfig { lr: 1e-4, ..LrConfig::default() },
+        optimiser: Optimiser =
+            Optimiser { kind: OptimiserKind::Adam, lr: 1e-4, weight_decay: 0.0, ..Optimiser::default() },
+        /// The learning rate's schedule.
+        rate: Rate = Rate::default(),
         /// The run.
         run: Run = Run { steps: 214_500, log_every: 60, checkpoint_every: 2000, ..Run::default() },
     }
@@ -362,10 +427,6 @@ impl Unet {
             attention: (0..self.channel_mults.len()).map(attends).collect(),
         }
     }
-}
-
-impl Section for Unet {
-    const DOCS: Docs = Self::TEXTS;
 
     fn check(&self) -> Result<(), ConfigError> {
         let (channels, groups) = (self.inner_channel, self.norm_groups);
@@ -380,9 +441,7 @@ impl Section for Unet {
     }
 }
 
-impl Section for Head {
-    const DOCS: Docs = Self::TEXTS;
-
+impl Head {
     fn check(&self) -> Result<(), ConfigError> {
         let steps = &self.time_steps;
         let distinct = (1..steps.len()).all(|i| !steps[..i].contains(&steps[i]));
@@ -398,10 +457,6 @@ impl Noise {
         let Self { schedule: kind, n_timestep, linear_start, linear_end } = *self;
         ScheduleConfig { kind, n_timestep, linear_start, linear_end }
     }
-}
-
-impl Section for Noise {
-    const DOCS: Docs = Self::TEXTS;
 
     fn check(&self) -> Result<(), ConfigError> {
         let steps = (1..=MAX_TIMESTEPS).contains(&self.n_timestep);
@@ -423,107 +478,54 @@ impl Data {
             flip_vertical: self.flip_vertical,
         }
     }
-}
-
-impl Section for Data {
-    const DOCS: Docs = Self::TEXTS;
 
     fn check(&self) -> Result<(), ConfigError> {
         need("data.crop", (1..=4096).contains(&self.crop), "must be from 1 to 4096 pixels")?;
         need("data.batch", (1..=1024).contains(&self.batch), "must be from 1 to 1024")?;
+        need("data.accumulate", (1..=4096).contains(&self.accumulate), "must be from 1 to 4096")?;
         share("data.min_content", self.min_content)?;
         share("data.flip_horizontal", self.flip_horizontal)?;
         share("data.flip_vertical", self.flip_vertical)
     }
 }
 
-impl Section for OptimiserConfig {
-    const DOCS: Docs = docs! {
-        /// The update of the weights, as PyTorch's Adam and AdamW compute it.
-        {
-            /// adam or adamw: whether weight_decay acts on the gradient or on the weight itself.
-            kind,
-            /// Decay of the running means of the gradients and of their squares.
-            betas,
-            /// Added to the root of the mean of squares.
-            eps,
-            /// Weight decay.
-            weight_decay,
-            /// Longest gradient, as the L2 norm over all parameters; a longer one is shortened to this. 0 leaves it as it is.
-            max_grad_norm,
-            /// Batches whose gradients are averaged for each update.
-            accumulate,
-            /// Decay of the moving average of the weights, which is what is used of the model then. 0: no average.
-            ema_decay,
-            /// Steps before the average begins.
-            ema_start,
-        }
-    };
-
+impl Optimiser {
     fn check(&self) -> Result<(), ConfigError> {
-        self.betas.iter().try_for_each(|beta| decay("optimiser.betas", *beta))?;
+        positive("optimiser.lr", self.lr)?;
+        decay("optimiser.beta1", self.beta1)?;
+        decay("optimiser.beta2", self.beta2)?;
         positive("optimiser.eps", self.eps)?;
         not_negative("optimiser.weight_decay", self.weight_decay)?;
-        not_negative("optimiser.max_grad_norm", self.max_grad_norm)?;
-        need("optimiser.accumulate", (1..=4096).contains(&self.accumulate), "must be from 1 to 4096")?;
+        not_negative("optimiser.clip", self.clip)?;
         decay("optimiser.ema_decay", self.ema_decay)
     }
 }
 
-impl Section for LrConfig {
-    const DOCS: Docs = docs! {
-        /// The learning rate. The reference keeps it constant: its schedule is never stepped.
-        {
-            /// The rate after the warm-up.
-            lr,
-            /// constant, linear, cosine or step.
-            kind,
-            /// Steps over which the rate first rises from 0.
-            warmup,
-            /// For linear and cosine: the share of lr that is left at the last step.
-            last,
-            /// For step: every so many steps the rate is multiplied by gamma.
-            step_every,
-            /// For step: the factor.
-            gamma,
-        }
-    };
-
+impl Rate {
     fn check(&self) -> Result<(), ConfigError> {
-        positive("rate.lr", self.lr)?;
-        share("rate.last", self.last)?;
-        at_least_one("rate.step_every", self.step_every)?;
+        share("rate.final_share", self.final_share)?;
+        at_least_one("rate.every", self.every)?;
         share("rate.gamma", self.gamma)
     }
 }
 
-impl Section for FusionLossConfig {
-    const DOCS: Docs = docs! {
-        /// The weights of the parts of the loss.
-        {
-            /// Mean absolute difference to the brighter of both images.
-            intensity,
-            /// Mean absolute difference of the Sobel gradients to the larger of both images'.
-            gradient,
-            /// 1 - SSIM, at each pixel to the image that deviates more there.
-            ssim,
-            /// Whether flat pixels, where rounding makes a variance negative, take the other image's structure, as the
-            /// reference's NaN has it.
-            nan_switch,
-        }
-    };
+impl LossWeights {
+    /// What the loss is made by.
+    pub fn config(&self) -> FusionLossConfig {
+        let Self { intensity, gradient, ssim, nan_switch } = *self;
+        let [intensity, gradient, ssim] = [intensity, gradient, ssim].map(|weight| weight as f32);
+        FusionLossConfig { intensity, gradient, ssim, nan_switch }
+    }
 
     fn check(&self) -> Result<(), ConfigError> {
-        not_negative("loss.intensity", self.intensity.into())?;
-        not_negative("loss.gradient", self.gradient.into())?;
-        not_negative("loss.ssim", self.ssim.into())?;
+        not_negative("loss.intensity", self.intensity)?;
+        not_negative("loss.gradient", self.gradient)?;
+        not_negative("loss.ssim", self.ssim)?;
         need("loss.intensity", self.intensity + self.gradient + self.ssim > 0.0, "and the other weights are all 0")
     }
 }
 
-impl Section for Run {
-    const DOCS: Docs = Self::TEXTS;
-
+impl Run {
     fn check(&self) -> Result<(), ConfigError> {
         at_least_one("run.steps", self.steps)?;
         need("run.seed", i64::try_from(self.seed).is_ok(), "must be less than 2^63")?;
@@ -576,9 +578,10 @@ mod tests {
         let (one, two) = (Stage1Config::default(), Stage2Config::default());
         assert_eq!(one.unet.size(), UnetConfig::published());
         assert_eq!(two.noise.schedule(), ScheduleConfig::default());
-        let of = |o: &OptimiserConfig, rate: &LrConfig| (o.kind, rate.lr, o.weight_decay);
-        assert_eq!(of(&one.optimiser, &one.rate), (Optimiser::Adamw, 1e-5, 0.01));
-        assert_eq!(of(&two.optimiser, &two.rate), (Optimiser::Adam, 1e-4, 0.0));
+        assert_eq!(two.loss.config(), FusionLossConfig::default());
+        let of = |o: &Optimiser| (o.kind, o.lr, o.weight_decay);
+        assert_eq!(of(&one.optimiser), (OptimiserKind::Adamw, 1e-5, 0.01));
+        assert_eq!(of(&two.optimiser), (OptimiserKind::Adam, 1e-4, 0.0));
     }
 
     #[test]
@@ -587,15 +590,15 @@ mod tests {
         let one = Stage1Config::parse(text).unwrap();
         assert_eq!((one.optimiser.eps, one.data.crop, one.data.batch), (1.0, 96, 1));
         assert_eq!(one.unet.size().attention, [false, false, true, true, false]);
-        let two = Stage2Config::parse("[rate]\nwarmup = 5\n[noise]\nn_timestep = 1000").unwrap();
-        assert_eq!((two.rate.lr, two.noise.schedule), (1e-4, ScheduleKind::Linear));
+        let two = Stage2Config::parse("[optimiser]\nclip = 0.5\n[noise]\nn_timestep = 1000").unwrap();
+        assert_eq!((two.optimiser.lr, two.noise.schedule), (1e-4, ScheduleKind::Linear));
     }
 
     #[test]
     fn what_is_not_known_or_of_the_wrong_kind_is_named() {
         let told = |text: &str| Stage1Config::parse(text).unwrap_err().to_string();
         let text = told("[data]\nbatchsize = 4");
-        assert!(text.contains("no key data.batchsize") && text.contains("balanced, batch, crop"), "{text}");
+        assert!(text.contains("no key data.batchsize") && text.contains("accumulate, balanced, batch"), "{text}");
         assert!(told("loss = 1").contains("no key loss"), "{}", told("loss = 1"));
         assert!(told("data = 1").contains("data is a section"), "{}", told("data = 1"));
         let text = told("[data]\nbatch = \"many\"");
@@ -620,8 +623,8 @@ mod tests {
             ("[unet]\nchannel_mults = []", "unet.channel_mults"),
             ("[unet]\ndropout = 1.0", "unet.dropout"),
             ("[noise]\nn_timestep = 0", "noise.n_timestep"),
-            ("[rate]\nlr = nan", "rate.lr must be more than 0, not NaN"),
-            ("[optimiser]\nbetas = [0.9, 1]", "optimiser.betas"),
+            ("[optimiser]\nlr = nan", "optimiser.lr must be more than 0, not NaN"),
+            ("[optimiser]\nbeta2 = 1", "optimiser.beta2"),
             ("[run]\nlog_every = 0", "run.log_every must be at least 1"),
             ("[run]\nsteps = 10\n[rate]\nwarmup = 10", "rate.warmup"),
         ] {

@@ -409,7 +409,8 @@ impl<'a> Batches<'a> {
     /// Sample `number`: which pair, and which crop of it. Each number has a stream of the generator for itself.
     fn draw(&self, number: u64) -> (&'a Pair, Crop) {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(number);
+        // The lower half of the streams is the noise's: from one stream, the noise step would go with the modality.
+        rng.set_stream(number | 1 << 63);
         let group = &self.groups[below(self.groups.len(), &mut rng)];
         let pair = group[below(group.len(), &mut rng)];
         let side = self.sampling.crop;
