@@ -177,9 +177,7 @@ impl Op for ChannelMaxGrad {
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let &[x, y, dy] = inputs else {
-            return;
-        };
+        let [x, y, dy] = [inputs[0], inputs[1], inputs[2]];
         let (channels, plane) = (x.shape.c(), x.shape.plane());
         for n in 0..x.shape.n() {
             let mut holders = vec![0; plane];

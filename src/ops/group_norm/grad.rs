@@ -266,9 +266,7 @@ impl Op for GroupNormGrad {
 
     fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
         let shape = inputs[0].shape;
-        let [.., dy, sums] = inputs else {
-            return Vec::new();
-        };
+        let [dy, sums] = [&inputs[inputs.len() - 2], &inputs[inputs.len() - 1]];
         let params = parameters(&self.norm, inputs, dy, &output).slot(sums).u(self.norm.groups);
         let mut binds = norm_binds(&self.norm);
         binds.extend([Bind::Input(inputs.len() - 1), Bind::Scratch(0), Bind::Output]);
