@@ -5,7 +5,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use gemm::Parallelism;
 use medfuse::bench::networks::{Asked, random_inputs, random_model, unet_pass};
 use medfuse::bench::time_steps;
-use medfuse::cpu::conv::{ConvSpec, Epilogue, conv2d, pack_weights};
+use medfuse::cpu::conv::{ConvSpec, Epilogue, conv2d, conv2d_weight_grad, pack_weights};
 use medfuse::cpu::view::{View, ViewMut};
 use medfuse::device::{Device, Executable};
 use medfuse::graph::Graph;
@@ -62,6 +62,25 @@ fn convolutions(c: &mut Criterion) {
                 let out = ViewMut::contiguous(&mut out, output);
                 conv2d(&spec, x, &packed, weight, &epilogue, out);
             });
+        });
+    }
+    group.finish();
+}
+
+fn weight_gradients(c: &mut Criterion) {
+    let mut group = c.benchmark_group("conv2d weight gradient");
+    for [ic, oc, size, kernel, stride] in CONVS {
+        let spec = ConvSpec { stride: [stride; 2], ..ConvSpec::same(kernel) };
+        let input = Shape::new(1, ic, size, size);
+        let weight = Shape::new(oc, ic, kernel, kernel);
+        let output = spec.output_shape(input, weight).expect("the shapes fit");
+        let (x, dy) = (values(input.numel()), values(output.numel()));
+        let operations = 2 * output.numel() * weight.item();
+        group.throughput(Throughput::Elements(operations as u64));
+        let name = format!("{kernel}x{kernel} stride {stride} {ic}->{oc}");
+        group.bench_function(BenchmarkId::new(name, size), |b| {
+            let (x, dy) = (View::contiguous(&x, input), View::contiguous(&dy, output));
+            b.iter(|| conv2d_weight_grad(&spec, x, dy, weight));
         });
     }
     group.finish();
@@ -154,6 +173,6 @@ fn yardstick(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10);
-    targets = yardstick, convolutions, operations, unet
+    targets = yardstick, convolutions, weight_gradients, operations, unet
 }
 criterion_main!(benches);

@@ -12,10 +12,11 @@ mod scratch;
 mod source;
 mod weight_grad;
 mod winograd;
+mod winograd_grad;
 
 pub use epilogue::Epilogue;
 pub use reference::conv2d_reference;
-pub use weight_grad::conv2d_weight_grad;
+pub use weight_grad::{WeightGradAlgorithm, conv2d_weight_grad};
 
 use crate::cpu::view::{View, ViewMut};
 use crate::tensor::Shape;

@@ -172,6 +172,28 @@ pub(super) fn split_phases(row: &[f32], stride: usize, out: &mut [f32]) {
     }
 }
 
+/// Writes the first `count` of four rows side by side: pixel `4 * q + i` of all of them at `q * step + i * phase`.
+#[inline(always)]
+pub(super) fn side_by_side(rows: [&[f32]; 4], count: usize, to: &mut [f32], step: usize, phase: usize) {
+    let len = rows[0].len();
+    let whole = if count == 4 { len / 4 } else { 0 };
+    for q in 0..whole {
+        let mut values = [[0.0; 4]; 4];
+        for (values, row) in values.iter_mut().zip(rows) {
+            values.copy_from_slice(&row[4 * q..4 * q + 4]);
+        }
+        for i in 0..4 {
+            let pixel = [values[0][i], values[1][i], values[2][i], values[3][i]];
+            to[q * step + i * phase..][..4].copy_from_slice(&pixel);
+        }
+    }
+    for i in 4 * whole..len {
+        for (c, row) in rows[..count].iter().enumerate() {
+            to[i / 4 * step + i % 4 * phase + c] = row[i];
+        }
+    }
+}
+
 /// The position inside `0..size` that mirrors `position`. Positions beyond the mirror's reach, which only the unused
 /// rest of a vector has, are brought to an edge.
 #[inline(always)]

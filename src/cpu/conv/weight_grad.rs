@@ -7,7 +7,8 @@
 use super::ConvSpec;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
-use super::source::{Source, split_phases};
+use super::source::{Source, side_by_side, split_phases};
+use super::winograd_grad;
 use crate::cpu::view::View;
 use crate::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd};
@@ -16,8 +17,8 @@ use std::ops::Range;
 
 /// Parts that sums are kept of, if there are enough pixels.
 const PARTS: usize = 16;
-/// Elements that all parts' sums may take.
-const SUMS: usize = 4 << 20;
+/// Elements that all parts' sums may take, unless two take more.
+const SUMS: usize = 5 << 20;
 /// Values of the input laid out at a time, so that they stay in L2.
 const STAGED: usize = 96 << 10;
 /// Pixels whose products are summed before the next output channels' turn, so that both factors stay in L1.
@@ -34,10 +35,50 @@ const FEW: usize = 4;
 pub fn conv2d_weight_grad(spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
     assert_eq!(spec.output_shape(x.shape, weight), Some(dy.shape), "the gradient's shape");
     let source = Source::new(spec, x);
-    if weight.n() / spec.groups * weight.c() <= FEW {
-        return Arch::new().dispatch(Few { spec, source: &source, dy, weight });
+    let arch = Arch::new();
+    match WeightGradAlgorithm::choose(spec, dy.shape, weight) {
+        WeightGradAlgorithm::Winograd => arch.dispatch(winograd_grad::Run { spec, source: &source, dy, weight }),
+        WeightGradAlgorithm::Gemm => arch.dispatch(Run { spec, source: &source, dy, weight }),
+        WeightGradAlgorithm::Direct => arch.dispatch(Few { spec, source: &source, dy, weight }),
     }
-    Arch::new().dispatch(Run { spec, source: &source, dy, weight })
+}
+
+/// How the gradient by a weight is computed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum WeightGradAlgorithm {
+    /// Winograd's F(4x4, 3x3), transposed: 36 products where 144 would be due.
+    Winograd,
+    /// Products of matrices over pixels, one for each tap.
+    Gemm,
+    /// Sums of products of rows, for few channels a group.
+    Direct,
+}
+
+impl WeightGradAlgorithm {
+    /// The algorithm used for the gradient `dy` `[n, oc, oh, ow]` and a weight `[oc, ic / groups, kh, kw]`.
+    pub fn choose(spec: &ConvSpec, dy: Shape, weight: Shape) -> Self {
+        if weight.n() / spec.groups * weight.c() <= FEW {
+            Self::Direct
+        } else if winograd_grad::pays(spec, dy, weight) {
+            Self::Winograd
+        } else {
+            Self::Gemm
+        }
+    }
+}
+
+/// Parts of `units` pieces of the image that sums of `len` elements are kept of: a power of two, which threads share
+/// evenly.
+pub(super) fn parts(units: usize, len: usize) -> usize {
+    let most = units.min(PARTS).min((SUMS / len).max(2));
+    if most.is_power_of_two() { most } else { most.next_power_of_two() / 2 }
+}
+
+/// Panels of columns, as even as can be: the first vector of each, and how many there are.
+#[inline(always)]
+pub(super) fn panels(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
+    let panels = vectors.div_ceil(PANEL_VECTORS);
+    (0..panels).map(move |i| (i * vectors / panels, (i + 1) * vectors / panels - i * vectors / panels))
 }
 
 /// By products of matrices.
@@ -58,7 +99,7 @@ impl WithSimd for Run<'_> {
         let block_len = OC_BLOCK * layout.taps * layout.columns;
         let group_len = group_oc.div_ceil(OC_BLOCK) * block_len;
         let units = self.dy.shape.n() * layout.bands;
-        let parts = units.min(PARTS).min((SUMS / (groups * group_len)).max(2));
+        let parts = parts(units, groups * group_len);
         let mut sums = Scratch::take(parts * groups * group_len);
         let sums = &mut *sums;
         let tasks = sums.par_chunks_exact_mut(group_len).enumerate().flat_map(|(i, sums)| {
@@ -133,13 +174,6 @@ impl Layout {
             phase_len: (rows + extra) * row_len,
         }
     }
-
-    /// The vectors of each panel of columns, as even as can be, and the panel's first vector.
-    fn panels(&self, lanes: usize) -> impl Iterator<Item = (usize, usize)> {
-        let vectors = self.columns / lanes;
-        let panels = vectors.div_ceil(PANEL_VECTORS);
-        (0..panels).map(move |i| (i * vectors / panels, (i + 1) * vectors / panels - i * vectors / panels))
-    }
 }
 
 /// The sums over some bands, for some output channels of a group.
@@ -165,8 +199,7 @@ impl WithSimd for Task<'_> {
         let staged = &mut *staged;
         let mut grads = Scratch::take(self.sums.len() / block_len * self.layout.rows * row_len * OC_BLOCK);
         let grads = &mut *grads;
-        // What lies between the rows and beyond the last channel stays zero.
-        staged.fill(0.0);
+        // What lies between the rows stays zero. Columns and output channels beyond the last one may hold anything.
         grads.fill(0.0);
         self.sums.fill(0.0);
         for unit in self.units.clone() {
@@ -189,7 +222,7 @@ impl Task<'_> {
         let Layout { columns, taps, phases, phase_len, row_len, .. } = *self.layout;
         let Run { spec, .. } = self.run;
         let band_len = self.layout.rows * row_len * OC_BLOCK;
-        for (first, vectors) in self.layout.panels(S::F32_LANES) {
+        for (first, vectors) in panels(columns / S::F32_LANES) {
             let (first, width) = (first * S::F32_LANES, vectors * S::F32_LANES);
             let panel = &staged[phases[0] * phases[1] * phase_len * first..];
             for tap in 0..taps {
@@ -213,61 +246,89 @@ impl Task<'_> {
         }
     }
 
-    /// Lays out the input that some output rows see: panels of `[phase][pixel][column]`.
+    /// Lays out the input that some output rows see: panels of `[phase][pixel][column]`. What belongs to no channel is
+    /// unspecified.
     #[inline(always)]
     fn stage_input<S: Simd>(&self, simd: S, n: usize, rows: &Range<usize>, staged: &mut [f32]) {
-        let Layout { phases, phase_len, row_len, .. } = *self.layout;
-        let Run { spec, source, weight, .. } = self.run;
-        let [_, ic, _, kw] = weight.0;
+        let Layout { columns, phases, phase_len, row_len, .. } = *self.layout;
+        let Run { spec, source, .. } = self.run;
         let [down, across] = spec.stride;
         let lines = rows.len() + phase_len / row_len - self.layout.rows;
-        let mut row = Scratch::take(row_len * across + S::F32_LANES);
-        let mut split = Scratch::take(row_len * across);
-        for (first, vectors) in self.layout.panels(S::F32_LANES) {
+        let len = row_len * across;
+        let mut row = Scratch::take(len);
+        let mut staged_rows = Scratch::take(4 * len);
+        for (first, vectors) in panels(columns / S::F32_LANES) {
             let (first, width) = (first * S::F32_LANES, vectors * S::F32_LANES);
             let panel = &mut staged[phases[0] * phases[1] * phase_len * first..];
-            for column in first..self.layout.channels.min(first + width) {
-                let (channel, tap) =
-                    if self.layout.folded { (column / weight.plane(), column % weight.plane()) } else { (column, 0) };
-                let shift = [tap / kw * spec.dilation[0], tap % kw * spec.dilation[1]];
-                let left = shift[1] as isize - spec.padding[1] as isize;
+            let end = self.layout.channels.min(first + width);
+            for column in (first..end).step_by(4) {
                 for line in 0..lines * phases[0] {
                     let (y, phase) = (line / phases[0], line % phases[0]);
-                    let y_in = (rows.start + y) * down + phase + shift[0];
-                    let from = [y_in as isize - spec.padding[0] as isize, left];
-                    source.fill(simd, [n, self.group * ic + channel], from, &mut row, row_len * across);
-                    let values = if across == 1 {
-                        &row[..row_len]
-                    } else {
-                        split_phases(&row[..row_len * across], across, &mut split);
-                        &*split
-                    };
-                    for (i, values) in values.chunks_exact(row_len).take(phases[1]).enumerate() {
+                    for (i, staged) in staged_rows.chunks_exact_mut(len).enumerate().take(end - column) {
+                        let (channel, shift) = self.place(column + i);
+                        let from = [((rows.start + y) * down + phase + shift[0]) as isize, shift[1] as isize];
+                        let from = [from[0] - spec.padding[0] as isize, from[1] - spec.padding[1] as isize];
+                        if across == 1 {
+                            source.fill(simd, [n, channel], from, staged, len);
+                        } else {
+                            source.fill(simd, [n, channel], from, &mut row, len);
+                            split_phases(&row, across, staged);
+                        }
+                    }
+                    for i in 0..phases[1] {
                         let at = (phase * phases[1] + i) * phase_len + y * row_len;
-                        let to = panel[at * width + column - first..].iter_mut().step_by(width);
-                        to.zip(values).for_each(|(to, v)| *to = *v);
+                        let mut four = [&staged_rows[i * row_len..][..row_len]; 4];
+                        for (j, row) in four.iter_mut().enumerate() {
+                            *row = &staged_rows[j * len + i * row_len..][..row_len];
+                        }
+                        let to = &mut panel[at * width + column - first..];
+                        side_by_side(four, (end - column).min(4), to, 4 * width, width);
                     }
                 }
             }
         }
     }
 
+    /// The input channel of a column and, if it is a tap of it, how far that is from the first one.
+    #[inline(always)]
+    fn place(&self, column: usize) -> (usize, [usize; 2]) {
+        let Run { spec, weight, .. } = self.run;
+        let [_, ic, _, kw] = weight.0;
+        if !self.layout.folded {
+            return (self.group * ic + column, [0; 2]);
+        }
+        let tap = column % weight.plane();
+        let shift = [tap / kw * spec.dilation[0], tap % kw * spec.dilation[1]];
+        (self.group * ic + column / weight.plane(), shift)
+    }
+
     /// Lays out the gradient of some output rows: blocks of `[pixel][OC_BLOCK]`.
     #[inline(always)]
     fn stage_gradient(&self, n: usize, rows: &Range<usize>, grads: &mut [f32]) {
         let row_len = self.layout.row_len;
-        let (group_oc, width) = (self.run.weight.n() / self.run.spec.groups, self.run.dy.shape.w());
+        let group_oc = self.run.weight.n() / self.run.spec.groups;
         for (i, grads) in grads.chunks_exact_mut(self.layout.rows * row_len * OC_BLOCK).enumerate() {
             let first = self.first_oc + i * OC_BLOCK;
-            for oc in first..group_oc.min(first + OC_BLOCK) {
-                let plane = self.run.dy.plane(n, self.group * group_oc + oc);
-                for (y, row) in rows.clone().zip(grads.chunks_exact_mut(row_len * OC_BLOCK)) {
-                    let to = row[oc - first..].iter_mut().step_by(OC_BLOCK);
-                    to.zip(&plane[y * width..][..width]).for_each(|(to, v)| *to = *v);
+            let end = group_oc.min(first + OC_BLOCK);
+            for oc in (first..end).step_by(4) {
+                for (y, to) in rows.clone().zip(grads.chunks_exact_mut(row_len * OC_BLOCK)) {
+                    let four = four_rows(&self.run.dy, n, [self.group * group_oc + oc, self.group * group_oc + end], y);
+                    side_by_side(four, (end - oc).min(4), &mut to[oc - first..], 4 * OC_BLOCK, OC_BLOCK);
                 }
             }
         }
     }
+}
+
+/// Row `y` of up to four channels of item `n`, those from `first` on that come before `end`; the last one is repeated.
+#[inline(always)]
+pub(super) fn four_rows<'a>(dy: &View<'a>, n: usize, [first, end]: [usize; 2], y: usize) -> [&'a [f32]; 4] {
+    let width = dy.shape.w();
+    let mut rows: [&[f32]; 4] = [&[]; 4];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &dy.plane(n, (first + i).min(end - 1))[y * width..][..width];
+    }
+    rows
 }
 
 /// Weights of few channels a group: each kernel by sums of products of rows.
@@ -327,8 +388,12 @@ impl WithSimd for Kernel<'_> {
                 for (ky, sums) in sums.chunks_exact_mut(kw).enumerate() {
                     let line = (y * spec.stride[0] + ky * spec.dilation[0]) as isize - spec.padding[0] as isize;
                     let from = [line, -(spec.padding[1] as isize)];
-                    source.fill(simd, [n, channel], from, &mut row, phase_len * stride);
-                    split_phases(&row, stride, &mut staged);
+                    if stride == 1 {
+                        source.fill(simd, [n, channel], from, &mut staged, phase_len);
+                    } else {
+                        source.fill(simd, [n, channel], from, &mut row, phase_len * stride);
+                        split_phases(&row, stride, &mut staged);
+                    }
                     for (kx, sum) in sums.iter_mut().enumerate() {
                         let shift = kx * spec.dilation[1];
                         let at = shift % stride * phase_len + shift / stride;

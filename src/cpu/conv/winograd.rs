@@ -8,20 +8,21 @@ use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
 use super::source::Source;
 use super::{Conv, ConvSpec};
-use crate::cpu::wide::wide_fn;
 use crate::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Outputs of a tile along one axis.
-const TILE: usize = 4;
+pub(super) const TILE: usize = 4;
 /// Inputs of a tile along one axis, also transformed values along one axis.
-const PATCH: usize = 6;
+pub(super) const PATCH: usize = 6;
 /// Transformed values of a tile.
-const POINTS: usize = PATCH * PATCH;
+pub(super) const POINTS: usize = PATCH * PATCH;
 /// Output channels whose products are held before they are transformed back.
 const OC_CHUNK: usize = 32;
+/// Input channels whose kernels are transformed before they are written to their places.
+const PACKED: usize = 16;
 /// Input channels whose products are summed before the next output channels' turn, so that both factors stay in L1.
 const IC_CHUNK: usize = 128;
 
@@ -48,64 +49,95 @@ pub(super) fn packed_len(weight: Shape) -> usize {
 
 /// Transforms and packs a weight `[oc, ic, 3, 3]`.
 pub(super) fn pack_into(shape: Shape, weight: &[f32], packed: &mut [f32]) {
-    packed
-        .par_chunks_mut(OC_CHUNK * shape.c() * POINTS)
-        .enumerate()
-        .for_each(|(chunk, packed)| pack_chunk(shape, weight, chunk * OC_CHUNK, packed));
+    let chunks = packed.par_chunks_mut(OC_CHUNK * shape.c() * POINTS).enumerate();
+    chunks.for_each(|(chunk, packed)| Arch::new().dispatch(Pack { shape, weight, first: chunk * OC_CHUNK, packed }));
 }
 
-wide_fn! {
-    /// Packs one chunk of output channels, from channel `first` on: `[point][oc block][ic][OC_BLOCK]`.
-    fn pack_chunk<'a>(shape: Shape, weight: &'a [f32], first: usize, packed: &'a mut [f32]) -> () {
-        let (oc, ic) = (shape.n(), shape.c());
-        let channels = packed.len() / (ic * POINTS);
+/// Packs one chunk of output channels, from channel `first` on: `[point][oc block][ic][OC_BLOCK]`.
+struct Pack<'a> {
+    shape: Shape,
+    weight: &'a [f32],
+    first: usize,
+    packed: &'a mut [f32],
+}
+
+impl WithSimd for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (oc, ic) = (self.shape.n(), self.shape.c());
+        let channels = self.packed.len() / (ic * POINTS);
+        // Points lie far apart, often by a power of two: written a few at a time they would evict each other.
+        let mut near = [[[0.0; OC_BLOCK]; PACKED]; POINTS];
         for block in (0..channels).step_by(OC_BLOCK) {
-            for i in 0..ic {
-                let mut taps = [[0.0; OC_BLOCK]; 9];
-                for o in 0..OC_BLOCK.min(oc - first - block) {
-                    let kernel = &weight[((first + block + o) * ic + i) * 9..][..9];
-                    for (taps, &value) in taps.iter_mut().zip(kernel) {
-                        taps[o] = f64::from(value);
+            for start in (0..ic).step_by(PACKED) {
+                let inputs = start..ic.min(start + PACKED);
+                for i in inputs.clone() {
+                    let mut taps = [[0.0; OC_BLOCK]; 9];
+                    for o in 0..OC_BLOCK.min(oc - self.first - block) {
+                        let kernel = &self.weight[((self.first + block + o) * ic + i) * 9..][..9];
+                        for (taps, &value) in taps.iter_mut().zip(kernel) {
+                            taps[o] = f64::from(value);
+                        }
+                    }
+                    for (near, point) in near.iter_mut().zip(&transform_kernels(simd, &taps)) {
+                        for (near, &value) in near[i - start].iter_mut().zip(point) {
+                            *near = value as f32;
+                        }
                     }
                 }
-                let points = transform_kernels(&taps);
-                for (point, values) in points.iter().enumerate() {
-                    let at = ((point * channels + block) * ic) + i * OC_BLOCK;
-                    packed[at..][..OC_BLOCK].copy_from_slice(values);
+                for (point, near) in near.iter().enumerate() {
+                    let at = (point * channels + block) * ic + start * OC_BLOCK;
+                    let values = near[..inputs.len()].as_flattened();
+                    self.packed[at..][..values.len()].copy_from_slice(values);
                 }
             }
         }
     }
 }
 
-/// `G g G^T` of a block of 3x3 kernels, in f64 since it is done once.
+/// `G g G^T` of a block of 3x3 kernels, in f64: it costs little.
 #[inline(always)]
-fn transform_kernels(taps: &[[f64; OC_BLOCK]; 9]) -> [[f32; OC_BLOCK]; POINTS] {
-    const G: [[f64; 3]; PATCH] = [
-        [1.0 / 4.0, 0.0, 0.0],
-        [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
-        [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
-        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
-        [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
-        [0.0, 0.0, 1.0],
-    ];
+fn transform_kernels<S: Simd>(simd: S, taps: &[[f64; OC_BLOCK]; 9]) -> [[f64; OC_BLOCK]; POINTS] {
     let mut points = [[0.0; OC_BLOCK]; POINTS];
-    for y in 0..PATCH {
-        let mut half = [[0.0; OC_BLOCK]; 3];
+    let zero = simd.splat_f64s(0.0);
+    for at in 0..OC_BLOCK / S::F64_LANES {
+        let mut half = [[zero; 3]; PATCH];
         for x in 0..3 {
-            for o in 0..OC_BLOCK {
-                let column = [taps[x][o], taps[3 + x][o], taps[6 + x][o]];
-                half[x][o] = G[y][0] * column[0] + G[y][1] * column[1] + G[y][2] * column[2];
+            let mut column = [zero; 3];
+            for (y, value) in column.iter_mut().enumerate() {
+                *value = S::as_simd_f64s(&taps[3 * y + x]).0[at];
+            }
+            for (half, value) in half.iter_mut().zip(transform_kernel(simd, column)) {
+                half[x] = value;
             }
         }
-        for x in 0..PATCH {
-            for o in 0..OC_BLOCK {
-                let sum = G[x][0] * half[0][o] + G[x][1] * half[1][o] + G[x][2] * half[2][o];
-                points[y * PATCH + x][o] = sum as f32;
+        for (points, half) in points.chunks_exact_mut(PATCH).zip(half) {
+            for (point, value) in points.iter_mut().zip(transform_kernel(simd, half)) {
+                S::as_mut_simd_f64s(point).0[at] = value;
             }
         }
     }
     points
+}
+
+/// `G g` along one axis.
+#[inline(always)]
+fn transform_kernel<S: Simd>(simd: S, g: [S::f64s; 3]) -> [S::f64s; PATCH] {
+    let (sixth, minus_sixth) = (simd.splat_f64s(1.0 / 6.0), simd.splat_f64s(-1.0 / 6.0));
+    let near = simd.mul_f64s(minus_sixth, simd.add_f64s(g[0], g[2]));
+    let near_odd = simd.mul_f64s(minus_sixth, g[1]);
+    let far = simd.mul_add_e_f64s(simd.splat_f64s(1.0 / 24.0), g[0], simd.mul_f64s(sixth, g[2]));
+    let far_odd = simd.mul_f64s(simd.splat_f64s(1.0 / 12.0), g[1]);
+    [
+        simd.mul_f64s(simd.splat_f64s(1.0 / 4.0), g[0]),
+        simd.add_f64s(near, near_odd),
+        simd.sub_f64s(near, near_odd),
+        simd.add_f64s(far, far_odd),
+        simd.sub_f64s(far, far_odd),
+        g[2],
+    ]
 }
 
 /// How the output is cut into groups of tiles, one tile per lane.
@@ -410,7 +442,7 @@ fn transform_group<S: Simd>(
 
 /// `B^T d` along one axis.
 #[inline(always)]
-fn transform_patch<S: Simd>(simd: S, d: [S::f32s; PATCH]) -> [S::f32s; PATCH] {
+pub(super) fn transform_patch<S: Simd>(simd: S, d: [S::f32s; PATCH]) -> [S::f32s; PATCH] {
     let even = times(simd, -4.0, d[2], d[4]);
     let odd = times(simd, -4.0, d[1], d[3]);
     let even_half = simd.sub_f32s(d[4], d[2]);
@@ -514,16 +546,16 @@ fn transform_tile<S: Simd>(simd: S, m: [S::f32s; PATCH]) -> [S::f32s; TILE] {
 
 /// `k * a + b`.
 #[inline(always)]
-fn times<S: Simd>(simd: S, k: f32, a: S::f32s, b: S::f32s) -> S::f32s {
+pub(super) fn times<S: Simd>(simd: S, k: f32, a: S::f32s, b: S::f32s) -> S::f32s {
     simd.mul_add_e_f32s(simd.splat_f32s(k), a, b)
 }
 
 #[inline(always)]
-fn load<S: Simd>(from: &[f32], at: usize) -> S::f32s {
+pub(super) fn load<S: Simd>(from: &[f32], at: usize) -> S::f32s {
     S::as_simd_f32s(&from[at..][..S::F32_LANES]).0[0]
 }
 
 #[inline(always)]
-fn store<S: Simd>(to: &mut [f32], at: usize, value: S::f32s) {
+pub(super) fn store<S: Simd>(to: &mut [f32], at: usize, value: S::f32s) {
     S::as_mut_simd_f32s(&mut to[at..][..S::F32_LANES]).0[0] = value;
 }

@@ -1,6 +1,7 @@
 //! The convolution of the CPU executor: weights packed once, then Winograd, GEMM or direct.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Conv2d;
@@ -53,8 +54,13 @@ impl Op for Pack {
     }
 
     fn cpu(&self, inputs: &[View], out: ViewMut) {
+        let (given, size) = (inputs[0], self.weight.numel());
         // A weight may be a slice of a larger one, so its output channels need not be contiguous.
-        let weight: Vec<f32> = (0..self.weight.n()).flat_map(|n| inputs[0].item(n)).copied().collect();
+        let weight = if given.batch_stride == self.weight.item() {
+            Cow::Borrowed(&given.data[..size])
+        } else {
+            Cow::Owned((0..self.weight.n()).map(|n| given.item(n)).collect::<Vec<_>>().concat())
+        };
         let len = out.shape.numel();
         pack_into(&self.spec, self.input, self.weight, &weight, &mut out.data[..len]);
     }

@@ -3,6 +3,8 @@
 
 use std::any::Any;
 
+use rayon::prelude::*;
+
 use super::{Conv2d, Conv2dWeightGrad, ConvSpec, PaddingMode};
 use crate::cpu::view::{View, ViewMut};
 use crate::graph::grad::gradient_name;
@@ -119,16 +121,17 @@ impl Op for TransposeWeight {
         self
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+    fn cpu(&self, inputs: &[View], out: ViewMut) {
         let weight = inputs[0];
         let [rows, group_out, kh, kw] = out.shape.0;
         let (group_in, taps) = (rows / self.groups, kh * kw);
-        for row in 0..rows {
-            for (o, kernel) in out.item(row).chunks_exact_mut(taps).enumerate() {
+        let items = out.data.par_chunks_mut(out.batch_stride).take(rows).enumerate();
+        items.for_each(|(row, out)| {
+            for (o, kernel) in out.chunks_exact_mut(taps).take(group_out).enumerate() {
                 let from = &weight.item(row / group_in * group_out + o)[row % group_in * taps..][..taps];
                 kernel.iter_mut().zip(from.iter().rev()).for_each(|(to, v)| *to = *v);
             }
-        }
+        });
     }
 
     fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
@@ -144,7 +147,9 @@ impl Op for TransposeWeight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check_gradient, check_gradient_on, check_kernels, check_twins_on, check_views, random};
+    use crate::ops::testing::{
+        check_gradient, check_gradient_on, check_gradient_views, check_kernels, check_twins_on, check_views, random,
+    };
 
     fn shapes(conv: Conv2d, x: Shape, oc: usize) -> Vec<Shape> {
         let [kh, kw] = conv.spec.kernel;
@@ -169,6 +174,14 @@ mod tests {
         check(Conv2d::new(ConvSpec::same(5)), Shape::new(1, 3, 9, 13), 4, 1e-4);
         check(Conv2d::new(ConvSpec { padding: [0, 4], ..ConvSpec::same(3) }), Shape::new(1, 8, 6, 5), 2, 1e-4);
         check(Conv2d::new(ConvSpec { padding: [1, 0], ..ConvSpec::same(1) }), Shape::new(1, 2, 3, 5), 9, 1e-4);
+    }
+
+    #[test]
+    fn parts_of_concatenations() {
+        for spec in [ConvSpec::same(3), ConvSpec { groups: 4, ..ConvSpec::same(3) }] {
+            let conv = Conv2d { activation: Activation::Silu, ..Conv2d::with_bias(spec) };
+            check_gradient_views(conv, &shapes(conv, Shape::new(2, 8, 25, 27), 12), 1e-5);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::any::Any;
 
 use super::{ConvSpec, gpu};
-use crate::cpu::conv::conv2d_weight_grad;
+use crate::cpu::conv::{WeightGradAlgorithm, conv2d_weight_grad};
 use crate::cpu::view::{View, ViewMut};
 use crate::ops::{Dispatch, GpuTraits, Op, Slot};
 use crate::tensor::Shape;
@@ -46,6 +46,14 @@ impl Op for Conv2dWeightGrad {
 
     fn summary(&self) -> String {
         super::Conv2d::new(self.spec).describe() + " weight gradient"
+    }
+
+    fn cpu_algorithm(&self, inputs: &[Shape]) -> &'static str {
+        match WeightGradAlgorithm::choose(&self.spec, inputs[1], self.weight) {
+            WeightGradAlgorithm::Winograd => "winograd",
+            WeightGradAlgorithm::Gemm => "gemm",
+            WeightGradAlgorithm::Direct => "direct",
+        }
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -120,6 +128,10 @@ mod tests {
     fn sums_over_many_pixels() {
         check(ConvSpec::same(3), Shape::new(3, 17, 41, 53), 9);
         check(ConvSpec::same(3), Shape::new(2, 70, 10, 10), 66);
+        // Several parts, slices of output channels and panels of input channels.
+        check(ConvSpec::same(3), Shape::new(2, 20, 31, 42), 35);
+        check(ConvSpec::same(3), Shape::new(1, 9, 30, 33), 140);
+        check(ConvSpec::same(3), Shape::new(1, 70, 24, 24), 8);
         check(ConvSpec::same(3), Shape::new(1, 2, 150, 161), 5);
         check(ConvSpec::same(1), Shape::new(2, 40, 61, 67), 33);
         check(ConvSpec { stride: [2; 2], ..ConvSpec::same(3) }, Shape::new(2, 32, 96, 95), 16);
@@ -143,6 +155,19 @@ mod tests {
             check_views(op, &shapes, 1e-5);
             check_kernels(&op, &shapes);
         }
+    }
+
+    #[test]
+    fn algorithms_suit_their_shapes() {
+        let algorithm = |spec: ConvSpec, x: [usize; 4], oc| {
+            let (op, shapes) = op(spec, Shape(x), oc);
+            op.cpu_algorithm(&shapes)
+        };
+        let three = ConvSpec::same(3);
+        assert_eq!(algorithm(three, [2, 128, 160, 160], 128), "winograd");
+        assert_eq!(algorithm(three, [2, 256, 10, 10], 256), "gemm");
+        assert_eq!(algorithm(ConvSpec { stride: [2; 2], ..three }, [2, 32, 96, 96], 32), "gemm");
+        assert_eq!(algorithm(ConvSpec { groups: 32, ..three }, [2, 32, 96, 96], 32), "direct");
     }
 
     #[test]
