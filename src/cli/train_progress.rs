@@ -1,0 +1,196 @@
+//! What a training run shows and writes on its way: a progress bar, the logs, the loss curve.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+
+use crate::files::write_whole;
+use crate::train::chart::loss_chart;
+use crate::train::config::{ConfigError, Run, Stage};
+use crate::train::log::Log;
+use crate::train::run::{Observer, StepReport, Task};
+use crate::train::step::{Layout, TrainStep};
+
+/// The configuration of a run, in its folder.
+pub const CONFIG_FILE: &str = "config.toml";
+/// Columns of the log before those of the loss's parts.
+const COLUMNS: [&str; 4] = ["seconds", "loss", "lr", "grad_norm"];
+
+/// The observer of a run on the command line.
+#[derive(Debug)]
+pub struct Progress {
+    out: PathBuf,
+    config: String,
+    stage: &'static str,
+    steps: u64,
+    log_every: u64,
+    parts: &'static [&'static str],
+    stop: Arc<AtomicBool>,
+    bar: ProgressBar,
+    /// Steps before this part of the run, and when it began.
+    begun: (u64, Instant),
+    log: Option<Log>,
+    figures: Option<Log>,
+    /// The reports since the last row.
+    since: Vec<StepReport>,
+}
+
+impl Progress {
+    /// The observer of a task's run into the folder `out`; `stop` ends the run.
+    ///
+    /// # Errors
+    /// A configuration that TOML cannot hold.
+    pub fn new(out: &Path, task: &dyn Task, config: &impl Stage, stop: Arc<AtomicBool>) -> Result<Self, ConfigError> {
+        let Run { steps, log_every, .. } = *config.common().run;
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed}, {eta} left)")
+            .expect("the template is well-formed");
+        // Hidden by indicatif when the standard error is not a terminal.
+        let bar = ProgressBar::new(steps).with_style(style);
+        Ok(Self {
+            out: out.to_path_buf(),
+            config: config.to_commented_toml()?,
+            stage: task.stage(),
+            parts: task.reports(),
+            begun: (0, Instant::now()),
+            log: None,
+            figures: None,
+            since: Vec::new(),
+            steps,
+            log_every,
+            stop,
+            bar,
+        })
+    }
+
+    /// Steps done.
+    pub fn done(&self) -> u64 {
+        self.bar.position()
+    }
+
+    /// Writes the loss curve: of the log, and of the validation pairs where their figures have a `loss`.
+    ///
+    /// # Errors
+    /// A log that cannot be read, a picture that cannot be written.
+    pub fn write_chart(&self) -> io::Result<()> {
+        let series = |log: &Option<Log>| log.as_ref().map_or(Ok(Vec::new()), |log| log.series("loss"));
+        let (train, validation) = (series(&self.log), series(&self.figures));
+        let chart = loss_chart(
+            &format!("{} loss", self.stage),
+            &train.map_err(io::Error::other)?,
+            &validation.map_err(io::Error::other)?,
+        );
+        let picture = chart.map_err(io::Error::other)?;
+        picture.save(self.out.join("loss.png"), 95).map_err(io::Error::other)
+    }
+
+    /// Writes the row of the steps since the last one: means, but the time and the rate of the last.
+    fn write_row(&mut self) -> io::Result<()> {
+        let (Some(log), Some(last)) = (&mut self.log, self.since.last()) else {
+            return Ok(());
+        };
+        let mean = |value: &dyn Fn(&StepReport) -> f32| {
+            self.since.iter().map(|report| f64::from(value(report))).sum::<f64>() / self.since.len() as f64
+        };
+        let mut row = vec![last.seconds, mean(&|r| r.batch.loss), last.lr, mean(&|r| r.batch.grad_norm)];
+        row.extend((0..self.parts.len()).map(|i| mean(&|r| r.batch.others[i])));
+        log.row(last.step, &row).map_err(io::Error::other)?;
+        let (done_before, since) = self.begun;
+        let a_step = since.elapsed().as_secs_f64() / (last.step - done_before).max(1) as f64;
+        let left = Duration::from_secs_f64(a_step * (self.steps - last.step) as f64);
+        if self.bar.is_hidden() {
+            let (step, steps, left) = (last.step, self.steps, HumanDuration(left));
+            eprintln!("step {step} of {steps}: loss {:.5}, {a_step:.3} s a step, {left} left", row[1]);
+        }
+        self.since.clear();
+        Ok(())
+    }
+}
+
+impl Observer for Progress {
+    fn begin(&mut self, done: u64, step: &TrainStep, layout: &Layout) -> io::Result<()> {
+        // Only now is it known that the folder's run, if there is one, is this one.
+        write_whole(self.out.join(CONFIG_FILE), self.config.as_bytes())?;
+        let columns: Vec<&str> = COLUMNS.into_iter().chain(self.parts.iter().copied()).collect();
+        self.log = Some(Log::open(&self.out.join("log.csv"), &columns, done).map_err(io::Error::other)?);
+        self.begun = (done, Instant::now());
+        self.bar.set_position(done);
+        self.bar.reset_eta();
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let plan = step.plan();
+        let weights = layout.len() as f64 / 1e6;
+        let (run, state) = (mib(plan.run_bytes()), mib(plan.weight_bytes() + plan.state_bytes()));
+        eprintln!(
+            "{weights:.2} million weights; memory: {state:.0} MiB for weights and state, {run:.0} MiB for a step"
+        );
+        if done > 0 {
+            eprintln!("going on after step {done} of {}", self.steps);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, report: &StepReport) -> io::Result<()> {
+        self.bar.set_position(report.step);
+        self.bar.set_message(format!("loss {:.5}, lr {:.1e}", report.batch.loss, report.lr));
+        self.since.push(report.clone());
+        if report.step.is_multiple_of(self.log_every) || report.step == self.steps {
+            self.write_row()?;
+        }
+        Ok(())
+    }
+
+    fn sampled(&mut self, step: u64, figures: &[(String, f64)]) -> io::Result<()> {
+        if !figures.is_empty() {
+            let names: Vec<&str> = figures.iter().map(|(name, _)| name.as_str()).collect();
+            let path = self.out.join("validation.csv");
+            let log = match self.figures.take() {
+                Some(log) => log,
+                // What a killed run wrote after its checkpoint goes.
+                None => Log::open(&path, &names, self.begun.0).map_err(io::Error::other)?,
+            };
+            let values: Vec<f64> = figures.iter().map(|(_, value)| *value).collect();
+            self.figures.insert(log).row(step, &values).map_err(io::Error::other)?;
+        }
+        self.write_chart()
+    }
+
+    fn stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::config::Stage1Config;
+    use crate::train::data::{Dataset, Pair};
+    use crate::train::stage1::Stage1;
+    use crate::train::step::BatchReport;
+
+    #[test]
+    fn rows_are_means_and_the_last_step_has_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Stage1Config::parse("[run]\nsteps = 5\nlog_every = 2").unwrap();
+        let (modality, name, plane) = ("CT".to_owned(), "1".to_owned(), vec![0; 160 * 160]);
+        let pair = Pair { modality, name, width: 160, height: 160, mri: plane.clone(), other: plane };
+        let data = Dataset::of(vec![pair]);
+        let task = Stage1::new(&config, &data).unwrap();
+        let mut progress = Progress::new(folder.path(), &task, &config, Arc::default()).unwrap();
+        progress.log = Some(Log::open(&folder.path().join("log.csv"), &COLUMNS, 0).unwrap());
+        for step in 1..=5 {
+            let loss = step as f32;
+            let batch = BatchReport { loss, grad_norm: 2.0 * loss, others: Vec::new() };
+            progress.step(&StepReport { step, seconds: step as f64 * 10.0, lr: 1e-4, batch }).unwrap();
+        }
+        progress.sampled(4, &[("loss".into(), 0.5)]).unwrap();
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let rows = "2,20,1.5,0.0001,3\n4,40,3.5,0.0001,7\n5,50,5,0.0001,10\n";
+        assert_eq!(read("log.csv"), format!("step,seconds,loss,lr,grad_norm\n{rows}"));
+        assert_eq!(read("validation.csv"), "step,loss\n4,0.5\n");
+        assert!(folder.path().join("loss.png").exists());
+        assert_eq!(progress.done(), 5);
+    }
+}
