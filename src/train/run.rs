@@ -9,6 +9,8 @@ use super::config::Rate;
 use super::optim::{EMA, Update, WEIGHTS, learning_rate};
 use super::step::{BatchReport, Layout, LossGraph, StepError, TrainStep};
 use crate::device::{Device, ParamSource, RunError};
+
+use crate::imaging::{Channels, Image, ImagingError, Samples, montage};
 use crate::tensor::Tensor;
 
 /// What is trained: the parts of a run in which the stages differ.
@@ -34,25 +36,40 @@ pub trait Task {
     /// The graph's inputs for batch `number`, always the same for the same number.
     fn inputs(&self, number: u64) -> BTreeMap<String, Vec<f32>>;
 
-    /// Writes the model and pictures of what it does into `folder`; gives figures of the validation pairs.
+    /// Writes pictures of what the model does after `step` steps into `folder`; gives figures of the validation pairs.
     ///
     /// # Errors
     /// Whatever stands in the way of that.
-    fn publish(
-        &self,
-        folder: &Path,
-        weights: &BTreeMap<String, Tensor>,
-        what: Publish,
-    ) -> Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>>;
+    fn sample(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<Figures, PublishError>;
+
+    /// Writes the trained model into `folder`.
+    ///
+    /// # Errors
+    /// Whatever stands in the way of that.
+    fn publish(&self, folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<(), PublishError>;
 }
 
-/// What [`Task::publish`] is to write.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Publish {
-    /// The model, at the end of a run.
-    Model,
-    /// Pictures and figures on the way, named after the step.
-    Sample(u64),
+/// Named figures of a validation.
+pub type Figures = Vec<(String, f64)>;
+
+/// Why a sample or a model could not be made or written.
+pub type PublishError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A square plane in [-1, 1] as a picture.
+pub(super) fn grey_image(plane: &[f32], side: usize) -> Result<Image, ImagingError> {
+    let blank = Image::new(side, side, Channels::Grey, Samples::U8(vec![0; side * side]))?;
+    blank.with_luma(plane)
+}
+
+/// Writes `samples/step-NNNNNNNN.png` in `folder`: pictures side by side under their labels.
+pub(super) fn save_strip(folder: &Path, step: u64, pictures: &[(String, Image)]) -> Result<(), PublishError> {
+    if pictures.is_empty() {
+        return Ok(());
+    }
+    let folder = folder.join("samples");
+    std::fs::create_dir_all(&folder)?;
+    let pictures: Vec<(&str, &Image)> = pictures.iter().map(|(label, image)| (label.as_str(), image)).collect();
+    Ok(montage(&pictures)?.save(folder.join(format!("step-{step:08}.png")), 95)?)
 }
 
 /// The settings of the loop itself.
@@ -111,7 +128,7 @@ pub trait Observer {
     ///
     /// # Errors
     /// A log that cannot be written.
-    fn sampled(&mut self, step: u64, figures: &[(String, f64)]) -> std::io::Result<()>;
+    fn sampled(&mut self, step: u64, figures: &Figures) -> std::io::Result<()>;
 
     /// Whether the run is to end after this step, as it does at its time limit.
     fn stop(&self) -> bool;
@@ -195,7 +212,7 @@ pub fn run(
         observer.step(&report).map_err(write("the log"))?;
         let due = |every: u64| every > 0 && run.done.is_multiple_of(every);
         if due(config.sample_every) {
-            let figures = run.publish(Publish::Sample(run.done))?;
+            let figures = task.sample(&config.out, &run.weights()?, run.done).map_err(publish_error)?;
             observer.sampled(run.done, &figures).map_err(write("the log"))?;
         }
         if run.done < config.steps {
@@ -211,7 +228,7 @@ pub fn run(
         }
     };
     run.save()?;
-    run.publish(Publish::Model)?;
+    task.publish(&config.out, run.weights()?).map_err(publish_error)?;
     Ok(ending)
 }
 
@@ -301,13 +318,15 @@ impl<'a> Run<'a> {
         self.step.row(name).map_err(|source| TrainError::Run { step: self.done, source })
     }
 
-    /// Publishes the moving average of the weights where there is one, else the weights.
-    fn publish(&self, what: Publish) -> Result<Vec<(String, f64)>, TrainError> {
+    /// The moving average of the weights where there is one, else the weights.
+    fn weights(&self) -> Result<BTreeMap<String, Tensor>, TrainError> {
         let name = if self.config.update.optimiser.ema_decay > 0.0 { EMA } else { WEIGHTS };
-        let weights = self.layout.tensors(&self.row(name)?);
-        let figures = self.task.publish(&self.config.out, &weights, what);
-        figures.map_err(|source| TrainError::Write { what: "the model and its samples", source })
+        Ok(self.layout.tensors(&self.row(name)?))
     }
+}
+
+fn publish_error(source: PublishError) -> TrainError {
+    TrainError::Write { what: "the model and its samples", source }
 }
 
 /// The rows of a run that begins.

@@ -6,11 +6,13 @@ use std::path::Path;
 use super::config::Stage1Config;
 use super::data::{Batches, DataError, Dataset};
 use super::loss::{constants, mse};
-use super::run::{Publish, Task};
+use super::run::{Figures, PublishError, Task, grey_image, save_strip};
 use super::step::{LossGraph, StepError};
-use crate::device::ParamSource;
+use crate::device::{Device, ParamSource};
 use crate::diffusion::{NoiseSchedule, NoiseSource, q_sample};
 use crate::graph::{Graph, GraphError};
+use crate::imaging::Image;
+use crate::models::denoiser::Denoiser;
 use crate::models::unet::{UnetConfig, unet};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights};
@@ -46,27 +48,65 @@ pub fn inputs(images: &Tensor, schedule: &NoiseSchedule, noise: &mut NoiseSource
     ])
 }
 
+/// Noise steps of the validation, as shares of the schedule: from what fusion uses to nearly nothing but noise.
+const SHARES: [f64; 4] = [0.01, 0.1, 0.35, 0.7];
+/// Seed of the validation's noise, which is the same every time.
+const VALIDATION_SEED: u64 = 0x5eed;
+
 /// The run of stage I on a data set.
 #[derive(Debug)]
 pub struct Stage1<'a> {
     config: &'a Stage1Config,
+    data: &'a Dataset,
+    device: &'a Device,
     batches: Batches<'a>,
     schedule: NoiseSchedule,
     constants: BTreeMap<String, Tensor>,
 }
 
 impl<'a> Stage1<'a> {
-    /// The run on the data set's training pairs.
+    /// The run on the data set's training pairs; `device` is where it validates.
     ///
     /// # Errors
     /// [`DataError`] if there are none or they are smaller than the crop.
-    pub fn new(config: &'a Stage1Config, data: &'a Dataset) -> Result<Self, DataError> {
+    pub fn new(config: &'a Stage1Config, data: &'a Dataset, device: &'a Device) -> Result<Self, DataError> {
         Ok(Self {
             config,
+            data,
+            device,
             batches: Batches::new(&data.train, config.data.sampling(), config.run.seed)?,
             schedule: NoiseSchedule::new(&config.noise.schedule()),
             constants: constants(),
         })
+    }
+
+    /// The mean squared error on both images of each validation pair at each of the validation's steps, and a strip of
+    /// one image: itself, and how it is noisy and predicted at each step.
+    fn validate(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<f64, PublishError> {
+        let side = self.config.data.crop;
+        let one = Shape::new(1, 1, side, side);
+        let denoiser = Denoiser::new(&self.config.unet.size(), weights, self.device, one)?;
+        let (mut total, mut count) = (0.0, 0usize);
+        let mut strip: Vec<(String, Image)> = Vec::new();
+        for (i, pair) in self.data.validation.iter().enumerate() {
+            for (j, x_0) in pair.cut(pair.centre(side)).iter().enumerate() {
+                let mut noise = NoiseSource::numbered(VALIDATION_SEED, (2 * i + j) as u64);
+                for share in SHARES {
+                    let t = ((self.schedule.len() as f64 * share) as usize).max(1);
+                    let level = noise.level(&self.schedule, t);
+                    let x_t = q_sample(x_0, level, &noise.normal(x_0.len()));
+                    let found = denoiser.predict(&x_t, level)?;
+                    total += found.iter().zip(x_0).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+                    count += x_0.len();
+                    if (i, j) == (0, 0) {
+                        strip.push((format!("t={t}"), grey_image(&x_t, side)?));
+                        strip.push(("predicted".to_owned(), grey_image(&found, side)?));
+                    }
+                }
+            }
+        }
+        save_strip(folder, step, &strip)?;
+        Ok(total / count as f64)
     }
 }
 
@@ -96,19 +136,18 @@ impl Task for Stage1<'_> {
         inputs(&self.batches.batch(number).images(), &self.schedule, &mut noise)
     }
 
-    fn publish(
-        &self,
-        folder: &Path,
-        weights: &BTreeMap<String, Tensor>,
-        what: Publish,
-    ) -> Result<Vec<(String, f64)>, Box<dyn std::error::Error + Send + Sync>> {
-        if what == Publish::Model {
-            let mut model: Weights = weights.clone().into_iter().collect();
-            for (name, buffer) in self.schedule.buffers() {
-                model.insert(name, Tensor::new([buffer.len()], buffer));
-            }
-            model.save_safetensors(folder.join("unet.safetensors"), StoreType::F32)?;
+    fn sample(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<Figures, PublishError> {
+        if self.data.validation.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(Vec::new())
+        Ok(vec![("val_loss".to_owned(), self.validate(folder, weights, step)?)])
+    }
+
+    fn publish(&self, folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<(), PublishError> {
+        let mut model: Weights = weights.into_iter().collect();
+        for (name, buffer) in self.schedule.buffers() {
+            model.insert(name, Tensor::new([buffer.len()], buffer));
+        }
+        Ok(model.save_safetensors(folder.join("unet.safetensors"), StoreType::F32)?)
     }
 }

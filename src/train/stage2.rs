@@ -2,16 +2,24 @@
 //! of the reference).
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use super::data::Batch;
-use super::loss::{FusionLossConfig, fusion_loss};
-use super::step::LossGraph;
+use super::config::Stage2Config;
+use super::data::{Batch, Batches, DataError, Dataset, Pair};
+use super::loss::{FusionLossConfig, constants, fusion_loss};
+use super::run::{Figures, PublishError, Task, grey_image, save_strip};
+use super::step::{LossGraph, StepError};
+use crate::device::{Device, ParamSource};
 use crate::diffusion::{NoiseSchedule, NoiseSource, q_sample};
 use crate::graph::{Graph, GraphError};
-use crate::models::dm_fnet::{MODALITIES, dm_fnet};
-use crate::models::fusion_head::HeadConfig;
+use crate::files::write_whole;
+use crate::imaging::{Channels, FusionPair, Image, ImagingError, Samples};
+use crate::metrics::{Grey, Metrics, evaluate};
+use crate::models::dm_fnet::{DmFnet, Fuser, MODALITIES, ModelFile, dm_fnet};
+use crate::models::fusion_head::{HeadConfig, MIN_COARSE_SIDE};
 use crate::models::unet::UnetConfig;
 use crate::tensor::{Shape, Tensor};
+use crate::weights::{StoreType, Weights};
 
 /// Names of the loss's parts, in the order of the graph's reports.
 pub const REPORTS: [&str; 3] = ["loss_intensity", "loss_gradient", "ssim"];
@@ -72,4 +80,165 @@ fn noisy(images: &Tensor, schedule: &NoiseSchedule, t: usize, noise: &mut NoiseS
         levels.push(level);
     }
     (x_t, levels)
+}
+
+/// Seed of the noise that validation pairs are fused with.
+const VALIDATION_SEED: u64 = 0;
+
+/// Why stage II cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Stage2Error {
+    /// The pairs cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The UNet's checkpoint is not one, or not for a head.
+    #[error("the UNet's weights cannot be used: {0}")]
+    Unet(String),
+    /// The crop does not go with the UNet.
+    #[error("data.crop must be a multiple of {multiple} and at least {least} for this UNet, not {crop}")]
+    Crop {
+        /// The crop.
+        crop: usize,
+        /// What it must be a multiple of.
+        multiple: usize,
+        /// The smallest.
+        least: usize,
+    },
+}
+
+/// What the head's graph reads and does not train.
+#[derive(Debug)]
+struct Frozen {
+    unet: Weights,
+    constants: BTreeMap<String, Tensor>,
+}
+
+impl ParamSource for Frozen {
+    fn param(&self, name: &str) -> Option<&Tensor> {
+        self.unet.get(name).or_else(|| self.constants.get(name))
+    }
+}
+
+/// The run of stage II on a data set.
+#[derive(Debug)]
+pub struct Stage2<'a> {
+    config: &'a Stage2Config,
+    data: &'a Dataset,
+    device: &'a Device,
+    batches: Batches<'a>,
+    schedule: NoiseSchedule,
+    unet: UnetConfig,
+    head: HeadConfig,
+    frozen: Frozen,
+}
+
+impl<'a> Stage2<'a> {
+    /// The run on the data set's training pairs and the features of `unet`; `device` is where it validates.
+    ///
+    /// # Errors
+    /// [`Stage2Error`] if the pairs, the UNet's weights or the crop cannot be used.
+    pub fn new(
+        config: &'a Stage2Config,
+        unet: Weights,
+        data: &'a Dataset,
+        device: &'a Device,
+    ) -> Result<Self, Stage2Error> {
+        let batches = Batches::new(&data.train, config.data.sampling(), config.run.seed)?;
+        let size = UnetConfig::from_weights(&unet, config.head.norm_groups);
+        let size = size.map_err(|e| Stage2Error::Unet(e.to_string()))?;
+        unet.check_finite().map_err(|e| Stage2Error::Unet(e.to_string()))?;
+        let (crop, multiple) = (config.data.crop, size.multiple());
+        let least = multiple * MIN_COARSE_SIDE;
+        if crop < least || !crop.is_multiple_of(multiple) {
+            return Err(Stage2Error::Crop { crop, multiple, least });
+        }
+        let head = HeadConfig {
+            dims: size.channel_mults.iter().rev().map(|m| m * size.inner_channel).collect(),
+            time_steps: config.head.time_steps.len(),
+            decode_channels: config.head.decode_channels,
+            out_channels: 1,
+        };
+        let schedule = NoiseSchedule::new(&config.noise.schedule());
+        let frozen = Frozen { unet, constants: constants() };
+        Ok(Self { config, data, device, batches, schedule, unet: size, head, frozen })
+    }
+
+    fn model_file(&self) -> ModelFile {
+        ModelFile {
+            norm_groups: self.unet.norm_groups,
+            time_steps: self.config.head.time_steps.clone(),
+            schedule: self.config.noise.schedule(),
+            ..ModelFile::default()
+        }
+    }
+
+    fn fuser(&self, head: &BTreeMap<String, Tensor>) -> Result<Fuser, PublishError> {
+        let head: Weights = head.clone().into_iter().collect();
+        let model = DmFnet::new(self.frozen.unet.clone(), head, &self.model_file())?;
+        Ok(Fuser::new(model, self.device.clone()))
+    }
+}
+
+/// One of a pair's planes as a picture.
+fn plane(pair: &Pair, levels: &[u8]) -> Result<Image, ImagingError> {
+    Image::new(pair.width, pair.height, Channels::Grey, Samples::U8(levels.to_vec()))
+}
+
+impl Task for Stage2<'_> {
+    fn stage(&self) -> &'static str {
+        "stage2"
+    }
+
+    fn graph(&self) -> Result<LossGraph, StepError> {
+        let (steps, data) = (&self.config.head.time_steps, &self.config.data);
+        Ok(loss_graph(&self.unet, &self.head, steps, &self.config.loss.config(), data.batch, data.crop)?)
+    }
+
+    fn is_trained(&self, name: &str) -> bool {
+        is_trained(name)
+    }
+
+    fn frozen(&self) -> &dyn ParamSource {
+        &self.frozen
+    }
+
+    fn reports(&self) -> &'static [&'static str] {
+        &REPORTS
+    }
+
+    fn inputs(&self, number: u64) -> BTreeMap<String, Vec<f32>> {
+        let mut noise = NoiseSource::numbered(self.config.run.seed, number);
+        inputs(&self.batches.batch(number), &self.schedule, &self.config.head.time_steps, &mut noise)
+    }
+
+    fn sample(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<Figures, PublishError> {
+        let fuser = self.fuser(weights)?;
+        let (mut all, mut strip, mut shown) = (Vec::new(), Vec::new(), "");
+        for pair in &self.data.validation {
+            let (mri, other) = (plane(pair, &pair.mri)?, plane(pair, &pair.other)?);
+            let fused = fuser.fuse(&FusionPair::new(mri.clone(), other.clone())?, VALIDATION_SEED)?;
+            let grey = [&mri, &other, &fused].map(Grey::from);
+            all.push(evaluate(&grey[0], &grey[1], &grey[2])?);
+            if shown != pair.modality {
+                shown = &pair.modality;
+                strip.push((pair.label(), mri));
+                strip.push((String::new(), other));
+                strip.push(("fused".to_owned(), fused));
+            }
+        }
+        save_strip(folder, step, &strip)?;
+        if all.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (mean, _) = Metrics::mean_and_std(&all);
+        Ok(mean.iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    fn publish(&self, folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<(), PublishError> {
+        let head: Weights = weights.into_iter().collect();
+        head.save_safetensors(folder.join("head.safetensors"), StoreType::F32)?;
+        self.frozen.unet.save_safetensors(folder.join("unet.safetensors"), StoreType::F32)?;
+        let file = serde_json::to_string_pretty(&self.model_file())?;
+        Ok(write_whole(folder.join("model.json"), file.as_bytes())?)
+    }
 }
