@@ -63,11 +63,7 @@ impl Denoiser {
             let before = (done + 1 < steps).then(|| n - 1 - (done + 1) * n / steps);
             let mut x_0 = self.predict(&x, schedule.sqrt_alphas_cumprod_prev[t + 1] as f32)?;
             x_0.iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
-            x = if steps == n {
-                posterior(schedule, t, &x_0, &x, noise)
-            } else {
-                ddim(schedule, t, before, &x_0, &x)
-            };
+            x = if steps == n { posterior(schedule, t, &x_0, &x, noise) } else { ddim(schedule, t, before, &x_0, &x) };
             if !observe(done + 1, &x) {
                 break;
             }

@@ -176,6 +176,11 @@ impl TrainStep {
         self.executable.plan()
     }
 
+    /// What runs the plan, for timings of its operations.
+    pub fn executable(&self) -> &Executable {
+        &self.executable
+    }
+
     /// Runs batch `batch` (of `accumulate`) of step `step` (from 1); the last one changes the weights.
     ///
     /// # Errors
