@@ -9,6 +9,7 @@ use crate::graph::plan::{Life, Location};
 use crate::graph::{Graph, NodeId, Plan, PlanError};
 use crate::ops::Target;
 use crate::tensor::{Shape, Tensor};
+use crate::weights::Weights;
 
 /// Why a graph could not be prepared or run.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +70,12 @@ pub trait ParamSource {
 }
 
 impl ParamSource for BTreeMap<String, Tensor> {
+    fn param(&self, name: &str) -> Option<&Tensor> {
+        self.get(name)
+    }
+}
+
+impl ParamSource for Weights {
     fn param(&self, name: &str) -> Option<&Tensor> {
         self.get(name)
     }

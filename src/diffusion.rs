@@ -104,6 +104,11 @@ impl NoiseSchedule {
             ScheduleKind::Warmup50 => warmup(config, 0.5),
             ScheduleKind::Cosine => cosine(n),
         };
+        Self::from_betas(betas)
+    }
+
+    /// The tables of given variances, such as a checkpoint's.
+    pub fn from_betas(betas: Vec<f64>) -> Self {
         let mut product = 1.0;
         let alphas_cumprod: Vec<f64> = betas
             .iter()

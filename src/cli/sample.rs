@@ -2,11 +2,21 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::DeviceArgs;
+use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, ScheduleKind};
+use crate::files::{check_writable, folder_of};
+use crate::imaging::{Channels, Image, Samples, format_for};
+use crate::models::denoiser::Denoiser;
+use crate::models::dm_fnet::read_model_file;
+use crate::models::unet::UnetConfig;
+use crate::tensor::Shape;
+use crate::weights::Weights;
 
 /// Draw images from the diffusion UNet of `train stage1`, out of noise
 ///
@@ -28,6 +38,9 @@ pub struct SampleArgs {
     /// Noise steps to go: a number for DDIM, which strides over the schedule, or all for ancestral sampling
     #[arg(long, default_value = "50", value_name = "N|all", value_parser = parse_steps)]
     pub steps: SampleSteps,
+    /// Groups of the UNet's norms [default: those of model.json beside the weights, else 32]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub norm_groups: Option<u64>,
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -53,12 +66,86 @@ fn parse_steps(text: &str) -> Result<SampleSteps, String> {
     }
 }
 
+/// States of each image in the strip, noise and result included.
+const STATES: usize = 6;
+
 /// Draws the images and writes the picture.
 ///
 /// # Errors
 /// If the weights or the device cannot be had, or the picture cannot be written.
 pub fn run(args: SampleArgs) -> anyhow::Result<ExitCode> {
-    bail!("sampling from {} is not part of this build yet", args.weights.display())
+    format_for(&args.out)?;
+    check_writable(&args.out).with_context(|| format!("cannot write {}", args.out.display()))?;
+    let weights = Weights::load(&args.weights)?;
+    let norm_groups = match args.norm_groups {
+        Some(groups) => groups as usize,
+        None => read_model_file(&folder_of(&args.weights))?.norm_groups,
+    };
+    let config = UnetConfig::from_weights(&weights, norm_groups)?;
+    if config.in_channel != 1 || config.out_channel != 1 {
+        bail!(
+            "{} is of a UNet for images of {} channels; only grey images can be drawn",
+            args.weights.display(),
+            config.in_channel
+        );
+    }
+    let schedule = schedule_of(&weights);
+    let (size, count) = (args.size as usize, args.count as usize);
+    let steps = match args.steps {
+        SampleSteps::Ancestral => schedule.len(),
+        SampleSteps::Ddim(steps) if steps < schedule.len() => steps,
+        SampleSteps::Ddim(steps) => {
+            bail!("--steps {steps}: the schedule has {} steps; write all for them", schedule.len())
+        }
+    };
+    let device = args.device.open()?;
+    let denoiser = Denoiser::new(&config, &weights, &device, Shape::new(count, 1, size, size))?;
+    let stop = super::stop_flag("stopping after this step")?;
+    let bar = progress(steps as u64);
+    let mut noise = NoiseSource::new(args.seed);
+    // The same draw as the sampling's first: what it begins with.
+    let mut states = vec![noise.clone().normal(count * size * size)];
+    denoiser.sample(&schedule, steps, &mut noise, |done, images| {
+        bar.set_position(done as u64);
+        if done * (STATES - 1) / steps > (done - 1) * (STATES - 1) / steps {
+            states.push(images.to_vec());
+        }
+        !stop.load(Ordering::Relaxed)
+    })?;
+    bar.finish_and_clear();
+    if stop.load(Ordering::Relaxed) {
+        bail!("stopped; no picture was written");
+    }
+    strip(&states, count, size)?.save(&args.out, 95)?;
+    super::say(&args.out.display().to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The noise schedule that a checkpoint's buffers tell of; without them the published one's.
+fn schedule_of(weights: &Weights) -> NoiseSchedule {
+    match weights.get("betas") {
+        Some(betas) => NoiseSchedule::from_betas(betas.data().iter().map(|beta| f64::from(*beta)).collect()),
+        None => NoiseSchedule::new(&ScheduleConfig { kind: ScheduleKind::Cosine, ..ScheduleConfig::default() }),
+    }
+}
+
+/// The states of `count` images of `size` x `size` side by side, a row an image.
+fn strip(states: &[Vec<f32>], count: usize, size: usize) -> anyhow::Result<Image> {
+    let width = states.len() * size;
+    let mut plane = vec![-1.0; count * size * width];
+    for (column, state) in states.iter().enumerate() {
+        for (row, line) in state.chunks(size).enumerate() {
+            plane[row * width + column * size..][..size].copy_from_slice(line);
+        }
+    }
+    let blank = Image::new(width, count * size, Channels::Grey, Samples::U8(vec![0; plane.len()]))?;
+    Ok(blank.with_luma(&plane)?)
+}
+
+fn progress(len: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps ({elapsed}, {eta} left)")
+        .expect("the template is well-formed");
+    ProgressBar::new(len).with_style(style)
 }
 
 #[cfg(test)]

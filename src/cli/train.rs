@@ -15,6 +15,8 @@ use crate::train::data::Dataset;
 use crate::train::optim::Update;
 use crate::train::run::{self, CHECKPOINT, Ending, RunConfig, Task, TrainError};
 use crate::train::stage1::Stage1;
+use crate::train::stage2::Stage2;
+use crate::weights::Weights;
 
 /// Train a DM-FNet on folders of registered pairs: first the diffusion UNet, then the fusion head on its features
 ///
@@ -124,11 +126,11 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn run_stage1(config: &Stage1Config, job: &Job) -> anyhow::Result<ExitCode> {
-    start(&Stage1::new(config, &job.dataset)?, config, job)
+    start(&Stage1::new(config, &job.dataset, &job.device)?, config, job)
 }
 
-fn run_stage2(_config: &Stage2Config, _unet: &Path, _job: &Job) -> anyhow::Result<ExitCode> {
-    bail!("training stage II is not part of this build yet")
+fn run_stage2(config: &Stage2Config, unet: &Path, job: &Job) -> anyhow::Result<ExitCode> {
+    start(&Stage2::new(config, Weights::load(unet)?, &job.dataset, &job.device)?, config, job)
 }
 
 /// Runs the task to its end, its time limit or Ctrl-C.

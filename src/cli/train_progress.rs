@@ -12,7 +12,7 @@ use crate::files::write_whole;
 use crate::train::chart::loss_chart;
 use crate::train::config::{ConfigError, Run, Stage};
 use crate::train::log::Log;
-use crate::train::run::{Observer, StepReport, Task};
+use crate::train::run::{Figures, Observer, StepReport, Task};
 use crate::train::step::{Layout, TrainStep};
 
 /// The configuration of a run, in its folder.
@@ -142,7 +142,7 @@ impl Observer for Progress {
         Ok(())
     }
 
-    fn sampled(&mut self, step: u64, figures: &[(String, f64)]) -> io::Result<()> {
+    fn sampled(&mut self, step: u64, figures: &Figures) -> io::Result<()> {
         if !figures.is_empty() {
             let names: Vec<&str> = figures.iter().map(|(name, _)| name.as_str()).collect();
             let path = self.out.join("validation.csv");
@@ -165,6 +165,7 @@ impl Observer for Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
     use crate::train::config::Stage1Config;
     use crate::train::data::{Dataset, Pair};
     use crate::train::stage1::Stage1;
@@ -177,7 +178,7 @@ mod tests {
         let (modality, name, plane) = ("CT".to_owned(), "1".to_owned(), vec![0; 160 * 160]);
         let pair = Pair { modality, name, width: 160, height: 160, mri: plane.clone(), other: plane };
         let data = Dataset::of(vec![pair]);
-        let task = Stage1::new(&config, &data).unwrap();
+        let task = Stage1::new(&config, &data, &Device::Cpu).unwrap();
         let mut progress = Progress::new(folder.path(), &task, &config, Arc::default()).unwrap();
         progress.log = Some(Log::open(&folder.path().join("log.csv"), &COLUMNS, 0).unwrap());
         for step in 1..=5 {
@@ -185,7 +186,7 @@ mod tests {
             let batch = BatchReport { loss, grad_norm: 2.0 * loss, others: Vec::new() };
             progress.step(&StepReport { step, seconds: step as f64 * 10.0, lr: 1e-4, batch }).unwrap();
         }
-        progress.sampled(4, &[("loss".into(), 0.5)]).unwrap();
+        progress.sampled(4, &vec![("loss".into(), 0.5)]).unwrap();
         let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
         let rows = "2,20,1.5,0.0001,3\n4,40,3.5,0.0001,7\n5,50,5,0.0001,10\n";
         assert_eq!(read("log.csv"), format!("step,seconds,loss,lr,grad_norm\n{rows}"));

@@ -141,7 +141,7 @@ impl DmFnet {
                 .ok_or_else(|| ModelError::MissingFile { folder: folder.display().to_string(), name })
         };
         let (unet, head) = (file("unet")?, file("head")?);
-        let config = read_model_file(&folder.join("model.json"))?;
+        let config = read_model_file(folder)?;
         Self::new(Weights::load(unet)?, Weights::load(head)?, &config)
     }
 
@@ -302,9 +302,14 @@ fn declare_unused(g: &mut Graph, head: &HeadConfig) -> Result<(), GraphError> {
     Ok(())
 }
 
-fn read_model_file(path: &Path) -> Result<ModelFile, ModelError> {
+/// Reads `model.json` of a folder; without one, what it would say of the published model.
+///
+/// # Errors
+/// [`ModelError::ModelFile`] if it cannot be read or understood.
+pub fn read_model_file(folder: &Path) -> Result<ModelFile, ModelError> {
+    let path = folder.join("model.json");
     let name = path.display().to_string();
-    match std::fs::read_to_string(path) {
+    match std::fs::read_to_string(&path) {
         Ok(text) => parse_model_file(&text, &name),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(ModelFile::default()),
         Err(e) => Err(ModelError::ModelFile { path: name, reason: e.to_string() }),

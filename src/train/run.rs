@@ -178,14 +178,12 @@ pub enum TrainError {
         /// Why.
         source: RunError,
     },
-    /// A log, a sample or the model cannot be written.
-    #[error("{what}: {source}")]
-    Write {
-        /// What was to be written.
-        what: &'static str,
-        /// Why it could not be.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    /// The log cannot be written.
+    #[error(transparent)]
+    Log(#[from] std::io::Error),
+    /// A sample or the model cannot be made or written.
+    #[error("the model and its samples: {0}")]
+    Publish(PublishError),
 }
 
 /// The checkpoint's name in a run's folder.
@@ -202,18 +200,17 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Ending, TrainError> {
     let mut run = Run::new(task, config, device)?;
-    let write = |what| move |e: std::io::Error| TrainError::Write { what, source: e.into() };
-    observer.begin(run.done, &run.step, &run.layout).map_err(write("the log"))?;
+    observer.begin(run.done, &run.step, &run.layout)?;
     let ending = loop {
         if run.done >= config.steps {
             break Ending::Done;
         }
         let report = run.next()?;
-        observer.step(&report).map_err(write("the log"))?;
+        observer.step(&report)?;
         let due = |every: u64| every > 0 && run.done.is_multiple_of(every);
         if due(config.sample_every) {
-            let figures = task.sample(&config.out, &run.weights()?, run.done).map_err(publish_error)?;
-            observer.sampled(run.done, &figures).map_err(write("the log"))?;
+            let figures = task.sample(&config.out, &run.weights()?, run.done).map_err(TrainError::Publish)?;
+            observer.sampled(run.done, &figures)?;
         }
         if run.done < config.steps {
             if observer.stop() {
@@ -228,7 +225,7 @@ pub fn run(
         }
     };
     run.save()?;
-    task.publish(&config.out, run.weights()?).map_err(publish_error)?;
+    task.publish(&config.out, run.weights()?).map_err(TrainError::Publish)?;
     Ok(ending)
 }
 
@@ -323,10 +320,6 @@ impl<'a> Run<'a> {
         let name = if self.config.update.optimiser.ema_decay > 0.0 { EMA } else { WEIGHTS };
         Ok(self.layout.tensors(&self.row(name)?))
     }
-}
-
-fn publish_error(source: PublishError) -> TrainError {
-    TrainError::Write { what: "the model and its samples", source }
 }
 
 /// The rows of a run that begins.

@@ -10,9 +10,11 @@ use super::run::{Figures, PublishError, Task, grey_image, save_strip};
 use super::step::{LossGraph, StepError};
 use crate::device::{Device, ParamSource};
 use crate::diffusion::{NoiseSchedule, NoiseSource, q_sample};
+use crate::files::write_whole;
 use crate::graph::{Graph, GraphError};
 use crate::imaging::Image;
 use crate::models::denoiser::Denoiser;
+use crate::models::dm_fnet::ModelFile;
 use crate::models::unet::{UnetConfig, unet};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights};
@@ -140,7 +142,7 @@ impl Task for Stage1<'_> {
         if self.data.validation.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(vec![("val_loss".to_owned(), self.validate(folder, weights, step)?)])
+        Ok(vec![("loss".to_owned(), self.validate(folder, weights, step)?)])
     }
 
     fn publish(&self, folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<(), PublishError> {
@@ -148,6 +150,9 @@ impl Task for Stage1<'_> {
         for (name, buffer) in self.schedule.buffers() {
             model.insert(name, Tensor::new([buffer.len()], buffer));
         }
-        Ok(model.save_safetensors(folder.join("unet.safetensors"), StoreType::F32)?)
+        model.save_safetensors(folder.join("unet.safetensors"), StoreType::F32)?;
+        let (norm_groups, schedule) = (self.config.unet.norm_groups, self.config.noise.schedule());
+        let file = ModelFile { norm_groups, schedule, ..ModelFile::default() };
+        Ok(write_whole(folder.join("model.json"), serde_json::to_string_pretty(&file)?.as_bytes())?)
     }
 }
