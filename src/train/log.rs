@@ -11,7 +11,7 @@ use crate::files::write_whole;
 #[non_exhaustive]
 pub enum LogError {
     /// The file cannot be read or written.
-    #[error("the log {}: {source}", path.display())]
+    #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
