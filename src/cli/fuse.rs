@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -101,7 +102,7 @@ pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
     eprintln!("device: {}", device.describe());
     let device_name = device.describe();
     let fuser = Fuser::new(model, device);
-    let stop = super::stop_flag("stopping after this pair")?;
+    let stop = stop_flag()?;
     let bar = progress(jobs.len() as u64);
     let mut done: Vec<Outcome> = Vec::new();
     let total = jobs.len();
@@ -187,6 +188,20 @@ fn fuse_files(fuser: &Fuser, job: &Job, seed: u64) -> anyhow::Result<f64> {
     let fused = fuser.fuse(&pair, seed)?;
     fused.save(&job.out, JPEG_QUALITY)?;
     Ok(start.elapsed().as_secs_f64())
+}
+
+/// A flag that Ctrl-C sets: the pair in work is finished, then the command stops. A second Ctrl-C ends it at once.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this pair (once more to stop now)");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
 }
 
 fn progress(len: u64) -> ProgressBar {

@@ -8,15 +8,12 @@ pub mod fuse;
 pub mod phantom;
 pub mod sample;
 pub mod train;
-mod train_progress;
 pub mod verify;
 pub mod weights;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -70,21 +67,6 @@ impl Cli {
 /// Prints a line on the standard output. Unlike `println!` it does not panic when the reader of a pipe has gone.
 fn say(line: impl std::fmt::Display) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to the standard output")
-}
-
-/// A flag that Ctrl-C sets, saying `message`: what is in work is finished, then the command stops. A second Ctrl-C ends it
-/// at once.
-fn stop_flag(message: &'static str) -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("{message} (once more to stop now)");
-    })
-    .context("cannot listen for Ctrl-C")?;
-    Ok(stop)
 }
 
 /// The device of a command.

@@ -7,14 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use super::train_progress::{CONFIG_FILE, Progress};
-use super::{DeviceArgs, stop_flag};
+use super::DeviceArgs;
 use crate::device::Device;
+use crate::files::write_whole;
 use crate::train::config::{Data, Optimiser, Run, Stage, Stage1Config, Stage2Config};
 use crate::train::data::Dataset;
-use crate::train::optim::Update;
-use crate::train::run::{self, CHECKPOINT, Ending, RunConfig, Task, TrainError};
-use crate::train::stage1::Stage1;
+
+/// The configuration of a run, in its folder.
+const CONFIG_FILE: &str = "config.toml";
 
 /// Train a DM-FNet on folders of registered pairs: first the diffusion UNet, then the fusion head on its features
 ///
@@ -88,13 +88,17 @@ struct RunArgs {
 
 /// A run that is ready to start.
 #[derive(Debug)]
-struct Job {
+pub struct Job {
     /// The pairs, with those held out.
-    dataset: Dataset,
-    device: Device,
-    out: PathBuf,
-    resume: bool,
-    time_limit: Option<Duration>,
+    pub dataset: Dataset,
+    /// Where it runs.
+    pub device: Device,
+    /// The folder it writes to, which is there.
+    pub out: PathBuf,
+    /// Whether it goes on from the checkpoint in that folder.
+    pub resume: bool,
+    /// Time after which it ends.
+    pub time_limit: Option<Duration>,
 }
 
 /// Trains a stage.
@@ -106,73 +110,37 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
         StageArgs::Stage1(args) => {
             let mut config: Stage1Config = args.base_config()?;
             args.override_config(&mut config.data, &mut config.optimiser, &mut config.run);
-            match args.prepare(&config)? {
-                Some(job) => run_stage1(&config, &job),
+            match args.prepare(&config, config.data.val_pairs)? {
+                Some(job) => run_stage1(&config, job),
                 None => Ok(ExitCode::SUCCESS),
             }
         }
         StageArgs::Stage2 { unet, run: args } => {
             let mut config: Stage2Config = args.base_config()?;
             args.override_config(&mut config.data, &mut config.optimiser, &mut config.run);
-            let job = args.prepare(&config)?;
+            let job = args.prepare(&config, config.data.val_pairs)?;
             match (job, unet) {
-                (Some(job), Some(unet)) => run_stage2(&config, &unet, &job),
+                (Some(job), Some(unet)) => run_stage2(&config, &unet, job),
                 _ => Ok(ExitCode::SUCCESS),
             }
         }
     }
 }
 
-fn run_stage1(config: &Stage1Config, job: &Job) -> anyhow::Result<ExitCode> {
-    start(&Stage1::new(config, &job.dataset)?, config, job)
+fn run_stage1(_config: &Stage1Config, _job: Job) -> anyhow::Result<ExitCode> {
+    bail!("training stage I is not part of this build yet")
 }
 
-fn run_stage2(_config: &Stage2Config, _unet: &Path, _job: &Job) -> anyhow::Result<ExitCode> {
+fn run_stage2(_config: &Stage2Config, _unet: &Path, _job: Job) -> anyhow::Result<ExitCode> {
     bail!("training stage II is not part of this build yet")
-}
-
-/// Runs the task to its end, its time limit or Ctrl-C.
-fn start(task: &dyn Task, config: &impl Stage, job: &Job) -> anyhow::Result<ExitCode> {
-    let common = config.common();
-    let settings = RunConfig {
-        out: job.out.clone(),
-        steps: common.run.steps,
-        rate: common.rate.clone(),
-        update: Update { optimiser: common.optimiser.clone(), accumulate: common.data.accumulate },
-        seed: common.run.seed,
-        checkpoint_every: common.run.checkpoint_every,
-        sample_every: common.run.sample_every,
-        time_limit: job.time_limit,
-        resume: job.resume,
-        settings: format!("{}pairs = {:016x}\n", config.settings()?, job.dataset.fingerprint()),
-    };
-    let stop = stop_flag("stopping after this step with a checkpoint")?;
-    let mut progress = Progress::new(&job.out, task, config, stop)?;
-    let ending = run::run(task, &settings, &job.device, &mut progress)?;
-    progress.write_chart()?;
-    let (done, steps, out) = (progress.done(), common.run.steps, job.out.display());
-    Ok(match ending {
-        Ending::Done => {
-            eprintln!("{steps} steps done, the model is in {out}");
-            ExitCode::SUCCESS
-        }
-        Ending::TimeLimit => {
-            eprintln!("the time is up after step {done} of {steps}; go on with --resume");
-            ExitCode::SUCCESS
-        }
-        Ending::Stopped => {
-            eprintln!("stopped after step {done} of {steps}; go on with --resume");
-            ExitCode::from(130)
-        }
-    })
 }
 
 impl RunArgs {
     /// The configuration of the file, of the run that goes on, or the defaults.
     fn base_config<S: Stage>(&self) -> anyhow::Result<S> {
         let own = self.out.as_ref().filter(|_| self.resume).map(|out| out.join(CONFIG_FILE));
-        if let Some(out) = self.out.as_ref().filter(|out| self.resume && !out.join(CHECKPOINT).exists()) {
-            return Err(TrainError::NothingToResume(out.clone()).into());
+        if let Some(missing) = own.as_ref().filter(|path| !path.exists()) {
+            bail!("there is no run to resume: no {}", missing.display());
         }
         match self.config.as_ref().or(own.as_ref()) {
             Some(path) => S::load(path).with_context(|| path.display().to_string()),
@@ -190,18 +158,23 @@ impl RunArgs {
     }
 
     /// Checks the configuration, then prints it (`None`), or loads the pairs, opens the device and makes the folder.
-    fn prepare(&self, config: &impl Stage) -> anyhow::Result<Option<Job>> {
+    fn prepare(&self, config: &impl Stage, val_pairs: usize) -> anyhow::Result<Option<Job>> {
         config.check()?;
         let text = config.to_commented_toml()?;
         let Some(out) = self.out.clone().filter(|_| !self.print_config) else {
             super::say(text.trim_end())?;
             return Ok(None);
         };
-        let dataset = self.dataset()?.hold_out(config.common().data.val_pairs)?;
+        let file = out.join(CONFIG_FILE);
+        if file.exists() && !self.resume {
+            bail!("{} holds a run: add --resume to go on with it, or choose another --out", out.display());
+        }
+        let dataset = self.dataset()?.hold_out(val_pairs)?;
         let device = self.device.open()?;
         eprintln!("{} pairs to train on, {} held out", dataset.train.len(), dataset.validation.len());
         eprintln!("device: {}", device.describe());
         std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+        write_whole(&file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(Some(Job { dataset, device, out, resume: self.resume, time_limit: self.time_limit }))
     }
 

@@ -216,7 +216,9 @@ section! {
         seed: u64 = 0,
         /// A row of the log every so many steps, with the mean of the losses since the last.
         log_every: u64 = 200,
-        /// Sample pictures and the validation pairs' figures every so many steps; 0: never.
+        /// The loss on the validation pairs every so many steps; 0: never.
+        val_every: u64 = 2000,
+        /// A sample picture every so many steps; 0: never.
         sample_every: u64 = 2000,
         /// A checkpoint every so many steps, and one at the end.
         checkpoint_every: u64 = 10_000,
@@ -247,19 +249,6 @@ pub enum RateKind {
     Cosine,
 }
 
-/// The sections that all stages have.
-#[derive(Clone, Copy, Debug)]
-pub struct Common<'a> {
-    /// The batches.
-    pub data: &'a Data,
-    /// The update.
-    pub optimiser: &'a Optimiser,
-    /// The learning rate's schedule.
-    pub rate: &'a Rate,
-    /// The run.
-    pub run: &'a Run,
-}
-
 /// The configuration of one stage: its sections, their texts and their ranges.
 pub trait Stage: Serialize + DeserializeOwned + Default {
     /// The sections' names and texts.
@@ -270,27 +259,6 @@ pub trait Stage: Serialize + DeserializeOwned + Default {
     /// # Errors
     /// [`ConfigError::Value`], which names the key and says what it must be.
     fn check(&self) -> Result<(), ConfigError>;
-
-    /// The sections that all stages have.
-    fn common(&self) -> Common<'_>;
-
-    /// What a resumed run must share with its first part, a line `section.key = value` each: all but how long it is and what
-    /// it writes when, unless the learning rate's course depends on the length.
-    ///
-    /// # Errors
-    /// [`ConfigError::Type`] if a number is larger than TOML's, 2^63 - 1.
-    fn settings(&self) -> Result<String, ConfigError> {
-        let table = Table::try_from(self).map_err(|e| ConfigError::Type(e.to_string()))?;
-        let sections = table.iter().filter_map(|(name, section)| Some((name, section.as_table()?)));
-        let lines = sections.flat_map(|(name, section)| section.iter().map(move |(k, v)| (format!("{name}.{k}"), v)));
-        let by_length = matches!(self.common().rate.kind, RateKind::Linear | RateKind::Cosine);
-        let shared = |key: &str| match key {
-            "run.seed" => true,
-            "run.steps" => by_length,
-            _ => !key.starts_with("run."),
-        };
-        Ok(lines.filter(|(key, _)| shared(key)).map(|(key, value)| format!("{key} = {value}\n")).collect())
-    }
 
     /// The configuration of a TOML text; what it leaves out is the default. Ranges are [`Stage::check`]'s.
     ///
@@ -368,10 +336,6 @@ macro_rules! stage {
 
         impl Stage for $name {
             const SECTIONS: &'static [(&'static str, Docs)] = &[$((stringify!($section), $type::DOCS)),+];
-
-            fn common(&self) -> Common<'_> {
-                Common { data: &self.data, optimiser: &self.optimiser, rate: &self.rate, run: &self.run }
-            }
 
             fn check(&self) -> Result<(), ConfigError> {
                 $(self.$section.check()?;)+
@@ -628,17 +592,6 @@ mod tests {
         assert_eq!(one.unet.size().attention, [false, false, true, true, false]);
         let two = Stage2Config::parse("[optimiser]\nclip = 0.5\n[noise]\nn_timestep = 1000").unwrap();
         assert_eq!((two.optimiser.lr, two.noise.schedule), (1e-4, ScheduleKind::Linear));
-    }
-
-    #[test]
-    fn a_resumed_run_may_be_longer_unless_the_rate_depends_on_it() {
-        let settings = |text: &str| Stage1Config::parse(text).unwrap().settings().unwrap();
-        let plain = settings("");
-        assert!(plain.contains("optimiser.lr = 0.00001\n") && plain.contains("unet.channel_mults = [1, 1, 1, 1, 2]\n"));
-        assert_eq!(settings("[run]\nsteps = 5\nlog_every = 1"), plain);
-        assert_ne!(settings("[run]\nseed = 5"), plain);
-        let cosine = |steps| settings(&format!("[run]\nsteps = {steps}\n[rate]\nkind = \"cosine\""));
-        assert_ne!(cosine(5), cosine(6));
     }
 
     #[test]
