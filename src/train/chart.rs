@@ -13,7 +13,7 @@ const BOTTOM: usize = HEIGHT - 50;
 /// Pixels a font pixel.
 const SCALE: usize = 2;
 /// Share of the points that the smoothed line's exponential mean looks back on.
-const MEMORY: f64 = 0.03;
+const MEMORY: f64 = 0.05;
 
 const PAPER: [u8; 3] = [255; 3];
 const INK: [u8; 3] = [40; 3];
@@ -130,7 +130,7 @@ fn grid(canvas: &mut Canvas, axes: &Axes) {
     }
     canvas.fill(LEFT..LEFT + 2, TOP..BOTTOM, INK);
     canvas.fill(LEFT..RIGHT, BOTTOM..BOTTOM + 2, INK);
-    canvas.write("step", RIGHT - width("step")..WIDTH, BOTTOM + 5 * half / 2, SCALE, INK);
+    canvas.write("step", RIGHT - width("step")..WIDTH, BOTTOM + 4 * half, SCALE, INK);
 }
 
 /// Losses with a grid line: powers of ten, with their 2 and 5 or every unit between if there are few.
