@@ -126,13 +126,23 @@ fn a_case_without_results_is_a_failure() {
 }
 
 #[test]
-fn gradients_are_not_checked_or_fail() {
+fn gradients_are_checked_unless_only_the_forward_pass_is() {
     let folder = tempfile::tempdir().unwrap();
     let mut tensors = conv_tensors();
-    tensors.push(("grad.in.x", vec![1, 2, 1, 3], vec![0.0; 6]));
-    let path = write(folder.path(), "conv", conv_config(), &tensors);
-    assert_eq!(verify(&path, &Device::Cpu, true).counts(), counts(2, 0, 1));
-    assert_eq!(verify(&path, &Device::Cpu, false).counts(), counts(2, 1, 0));
+    // By x each weight times w.y, by the weights the sums of x times w.y, by the bias the sum of w.y.
+    tensors.push(("grad.in.x", vec![1, 2, 1, 3], vec![2.0, -4.0, 8.0, -1.0, 2.0, -4.0]));
+    tensors.push(("grad.param.weight", vec![1, 2, 1, 1], vec![9.0, 22.0]));
+    tensors.push(("grad.param.bias", vec![1], vec![3.0]));
+    let run = |tensors: &Tensors, forward_only: bool| {
+        let path = write(folder.path(), "conv", conv_config(), tensors);
+        verify(&path, &Device::Cpu, forward_only).counts()
+    };
+    assert_eq!(run(&tensors, true), counts(2, 0, 3));
+    assert_eq!(run(&tensors, false), counts(5, 0, 0));
+    tensors[7].2[1] = 22.01;
+    assert_eq!(run(&tensors, false), counts(4, 1, 0));
+    tensors.push(("grad.in.y", vec![1], vec![3.0]));
+    assert_eq!(run(&tensors, false), counts(4, 2, 0));
     let path = write(folder.path(), "loss", json!({ "loss": "L1" }), &tensors);
     assert_eq!(verify(&path, &Device::Cpu, true).counts(), counts(0, 0, 3));
     assert_eq!(verify(&path, &Device::Cpu, false).counts(), counts(0, 3, 0));

@@ -17,6 +17,20 @@ use crate::verify::{CaseError, Check, Comparison, Counts, Outcome, Report, find_
 /// reference computed. Operations and blocks must come within a relative L2 error of 1e-5, networks and pipelines within
 /// 1e-4, or 10 times the case's noise floor where that is larger; 8-bit images within one grey level.
 ///
+/// Gradients are taken of the graph as training runs it, of the sum of the outputs times their weights w.* or of the
+/// case's loss, and must come within 1e-4, or 10 times the noise floor. Where that would let zeros pass, the gradient is
+/// nothing but rounding, and each element must come within 10 times the reference's own largest error.
+///
+/// A loss of DM-FNet with flat areas picks sources there by the sign of a rounded variance (the reference's NaN), so
+/// its noise floor is about 1% and the tolerance of out.* and grad.* accordingly wide; out_clamped.* and
+/// grad_clamped.*, where variances end at zero, have no such excuse.
+///
+/// Training steps: every loss within 1e-4 of itself, the first step's gradients within 1e-4. Adam moves a weight by about
+/// the learning rate whatever the size of its gradient, so rounding decides the way of a weight whose gradient is of
+/// rounding size: one that is not over 100 times the reference's largest error of its tensor in the first step. Such
+/// a final weight may be off by 2 learning rates for each step, in either direction; the others of its tensor must come within
+/// a relative L2 error of 1e-4 and none of them may be off by more than half a learning rate.
+///
 /// The last line is the count of tensors, "N passed, N failed, N not checked". The tensors of a case that cannot be run
 /// count as failed, and as one failure where they cannot be read. Any failure makes the exit code 1.
 #[derive(Debug, Args)]
@@ -24,7 +38,7 @@ pub struct VerifyArgs {
     /// Cases (either of their files, or their common name), or folders of them, which are searched to any depth
     #[arg(required = true, value_name = "CASE")]
     cases: Vec<PathBuf>,
-    /// Check outputs and activations only: gradients and what else training computes count as not checked
+    /// Check outputs and activations only: losses, gradients and what else training computes count as not checked
     #[arg(long)]
     forward: bool,
     /// List the activations in the order of the graph and name the first that drifts

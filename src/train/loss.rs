@@ -92,6 +92,15 @@ fn covariance(g: &mut Graph, [a, mean_a]: [NodeId; 2], [b, mean_b]: [NodeId; 2])
     g.apply("ssim.covariance", Pointwise::build(|[ab, a, b]| ab - a * b), &[product, mean_a, mean_b])
 }
 
+/// The variance around each pixel under the Gaussian window, which rounding can make negative where an image is flat.
+///
+/// # Errors
+/// [`GraphError`] if `x` has more than one channel.
+pub fn local_variance(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+    let x = [x, blur(g, x)?];
+    covariance(g, x, x)
+}
+
 /// The mean structural similarity of two one-channel images (Wang et al. 2004), window 11, sigma 1.5, zeros beyond the
 /// border (`ssim_swinfusion` of the reference).
 ///
@@ -172,8 +181,23 @@ pub struct FusionLoss {
     pub intensity: NodeId,
     /// The weighted distance of the edges and lack of similarity (`loss_grad`).
     pub gradient: NodeId,
+    /// The distance of the edges itself.
+    pub edges: NodeId,
     /// The similarity itself.
     pub ssim: NodeId,
+}
+
+/// The mean distance of a fused image to the brighter of its sources, pixel by pixel.
+fn intensity_distance(g: &mut Graph, fused: NodeId, mri: NodeId, other: NodeId) -> Result<NodeId, GraphError> {
+    let brighter = g.apply("brighter", Pointwise::build(|[a, b]| a.max(b)), &[other, mri])?;
+    l1(g, "intensity", fused, brighter)
+}
+
+/// The mean distance of a fused image's edges to the stronger of its sources', pixel by pixel.
+fn edge_distance(g: &mut Graph, fused: NodeId, mri: NodeId, other: NodeId) -> Result<NodeId, GraphError> {
+    let (edges_m, edges_o, edges_f) = (sobel_abs(g, mri)?, sobel_abs(g, other)?, sobel_abs(g, fused)?);
+    let stronger = g.apply("stronger", Pointwise::build(|[a, b]| a.max(b)), &[edges_o, edges_m])?;
+    l1(g, "edges", edges_f, stronger)
 }
 
 /// Stage II's loss: images `[n, 1, h, w]` in [-1, 1].
@@ -187,16 +211,39 @@ pub fn fusion_loss(
     mri: NodeId,
     other: NodeId,
 ) -> Result<FusionLoss, GraphError> {
-    let max = || Pointwise::build(|[a, b]| a.max(b));
-    let brighter = g.apply("brighter", max(), &[other, mri])?;
-    let distance = l1(g, "intensity", fused, brighter)?;
+    let distance = intensity_distance(g, fused, mri, other)?;
     let intensity = g.apply("intensity", Pointwise::build(|[x]| x.affine(cfg.intensity, 0.0)), &[distance])?;
-    let (edges_m, edges_o, edges_f) = (sobel_abs(g, mri)?, sobel_abs(g, other)?, sobel_abs(g, fused)?);
-    let stronger = g.apply("stronger", max(), &[edges_o, edges_m])?;
-    let edges = l1(g, "edges", edges_f, stronger)?;
+    let edges = edge_distance(g, fused, mri, other)?;
     let ssim = structure_ssim(g, fused, mri, other, cfg.nan_switch)?;
     let weighted = Pointwise::build(|[edges, ssim]| edges.affine(cfg.gradient, 0.0) + ssim.affine(-cfg.ssim, cfg.ssim));
     let gradient = g.apply("gradient", weighted, &[edges, ssim])?;
     let total = g.apply("total", Pointwise::add(), &[intensity, gradient])?;
-    Ok(FusionLoss { total, intensity, gradient, ssim })
+    Ok(FusionLoss { total, intensity, gradient, edges, ssim })
+}
+
+/// The nodes of LKC-FUNet's loss, each `[1, 1, 1, 1]`.
+#[derive(Clone, Copy, Debug)]
+pub struct LkcLoss {
+    /// The sum of the parts.
+    pub total: NodeId,
+    /// The distance to the brighter source (`loss_in`).
+    pub intensity: NodeId,
+    /// The distance of the edges (`loss_grad`).
+    pub gradient: NodeId,
+    /// What the mean similarity to both sources lacks to 1 (`loss_ssim`).
+    pub ssim: NodeId,
+}
+
+/// The loss that LKC-FUNet is trained with (`losses/DMFNet_loss.py` of its repository): images `[n, 1, h, w]`.
+///
+/// # Errors
+/// [`GraphError`] if the shapes differ.
+pub fn lkc_loss(g: &mut Graph, fused: NodeId, mri: NodeId, other: NodeId) -> Result<LkcLoss, GraphError> {
+    let intensity = intensity_distance(g, fused, mri, other)?;
+    let gradient = edge_distance(g, fused, mri, other)?;
+    let (like_m, like_o) = (ssim(g, mri, fused)?, ssim(g, other, fused)?);
+    let lack = Pointwise::build(|[m, o]| m.affine(-0.5, 0.5) + o.affine(-0.5, 0.5));
+    let ssim = g.apply("ssim", lack, &[like_m, like_o])?;
+    let total = g.apply("total", Pointwise::build(|[a, b, c]| a + b + c), &[intensity, ssim, gradient])?;
+    Ok(LkcLoss { total, intensity, gradient, ssim })
 }

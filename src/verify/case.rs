@@ -92,6 +92,8 @@ struct Sidecar {
     #[serde(default)]
     train: bool,
     weights: Option<OneOrMany>,
+    /// `in.* of FILE`.
+    features: Option<String>,
     tensors: BTreeMap<String, (String, Vec<usize>)>,
     #[serde(default)]
     noise_floor: BTreeMap<String, NoiseFloor>,
@@ -106,6 +108,8 @@ pub struct Case {
     pub train: bool,
     /// The files of weights.
     pub weights: Vec<PathBuf>,
+    /// The case whose inputs are also this one's.
+    pub features: Option<PathBuf>,
     /// All tensors by name.
     pub tensors: BTreeMap<String, Array>,
     /// The noise floors by tensor.
@@ -204,7 +208,9 @@ impl Case {
             Some(OneOrMany::One(path)) => vec![folder.join(path)],
             Some(OneOrMany::Many(paths)) => paths.iter().map(|p| folder.join(p)).collect(),
         };
-        Ok(Self { config: sidecar.config, train: sidecar.train, weights, tensors, noise_floor: sidecar.noise_floor })
+        let features = sidecar.features.and_then(|f| f.rsplit(' ').next().map(|name| stem(&folder.join(name))));
+        let Sidecar { config, train, noise_floor, .. } = sidecar;
+        Ok(Self { config, train, weights, features, tensors, noise_floor })
     }
 
     /// The float32 tensor `name`.

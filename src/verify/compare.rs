@@ -49,15 +49,21 @@ impl Tolerance {
     /// The tolerance of the tensor `name`: relative L2 1e-5 for operations and blocks, 1e-4 for models and pipelines,
     /// or 10 times the noise floor where that is larger; 1e-12 (float64) and 1e-6 (float32) for schedules. Images that
     /// a network had a part in may be off by one grey level, those that are integer arithmetic alone by none.
+    /// Gradients, whatever of, are as models; where they are nothing but rounding, so that zeros would be close enough,
+    /// each element may be off by 10 times the reference's largest error.
     pub fn of(name: &str, expected: &Array, scale: Scale, floor: Option<NoiseFloor>) -> Self {
+        let gradient = name.starts_with("grad");
+        if let Some(floor) = floor.filter(|f| gradient && 10.0 * f.rel_l2 >= 1.0) {
+            return Self::Absolute(10.0 * floor.max_abs_err);
+        }
         let floor = floor.map_or(0.0, |f| 10.0 * f.rel_l2);
         match (&expected.values, scale) {
             (Values::U8(_), _) => Self::GreyLevels(u8::from(name.starts_with("out."))),
             (Values::I64(_), _) => Self::Absolute(0.0),
             (Values::F64(_), Scale::Schedule) => Self::RelativeL2(1e-12),
             (_, Scale::Schedule) => Self::RelativeL2(1e-6),
-            (_, Scale::Op) => Self::RelativeL2(floor.max(1e-5)),
-            (_, Scale::Model) => Self::RelativeL2(floor.max(1e-4)),
+            (_, Scale::Op) if !gradient => Self::RelativeL2(floor.max(1e-5)),
+            _ => Self::RelativeL2(floor.max(1e-4)),
         }
     }
 }
@@ -178,6 +184,13 @@ mod tests {
         assert_eq!(of(Scale::Op, Some(FLOOR)), Tolerance::RelativeL2(10.0 * 3e-5));
         assert_eq!(of(Scale::Model, None), Tolerance::RelativeL2(1e-4));
         assert_eq!(of(Scale::Schedule, Some(FLOOR)), Tolerance::RelativeL2(1e-6));
+        let gradient = |rel_l2| {
+            let floor = NoiseFloor { max_abs_err: 0.5, rel_l2 };
+            Tolerance::of("grad.in.x", &f32s, Scale::Op, Some(floor))
+        };
+        assert_eq!(gradient(1e-7), Tolerance::RelativeL2(1e-4));
+        assert_eq!(gradient(0.05), Tolerance::RelativeL2(0.5));
+        assert_eq!(gradient(1e8), Tolerance::Absolute(5.0));
         let image = |name| Tolerance::of(name, &u8s, Scale::Model, None);
         assert_eq!(image("out.fused_u8"), Tolerance::GreyLevels(1));
         assert_eq!(image("act.other_l_u8"), Tolerance::GreyLevels(0));

@@ -8,6 +8,7 @@ use crate::imaging::ImagingError;
 use crate::models::dm_fnet::ModelError;
 use crate::models::fusion_head::NotAHead;
 use crate::models::unet::NotAUnet;
+use crate::train::step::StepError;
 use crate::weights::WeightsError;
 
 /// Why a golden case cannot be run.
@@ -72,6 +73,9 @@ pub enum CaseError {
     /// The network cannot run on this device.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The training step cannot be built or run.
+    #[error(transparent)]
+    Step(#[from] StepError),
     /// The case's images cannot be used.
     #[error(transparent)]
     Imaging(#[from] ImagingError),

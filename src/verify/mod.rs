@@ -2,7 +2,7 @@
 //!
 //! A case is `NAME.safetensors`, whose tensors are inputs (`in.*`), parameters of an operation (`param.*`), outputs
 //! (`out.*`), outputs of modules on the way (`act.MODULE`, `#2` at the module's second call), weights of the loss
-//! (`w.*`) and gradients (`grad.*`), and `NAME.json` with its configuration, its files of weights and for each tensor
+//! (`w.*`) and gradients (`grad.*`), statistics and weights after training (`after.*`, `out.final.*`), and `NAME.json` with its configuration, its files of weights and for each tensor
 //! its noise floor: how far the reference in float32 is from itself in float64.
 
 mod case;
@@ -11,6 +11,7 @@ mod error;
 mod models;
 mod network;
 mod ops;
+mod training;
 
 use std::path::Path;
 use std::time::Instant;
@@ -125,7 +126,10 @@ enum Subject<'a> {
     Head,
     Pipeline,
     Schedule,
-    Training,
+    Loss(&'a str),
+    Optimiser,
+    Stage1,
+    Stage2,
     Lkc,
     Unknown(String),
 }
@@ -134,11 +138,15 @@ impl<'a> Subject<'a> {
     fn of(case: &'a Case) -> Self {
         let config = Config(&case.config);
         let has = |key: &str| case.config.get(key).is_some();
-        if has("optimizer") || has("loss") || case.train {
-            return Self::Training;
+        match config.word("loss") {
+            Some(loss) => return Self::Loss(loss),
+            None if !has("optimizer") => {}
+            None if has("unet") => return Self::Stage1,
+            None if has("head") => return Self::Stage2,
+            None if has("net") => return Self::Lkc,
+            None => return Self::Optimiser,
         }
         match (config.word("op"), config.word("net")) {
-            (Some(op), _) if ops::is_for_training(op) => Self::Training,
             (Some(op), _) => Self::Op(op),
             (_, Some("UNet")) => Self::Unet,
             (_, Some("Fusion_Head")) => Self::Head,
@@ -153,14 +161,27 @@ impl<'a> Subject<'a> {
         }
     }
 
-    fn run(&self, case: &Case, device: &Device) -> Result<Results, CaseError> {
+    /// Whether training alone has a use for it.
+    fn is_training(&self, case: &Case) -> bool {
         match self {
-            Self::Op(op) => ops::run(case, op, device),
+            Self::Loss(_) | Self::Optimiser | Self::Stage1 | Self::Stage2 => true,
+            Self::Op(op) => case.train || ops::is_for_training(op),
+            Self::Lkc => case.config.get("optimizer").is_some(),
+            _ => false,
+        }
+    }
+
+    fn run(&self, case: &Case, device: &Device, forward_only: bool) -> Result<Results, CaseError> {
+        match self {
+            Self::Op(op) => ops::run(case, op, device, forward_only),
             Self::Unet => models::run_unet(case, device),
-            Self::Head => models::run_head(case, device),
+            Self::Head => models::run_head(case, device, forward_only),
             Self::Pipeline => models::run_pipeline(case, device),
             Self::Schedule => models::run_schedule(case),
-            Self::Training => Err(CaseError::Unimplemented("training".into())),
+            Self::Loss(loss) => training::run_loss(case, loss, device),
+            Self::Optimiser => training::run_optimiser(case, device),
+            Self::Stage1 => training::run_stage1(case, device),
+            Self::Stage2 => training::run_stage2(case, device),
             Self::Lkc => Err(CaseError::Unimplemented("LKC-FUNet".into())),
             Self::Unknown(name) => Err(CaseError::Unknown(name.clone())),
         }
@@ -190,8 +211,7 @@ fn role(name: &str) -> Role {
 }
 
 /// Runs the case whose files have the name `path` and the endings `.safetensors` and `.json`, and compares. With
-/// `forward_only`, gradients and all else that training computes are not checked; without, they fail as long as medfuse
-/// does not compute them.
+/// `forward_only`, gradients and all else that training computes are not checked.
 pub fn verify(path: &Path, device: &Device, forward_only: bool) -> Report {
     let start = Instant::now();
     let mut report = match Case::load(path) {
@@ -205,10 +225,10 @@ pub fn verify(path: &Path, device: &Device, forward_only: bool) -> Report {
 
 fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
     let subject = Subject::of(case);
-    let training = matches!(subject, Subject::Training);
+    let training = subject.is_training(case);
     let outcome = match training && forward_only {
         true => Ok(Results::new(Scale::Op)),
-        false => subject.run(case, device),
+        false => subject.run(case, device, forward_only),
     };
     let mut checks = Vec::new();
     for (name, expected) in &case.tensors {
@@ -218,8 +238,7 @@ fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
             (Role::Training, _) if forward_only => Outcome::NotChecked,
             (Role::Forward, _) if forward_only && training => Outcome::NotChecked,
             (_, Err(_)) => Outcome::Failed("the case could not be run".into()),
-            (Role::Training, Ok(_)) => Outcome::Failed("gradients are not implemented yet".into()),
-            (Role::Forward, Ok(results)) => compare(case, name, expected, results),
+            (_, Ok(results)) => compare(case, name, expected, results),
         };
         checks.push(Check { name: name.clone(), dims: expected.dims.clone(), outcome });
     }
@@ -231,6 +250,9 @@ fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
 }
 
 fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outcome {
+    if let Some(outcome) = results.outcomes.get(name) {
+        return outcome.clone();
+    }
     let floor = case.noise_floor.get(name).copied();
     let loss_weights = || case.tensors.keys().any(|n| n.starts_with("w."));
     if name == "out.loss" && loss_weights() {

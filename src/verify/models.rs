@@ -18,7 +18,8 @@ use crate::models::unet::{UnetConfig, unet};
 use crate::tensor::Shape;
 use crate::weights::Weights;
 
-fn weights(case: &Case, count: usize) -> Result<Vec<Weights>, CaseError> {
+/// The case's files of weights, of which there must be `count`.
+pub(super) fn weights(case: &Case, count: usize) -> Result<Vec<Weights>, CaseError> {
     if case.weights.len() != count {
         let reason = format!("{count} files of weights are needed, it names {}", case.weights.len());
         return Err(CaseError::tensor("weights", reason));
@@ -27,12 +28,12 @@ fn weights(case: &Case, count: usize) -> Result<Vec<Weights>, CaseError> {
 }
 
 /// The network's weights by name.
-fn params(weights: &Weights) -> std::collections::BTreeMap<String, crate::tensor::Tensor> {
+pub(super) fn params(weights: &Weights) -> std::collections::BTreeMap<String, crate::tensor::Tensor> {
     weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
 /// x_t of each batch item from x_0, its noise and its level.
-fn noisy(x_0: &[f32], levels: &[f32], noise: &[f32]) -> Vec<f32> {
+pub(super) fn noisy(x_0: &[f32], levels: &[f32], noise: &[f32]) -> Vec<f32> {
     let item = x_0.len() / levels.len().max(1);
     let items = x_0.chunks(item.max(1)).zip(noise.chunks(item.max(1))).zip(levels);
     items.flat_map(|((x, z), level)| q_sample(x, *level, z)).collect()
@@ -60,28 +61,38 @@ pub(super) fn run_unet(case: &Case, device: &Device) -> Result<Results, CaseErro
 }
 
 /// Computes the case of a fusion head: `in.MODALITY.STEP.sSCALE` to `out.fused`.
-pub(super) fn run_head(case: &Case, device: &Device) -> Result<Results, CaseError> {
+pub(super) fn run_head(case: &Case, device: &Device, forward_only: bool) -> Result<Results, CaseError> {
     let weights = weights(case, 1)?.swap_remove(0);
-    let config = HeadConfig::from_weights(&weights)?;
-    let mut scales = Config(&case.config).counts("feat_scales")?;
+    let network = head(&weights, &case.config, case)?;
+    let mut results = network.run(case, device, Scale::Model)?;
+    if !forward_only {
+        network.differentiate(case, device, &mut results)?;
+    }
+    Ok(results)
+}
+
+/// A fusion head on the features that are inputs of the case `features`; its output is `out.fused`.
+pub(super) fn head(weights: &Weights, config: &Value, features: &Case) -> Result<Network, CaseError> {
+    let mut scales = Config(config).counts("feat_scales")?;
+    let config = HeadConfig::from_weights(weights)?;
     if scales.len() != config.dims.len() {
         let reason = format!("{} scales for a head of {} levels", scales.len(), config.dims.len());
         return Err(CaseError::config("feat_scales", reason));
     }
     // The largest index is the coarsest map, which comes first.
     scales.sort_by(|a, b| b.cmp(a));
-    let mut network = Network { params: params(&weights), ..Network::default() };
-    let mut features = [Vec::new(), Vec::new()];
-    for (modality, features) in MODALITIES.iter().zip(&mut features) {
+    let mut network = Network { params: params(weights), ..Network::default() };
+    let mut maps = [Vec::new(), Vec::new()];
+    for (modality, maps) in MODALITIES.iter().zip(&mut maps) {
         for step in 0..config.time_steps {
-            let of_step = scales.iter().map(|s| network.input(case, &format!("{modality}.{step}.s{s}")));
-            features.push(of_step.collect::<Result<Vec<_>, _>>()?);
+            let of_step = scales.iter().map(|s| network.input(features, &format!("{modality}.{step}.s{s}")));
+            maps.push(of_step.collect::<Result<Vec<_>, _>>()?);
         }
     }
-    let [mri, other] = &features;
+    let [mri, other] = &maps;
     let fused = fusion_head(&mut network.graph, &config, mri, other)?;
     network.outputs.push(("out.fused".into(), fused));
-    network.run(case, device, Scale::Model)
+    Ok(network)
 }
 
 /// The configuration of a noise schedule, with a number of steps that memory has room for.

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::Outcome;
 use super::case::{Array, Case, Values};
 use super::compare::Scale;
 use super::error::CaseError;
 use crate::device::Device;
-use crate::graph::{Graph, NodeId};
+use crate::graph::fuse::fuse;
+use crate::graph::{Graph, Kind, NodeId, gradients};
 use crate::tensor::{Shape, Tensor};
 
 /// What was computed for a case.
@@ -14,8 +16,11 @@ use crate::tensor::{Shape, Tensor};
 pub(super) struct Results {
     /// By which the tolerance is chosen.
     pub scale: Scale,
-    /// The results under the names that the case has for them: `out.*`, `act.*`, and `in.*` that were derived from others.
+    /// The results under the names that the case has for them: `out.*`, `act.*`, `grad.*` and so on, and `in.*` that
+    /// were derived from others.
     pub arrays: BTreeMap<String, Array>,
+    /// What became of tensors that are not compared in the way of all others.
+    pub outcomes: BTreeMap<String, Outcome>,
     /// The activations' names, in the order of the graph.
     pub order: Vec<String>,
 }
@@ -23,7 +28,7 @@ pub(super) struct Results {
 impl Results {
     /// No results yet.
     pub fn new(scale: Scale) -> Self {
-        Self { scale, arrays: BTreeMap::new(), order: Vec::new() }
+        Self { scale, arrays: BTreeMap::new(), outcomes: BTreeMap::new(), order: Vec::new() }
     }
 
     /// Adds a float32 result of this shape.
@@ -48,6 +53,8 @@ pub(super) struct Network {
     pub outputs: Vec<(String, NodeId)>,
     /// Module names begin with this where the case's do not.
     pub prefix: &'static str,
+    /// Weights begin with this where the case's do not.
+    pub param_prefix: &'static str,
 }
 
 impl Network {
@@ -105,5 +112,73 @@ impl Network {
             }
         }
         Ok(results)
+    }
+
+    /// The gradients by `wrt` of the sum of `seeds`, nodes times weights of their elements, `None` where there is none.
+    /// They are taken of the fused graph, as training takes them.
+    pub fn gradients(
+        &self,
+        device: &Device,
+        seeds: &[(NodeId, Vec<f32>)],
+        wrt: &[NodeId],
+    ) -> Result<Vec<Option<Vec<f32>>>, CaseError> {
+        let kept: Vec<NodeId> = seeds.iter().map(|(id, _)| *id).chain(wrt.iter().copied()).collect();
+        let (mut graph, kept) = fuse(&self.graph, &kept);
+        let (summed, wrt) = kept.split_at(seeds.len());
+        let mut inputs: Vec<(String, &[f32])> = self.inputs.iter().map(|(n, v)| (n.clone(), v.as_slice())).collect();
+        let mut pairs = Vec::with_capacity(seeds.len());
+        for (i, (&id, (_, weights))) in summed.iter().zip(seeds).enumerate() {
+            let name = format!("w.{i}");
+            let shape = graph.shape(id);
+            pairs.push((id, graph.input(&name, shape)));
+            inputs.push((name, weights));
+        }
+        let found = gradients(&mut graph, &pairs, wrt)?;
+        let outputs: Vec<NodeId> = found.iter().flatten().copied().collect();
+        let executable = device.compile(&graph, &outputs, &self.params)?;
+        let inputs = inputs.iter().map(|(n, v)| (n.as_str(), *v));
+        let mut values = executable.run(&inputs.collect::<Vec<_>>())?.into_iter();
+        Ok(found.into_iter().map(|grad| grad.and_then(|_| values.next())).collect())
+    }
+
+    /// Adds the gradients that the case has, `grad.in.*` and `grad.param.*`, of its loss: the sum of `w.* * out.*`.
+    pub fn differentiate(&self, case: &Case, device: &Device, results: &mut Results) -> Result<(), CaseError> {
+        let mut wanted = Vec::new();
+        for name in case.tensors.keys() {
+            let found = match (name.strip_prefix("grad.in."), name.strip_prefix("grad.param.")) {
+                (Some(input), _) => self.input_node(input).map(|id| (id, format!("in.{input}"))),
+                (_, Some(key)) => {
+                    let id = self.graph.params().get(&format!("{}{key}", self.param_prefix));
+                    id.map(|id| (*id, format!("param.{key}")))
+                }
+                _ => None,
+            };
+            wanted.extend(found.map(|(id, of)| (name, id, of)));
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut seeds = Vec::new();
+        for (name, id) in &self.outputs {
+            let weights = name.strip_prefix("out.").map(|of| format!("w.{of}"));
+            if let Some(weights) = weights.filter(|w| case.tensors.contains_key(w)) {
+                seeds.push((*id, case.f32(&weights)?.1.to_vec()));
+            }
+        }
+        let wrt: Vec<NodeId> = wanted.iter().map(|(_, id, _)| *id).collect();
+        let found = self.gradients(device, &seeds, &wrt)?;
+        for ((name, id, of), values) in wanted.into_iter().zip(found) {
+            // A gradient has the dimensions of what it is by, which the graph may have read otherwise.
+            let dims = case.tensors.get(&of).map_or(self.graph.shape(id).0.to_vec(), |given| given.dims.clone());
+            if let Some(values) = values {
+                results.arrays.insert(name.clone(), Array { dims, values: Values::F32(values) });
+            }
+        }
+        Ok(())
+    }
+
+    fn input_node(&self, name: &str) -> Option<NodeId> {
+        let mut nodes = self.graph.nodes().iter();
+        nodes.position(|node| matches!(node.kind, Kind::Input) && node.name == name).map(NodeId)
     }
 }

@@ -21,6 +21,7 @@ use crate::ops::reduce::{ChannelMax, ChannelMean, GlobalAvgPool};
 use crate::ops::resize::{UpsampleBilinear2, UpsampleNearest2};
 use crate::ops::softmax::{Axis, Softmax};
 use crate::tensor::Shape;
+use crate::train::loss;
 
 /// Groups of the norms in blocks whose case does not say: the reference's default.
 const NORM_GROUPS: usize = 32;
@@ -36,13 +37,16 @@ pub(super) fn is_for_training(op: &str) -> bool {
 }
 
 /// Computes the case of the operation or block `op`.
-pub(super) fn run(case: &Case, op: &str, device: &Device) -> Result<Results, CaseError> {
+pub(super) fn run(case: &Case, op: &str, device: &Device, forward_only: bool) -> Result<Results, CaseError> {
     let mut block = Block { case, config: Config(&case.config), network: Network::default(), dims: None };
     // Parameters first: blocks may rename them.
     block.network.params = case.params("param.");
     let y = block.build(op)?;
     block.network.outputs.push(("out.y".into(), y));
     let mut results = block.network.run(case, device, Scale::Op)?;
+    if !forward_only {
+        block.network.differentiate(case, device, &mut results)?;
+    }
     if let (Some(dims), Some(y)) = (block.dims, results.arrays.get_mut("out.y")) {
         y.dims = dims;
     }
@@ -89,7 +93,9 @@ impl Block<'_> {
             "head_block" => self.head_block(),
             "three_att_block" => self.three_att_block(),
             "attention_block2" => self.attention_block2(),
-            _ if UNIMPLEMENTED.contains(&op) || is_for_training(op) => Err(CaseError::Unimplemented(op.to_owned())),
+            "sobel_abs" => self.sobel_abs(),
+            "ssim" => self.ssim(),
+            _ if UNIMPLEMENTED.contains(&op) => Err(CaseError::Unimplemented(op.to_owned())),
             _ => Err(CaseError::Unknown(op.to_owned())),
         }
     }
@@ -197,7 +203,31 @@ impl Block<'_> {
 
     fn batch_norm(&mut self) -> Built {
         let norm = BatchNorm { eps: self.config.number("eps")?, activation: Activation::None };
-        self.of_x_by_channel(norm, &["weight", "bias", "running_mean", "running_var"])
+        let names = ["weight", "bias", "running_mean", "running_var"];
+        if !self.case.train {
+            return self.of_x_by_channel(norm, &names);
+        }
+        let x = self.input("x")?;
+        let g = &mut self.network.graph;
+        let channels = Shape::new(1, g.shape(x).c(), 1, 1);
+        let [weight, bias, mean, variance] = names.map(|name| g.param(name, channels));
+        let norm = norm.training(g, "y", [x, weight?, bias?, mean?, variance?])?;
+        for (name, id) in [("after.running_mean", norm.running_mean), ("after.running_var", norm.running_var)] {
+            self.network.outputs.push((name.into(), id));
+        }
+        Ok(norm.y)
+    }
+
+    fn sobel_abs(&mut self) -> Built {
+        self.network.params.extend(loss::constants());
+        let x = self.input("x")?;
+        Ok(loss::sobel_abs(&mut self.network.graph, x)?)
+    }
+
+    fn ssim(&mut self) -> Built {
+        self.network.params.extend(loss::constants());
+        let (a, b) = (self.input("a")?, self.input("b")?);
+        Ok(loss::ssim(&mut self.network.graph, a, b)?)
     }
 
     /// A softmax over any dimension of any number of them: over rows if it is the last, else over channels.
@@ -238,6 +268,7 @@ impl Block<'_> {
         let dim = self.config.count("dim")?;
         let level = self.input("noise_level")?;
         let params = std::mem::take(&mut self.network.params);
+        self.network.param_prefix = "noise_level_mlp.";
         let renamed = params.into_iter().map(|(k, v)| (format!("noise_level_mlp.{k}"), v));
         self.network.params = renamed.collect();
         Ok(noise_level_mlp(&mut self.network.graph, dim, level)?)

@@ -315,6 +315,8 @@ impl Op for Pointwise {
                 place.push(program.len() - 1);
             }
         }
+        // The value is the last instruction's, which may be this operation's own.
+        program.truncate(place[place.len() - 1] + 1);
         Some(Arc::new(Self { program, inputs }))
     }
 
@@ -525,5 +527,19 @@ mod tests {
             out
         };
         assert_eq!(run(joined), run(&by_hand));
+    }
+
+    #[test]
+    fn a_joined_value_that_is_returned_as_it_is() {
+        let spread = Pointwise::build(|[_, dy]| dy);
+        let shapes = [Shape::new(1, 1, 1, 1); 4];
+        let square = Pointwise::build(|[a]| a.clone() * a);
+        let both = square.absorb_consumer(&spread, 0, &shapes[..2]).expect("pointwise joins pointwise");
+        let double = Pointwise::build(|[dy]| dy.affine(2.0, 0.0));
+        let both = double.absorb_consumer(both.as_ref(), 1, &shapes[..2]).expect("pointwise joins pointwise");
+        let (views, mut out) = ([[3.0f32], [5.0]], [0f32]);
+        let views: Vec<View> = views.iter().map(|v| View::contiguous(v, shapes[0])).collect();
+        both.cpu(&views, ViewMut::contiguous(&mut out, shapes[0]));
+        assert_eq!(out, [6.0]);
     }
 }
