@@ -11,7 +11,7 @@ use super::train_progress::{CONFIG_FILE, Progress};
 use super::{DeviceArgs, stop_flag};
 use crate::device::Device;
 use crate::train::config::{Data, Optimiser, Run, Stage, Stage1Config, Stage2Config};
-use crate::train::data::Dataset;
+use crate::train::data::{Dataset, fnv1a};
 use crate::train::optim::Update;
 use crate::train::run::{self, CHECKPOINT, Ending, RunConfig, Task, TrainError};
 use crate::train::stage1::Stage1;
@@ -126,15 +126,19 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn run_stage1(config: &Stage1Config, job: &Job) -> anyhow::Result<ExitCode> {
-    start(&Stage1::new(config, &job.dataset, &job.device)?, config, job)
+    start(&Stage1::new(config, &job.dataset, &job.device)?, config, job, "")
 }
 
 fn run_stage2(config: &Stage2Config, unet: &Path, job: &Job) -> anyhow::Result<ExitCode> {
-    start(&Stage2::new(config, Weights::load(unet)?, &job.dataset, &job.device)?, config, job)
+    // Another UNet's features would pass for this one's after a resume: the shapes are the same.
+    let bytes = std::fs::read(unet).with_context(|| format!("cannot read {}", unet.display()))?;
+    let shared = format!("unet = {:016x}\n", fnv1a(&bytes));
+    start(&Stage2::new(config, Weights::load(unet)?, &job.dataset, &job.device)?, config, job, &shared)
 }
 
-/// Runs the task to its end, its time limit or Ctrl-C.
-fn start(task: &dyn Task, config: &impl Stage, job: &Job) -> anyhow::Result<ExitCode> {
+/// Runs the task to its end, its time limit or Ctrl-C. `shared` is what a resumed run must share besides the configuration
+/// and the pairs.
+fn start(task: &dyn Task, config: &impl Stage, job: &Job, shared: &str) -> anyhow::Result<ExitCode> {
     let common = config.common();
     let settings = RunConfig {
         out: job.out.clone(),
@@ -146,7 +150,7 @@ fn start(task: &dyn Task, config: &impl Stage, job: &Job) -> anyhow::Result<Exit
         sample_every: common.run.sample_every,
         time_limit: job.time_limit,
         resume: job.resume,
-        settings: format!("{}pairs = {:016x}\n", config.settings()?, job.dataset.fingerprint()),
+        settings: format!("{}pairs = {:016x}\n{shared}", config.settings()?, job.dataset.fingerprint()),
     };
     let stop = stop_flag("stopping after this step with a checkpoint")?;
     let mut progress = Progress::new(&job.out, task, config, stop)?;

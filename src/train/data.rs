@@ -188,7 +188,7 @@ fn grey(image: &Image) -> Vec<u8> {
 }
 
 /// The 64-bit FNV-1a hash, which is the same on every machine and in every version.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
 }
 

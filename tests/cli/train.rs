@@ -68,3 +68,28 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     assert_eq!(losses("whole")[3], losses("parts")[4]);
     assert!(lab.image("parts/loss.png").width() > 500);
 }
+
+#[test]
+fn stage_two_goes_on_with_the_unet_it_began_with() {
+    let lab = Lab::heads(3, 64, "ct");
+    let common = "[data]\ncrop = 64\nval_pairs = 1\n";
+    let unet = "[unet]\ninner_channel = 8\nnorm_groups = 4\nres_blocks = 1\n";
+    std::fs::write(lab.path("one.toml"), format!("{unet}{common}")).expect("written");
+    std::fs::write(lab.path("two.toml"), format!("[head]\nnorm_groups = 4\ndecode_channels = 4\n{common}"))
+        .expect("written");
+    let train = |stage: &str, out: &str, config: &str, more: &[&str]| {
+        let [mri, ct, out, config] = ["MRI", "CT", out, config].map(|name| lab.text(name));
+        let args = ["train", stage, "--mri", &mri, "--other", &ct, "-o", &out, "--config", &config, "--device", "cpu"];
+        medfuse(&[&args[..], more].concat())
+    };
+    for seed in ["1", "2"] {
+        train("stage1", seed, "one.toml", &["--steps", "1", "--seed", seed]).ok();
+    }
+    let [first, second] = ["1", "2"].map(|seed| lab.text(&format!("{seed}/unet.safetensors")));
+    train("stage2", "head", "two.toml", &["--steps", "1", "--unet", &first]).ok();
+    let resume = |unet: &str| train("stage2", "head", "two.toml", &["--steps", "2", "--resume", "--unet", unet]);
+    resume(&second).fails_with(&["trained with `unet = "]);
+    resume(&first).ok();
+    let text = String::from_utf8(lab.bytes("head/log.csv")).expect("UTF-8");
+    assert_eq!(text.lines().map(|l| l.split(',').next()).collect::<Vec<_>>(), [Some("step"), Some("1"), Some("2")]);
+}
