@@ -51,7 +51,7 @@ pub fn conv2d_reference(
 }
 
 /// The pixel `[y, x]`, counted from the padding's corner, of a channel of the upsampled and padded input.
-fn padded(spec: &ConvSpec, x: View, [n, c]: [usize; 2], pixel: [usize; 2]) -> f32 {
+pub(super) fn padded(spec: &ConvSpec, x: View, [n, c]: [usize; 2], pixel: [usize; 2]) -> f32 {
     let extent = spec.extent(x.shape);
     let mut inside = [0; 2];
     for axis in 0..2 {

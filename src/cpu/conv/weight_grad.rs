@@ -34,13 +34,7 @@ const FEW: usize = 4;
 /// If the shapes do not fit each other, see [`ConvSpec::output_shape`].
 pub fn conv2d_weight_grad(spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
     assert_eq!(spec.output_shape(x.shape, weight), Some(dy.shape), "the gradient's shape");
-    let source = Source::new(spec, x);
-    let arch = Arch::new();
-    match WeightGradAlgorithm::choose(spec, dy.shape, weight) {
-        WeightGradAlgorithm::Winograd => arch.dispatch(winograd_grad::Run { spec, source: &source, dy, weight }),
-        WeightGradAlgorithm::Gemm => arch.dispatch(Run { spec, source: &source, dy, weight }),
-        WeightGradAlgorithm::Direct => arch.dispatch(Few { spec, source: &source, dy, weight }),
-    }
+    WeightGradAlgorithm::choose(spec, dy.shape, weight).run(Arch::new(), spec, x, dy, weight)
 }
 
 /// How the gradient by a weight is computed.
@@ -63,6 +57,16 @@ impl WeightGradAlgorithm {
             Self::Winograd
         } else {
             Self::Gemm
+        }
+    }
+
+    /// [`conv2d_weight_grad`] by this algorithm on the given instruction set.
+    fn run(self, arch: Arch, spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
+        let source = &Source::new(spec, x);
+        match self {
+            Self::Winograd => arch.dispatch(winograd_grad::Run { spec, source, dy, weight }),
+            Self::Gemm => arch.dispatch(Run { spec, source, dy, weight }),
+            Self::Direct => arch.dispatch(Few { spec, source, dy, weight }),
         }
     }
 }
@@ -412,5 +416,97 @@ impl WithSimd for Kernel<'_> {
             }
         }
         self.kernel.iter_mut().zip(totals).for_each(|(out, total)| *out = total as f32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PaddingMode;
+    use super::super::reference::padded;
+    use super::*;
+    use crate::ops::testing::{random, relative_l2};
+
+    const ALGORITHMS: [WeightGradAlgorithm; 3] =
+        [WeightGradAlgorithm::Winograd, WeightGradAlgorithm::Gemm, WeightGradAlgorithm::Direct];
+
+    /// Elements between the batch items of the views.
+    const GAP: usize = 5;
+
+    fn view(data: &[f32], shape: Shape) -> View<'_> {
+        View { data, shape, batch_stride: shape.item() + GAP }
+    }
+
+    /// Runs `check` with the operands of a convolution, and the gradient as its definition gives it, in `f64`.
+    fn case(spec: ConvSpec, input: Shape, oc: usize, check: impl Fn(View, View, Shape, &[f32])) {
+        let weight = Shape::new(oc, input.c() / spec.groups, spec.kernel[0], spec.kernel[1]);
+        let output = spec.output_shape(input, weight).expect("the shapes fit");
+        let data = [input, output].map(|s| random(s.n() * (s.item() + GAP), s.numel() as u64));
+        let (x, dy) = (view(&data[0], input), view(&data[1], output));
+        let [_, ic, kh, kw] = weight.0;
+        let expected = (0..weight.numel()).map(|i| {
+            let [o, tap] = [i / weight.item(), i % (kh * kw)];
+            let channel = o / (oc / spec.groups) * ic + i / (kh * kw) % ic;
+            let mut sum = 0.0;
+            for n in 0..output.n() {
+                for (pixel, dy) in dy.plane(n, o).iter().enumerate() {
+                    let y = pixel / output.w() * spec.stride[0] + tap / kw * spec.dilation[0];
+                    let column = pixel % output.w() * spec.stride[1] + tap % kw * spec.dilation[1];
+                    sum += f64::from(*dy) * f64::from(padded(&spec, x, [n, channel], [y, column]));
+                }
+            }
+            sum as f32
+        });
+        check(x, dy, weight, &expected.collect::<Vec<f32>>());
+    }
+
+    fn cases(check: impl Fn(&ConvSpec, View, View, Shape, &[f32])) {
+        let three = ConvSpec::same(3);
+        let mirrored = ConvSpec { padding_mode: PaddingMode::Reflect, padding: [2, 1], ..three };
+        let enlarged = ConvSpec { upsample: true, padding: [0, 2], ..three };
+        let oblong = ConvSpec { kernel: [5, 2], stride: [3, 2], dilation: [1, 3], groups: 2, ..mirrored };
+        let depthwise = ConvSpec { groups: 6, stride: [2, 3], dilation: [2, 1], ..mirrored };
+        for (spec, input, oc) in [
+            (three, Shape::new(2, 19, 37, 45), 21),
+            (three, Shape::new(1, 9, 30, 33), 140),
+            (mirrored, Shape::new(3, 70, 13, 9), 11),
+            (enlarged, Shape::new(2, 9, 15, 22), 18),
+            (oblong, Shape::new(2, 14, 21, 34), 10),
+            (depthwise, Shape::new(2, 6, 19, 41), 6),
+            (ConvSpec::same(1), Shape::new(2, 50, 7, 19), 9),
+        ] {
+            case(spec, input, oc, |x, dy, weight, expected| check(&spec, x, dy, weight, expected));
+        }
+    }
+
+    #[test]
+    fn every_algorithm_on_every_instruction_set() {
+        let mut arches = vec![Arch::Scalar, Arch::new()];
+        #[cfg(target_arch = "x86_64")]
+        arches.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        cases(|spec, x, dy, weight, expected| {
+            for algorithm in ALGORITHMS {
+                if algorithm == WeightGradAlgorithm::Winograd && !super::super::winograd::supports(spec) {
+                    continue;
+                }
+                for &arch in &arches {
+                    let error = relative_l2(&algorithm.run(arch, spec, x, dy, weight), expected);
+                    assert!(error <= 5e-6, "{algorithm:?} on {arch:?}, {spec:?} on {}: {error:e}", x.shape);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn threads_change_no_bit() {
+        cases(|spec, x, dy, weight, _| {
+            let with = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
+                pool.install(|| conv2d_weight_grad(spec, x, dy, weight))
+            };
+            let one = with(1);
+            for threads in [2, 5] {
+                assert!(one.iter().zip(with(threads)).all(|(a, b)| a.to_bits() == b.to_bits()), "{spec:?}");
+            }
+        });
     }
 }
