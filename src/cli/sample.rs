@@ -117,7 +117,7 @@ pub fn run(args: SampleArgs) -> anyhow::Result<ExitCode> {
         bail!("stopped; no picture was written");
     }
     strip(&states, count, size)?.save(&args.out, 95)?;
-    super::say(&args.out.display().to_string())?;
+    super::say(args.out.display())?;
     Ok(ExitCode::SUCCESS)
 }
 
