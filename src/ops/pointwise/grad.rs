@@ -88,6 +88,7 @@ impl Pointwise {
                     add(&mut by_register[b], (by_a * value(i)).affine(-1.0, 0.0));
                 }
                 Instr::Sqrt(a) => add(&mut by_register[a], dy.affine(0.5, 0.0) / value(i)),
+                Instr::Abs(a) => add(&mut by_register[a], dy * value(a).step(0.5).affine(2.0, -1.0)),
                 Instr::Step { .. } => {}
             }
         }

@@ -46,6 +46,9 @@ enum Instr {
     Mul(usize, usize),
     Div(usize, usize),
     Sqrt(usize),
+    /// The absolute value. Not the product with a sign: compilers join that with the sums around it into fused
+    /// multiply-adds, which round elsewhere, so that equal values no longer differ by exactly nothing.
+    Abs(usize),
     /// 1 where positive, 0 where negative, `at_zero` at zero: what corners differentiate to.
     Step {
         a: usize,
@@ -65,6 +68,7 @@ impl Instr {
             Self::Mul(a, b) => Self::Mul(reg(a), reg(b)),
             Self::Div(a, b) => Self::Div(reg(a), reg(b)),
             Self::Sqrt(a) => Self::Sqrt(reg(a)),
+            Self::Abs(a) => Self::Abs(reg(a)),
             Self::Step { a, at_zero } => Self::Step { a: reg(a), at_zero },
         }
     }
@@ -132,8 +136,9 @@ impl Expr {
     }
 
     /// The absolute value, whose gradient at zero is zero.
-    pub fn abs(self) -> Self {
-        self.clone() * self.step(0.5).affine(2.0, -1.0)
+    pub fn abs(mut self) -> Self {
+        self.0.push(Instr::Abs(self.0.len() - 1));
+        self
     }
 
     /// `a` where this is 1, `b` where it is 0, and the same share of each between. Exact for finite values.
@@ -233,6 +238,7 @@ impl Pointwise {
                 Instr::Mul(a, b) => format!("v{a} * v{b}"),
                 Instr::Div(a, b) => format!("v{a} / v{b}"),
                 Instr::Sqrt(a) => format!("sqrt(v{a})"),
+                Instr::Abs(a) => format!("abs(v{a})"),
                 Instr::Step { a, at_zero } => {
                     format!("select(select(0.0, {at_zero:?}f, v{a} == 0.0), 1.0, v{a} > 0.0)")
                 }
@@ -405,6 +411,7 @@ impl Pointwise {
                 Instr::Mul(a, b) => binary(value, a, b, |a, b| a * b),
                 Instr::Div(a, b) => binary(value, a, b, |a, b| a / b),
                 Instr::Sqrt(a) => unary(value, a, f32::sqrt),
+                Instr::Abs(a) => unary(value, a, f32::abs),
                 Instr::Step { a, at_zero } => {
                     for (v, &a) in value.iter_mut().zip(&done[a]) {
                         *v = if a > 0.0 {
