@@ -144,8 +144,8 @@ fn gradients_are_checked_unless_only_the_forward_pass_is() {
     tensors.push(("grad.in.y", vec![1], vec![3.0]));
     assert_eq!(run(&tensors, false), counts(4, 2, 0));
     let path = write(folder.path(), "loss", json!({ "loss": "L1" }), &tensors);
-    assert_eq!(verify(&path, &Device::Cpu, true).counts(), counts(0, 0, 3));
-    assert_eq!(verify(&path, &Device::Cpu, false).counts(), counts(0, 3, 0));
+    assert_eq!(verify(&path, &Device::Cpu, true).counts(), counts(0, 0, 6));
+    assert_eq!(verify(&path, &Device::Cpu, false).counts(), counts(0, 6, 0));
 }
 
 #[test]
