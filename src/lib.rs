@@ -27,6 +27,7 @@ pub mod diffusion;
 pub mod files;
 pub mod gpu;
 pub mod graph;
+pub mod hash;
 pub mod imaging;
 pub mod metrics;
 pub mod models;

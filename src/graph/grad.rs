@@ -1,5 +1,7 @@
 //! Differentiates a graph: adds the nodes that compute gradients to the same graph (reverse mode).
 
+use std::collections::HashMap;
+
 use super::ir::{Graph, GraphError, Kind, Node, NodeId};
 use crate::ops::Backward;
 use crate::ops::pointwise::Pointwise;
@@ -13,8 +15,25 @@ use crate::ops::pointwise::Pointwise;
 /// # Errors
 /// [`GraphError::NoGradient`] if an operation on the way cannot be differentiated.
 pub fn gradients(g: &mut Graph, seeds: &[(NodeId, NodeId)], wrt: &[NodeId]) -> Result<Vec<Option<NodeId>>, GraphError> {
+    gradients_in_segments(g, seeds, wrt, 1)
+}
+
+/// [`gradients`] that keep less and compute more: the nodes that are there are cut into `segments` runs of about equal
+/// memory, and only what one of them reads of another is kept from forward to backward. Within each but the last, the
+/// forward pass is done again before its backward pass (Chen et al. 2016).
+///
+/// # Errors
+/// Those of [`gradients`].
+pub fn gradients_in_segments(
+    g: &mut Graph,
+    seeds: &[(NodeId, NodeId)],
+    wrt: &[NodeId],
+    segments: usize,
+) -> Result<Vec<Option<NodeId>>, GraphError> {
     let forward = g.nodes().len();
     let mut state = Reverse::new(g, wrt);
+    let segment_of = cut(g, segments.max(1));
+    let mut current = segment_of.last().copied().unwrap_or(0);
     for &(result, dy) in seeds {
         state.parts[result.0].push(Part { grad: dy, start: 0 });
     }
@@ -22,6 +41,10 @@ pub fn gradients(g: &mut Graph, seeds: &[(NodeId, NodeId)], wrt: &[NodeId]) -> R
     for i in (0..forward).rev() {
         if !state.needed[i] || state.parts[i].is_empty() {
             continue;
+        }
+        if segment_of[i] != current {
+            current = segment_of[i];
+            state.again = repeat(g, &segment_of, current);
         }
         let dy = state.total(g, NodeId(i))?;
         for (slot, _) in wrt.iter().enumerate().filter(|(_, id)| id.0 == i) {
@@ -45,6 +68,8 @@ struct Reverse {
     needed: Vec<bool>,
     /// What has been found for each node, to be summed when all its users are done.
     parts: Vec<Vec<Part>>,
+    /// The nodes of the present segment that were computed again, and what stands for them now.
+    again: HashMap<NodeId, NodeId>,
 }
 
 impl Reverse {
@@ -57,7 +82,7 @@ impl Reverse {
             needed[i] |= node.inputs.iter().any(|id| needed[id.0]);
         }
         let parts = vec![Vec::new(); needed.len()];
-        Self { needed, parts }
+        Self { needed, parts, again: HashMap::new() }
     }
 
     /// The sum of what was found for `id`, of its shape.
@@ -104,7 +129,10 @@ impl Reverse {
             Kind::Slice { start } => self.parts[inputs[0].0].push(Part { grad: dy, start }),
             Kind::Op(op) => {
                 let wanted: Vec<bool> = inputs.iter().map(|id| self.needed[id.0]).collect();
-                let grads = op.grad(g, Backward { inputs: &inputs, output: id, dy, wanted: &wanted })?;
+                let now = |id: &NodeId| *self.again.get(id).unwrap_or(id);
+                let present: Vec<NodeId> = inputs.iter().map(now).collect();
+                let at = Backward { inputs: &present, output: now(&id), dy, wanted: &wanted };
+                let grads = op.grad(g, at)?;
                 for (input, grad) in inputs.into_iter().zip(grads) {
                     if let Some(grad) = grad.filter(|_| self.needed[input.0]) {
                         assert_eq!(g.shape(grad), g.shape(input), "{}'s gradient rule", op.name());
@@ -115,6 +143,37 @@ impl Reverse {
         }
         Ok(())
     }
+}
+
+/// The segment of each node: runs of about equal memory, views and all.
+fn cut(g: &Graph, segments: usize) -> Vec<usize> {
+    let size = |node: &Node| if matches!(node.kind, Kind::Op(_)) { node.shape.numel() as u64 } else { 0 };
+    let total: u64 = g.nodes().iter().map(size).sum::<u64>().max(1);
+    let mut before = 0;
+    let segment = |node: &Node| {
+        let at = before * segments as u64 / total;
+        before += size(node);
+        (at as usize).min(segments - 1)
+    };
+    g.nodes().iter().map(segment).collect()
+}
+
+/// Adds the operations and views of a segment once more, reading each other where they can; gives what stands for what.
+/// The plan leaves out those that nothing reads.
+fn repeat(g: &mut Graph, segment_of: &[usize], segment: usize) -> HashMap<NodeId, NodeId> {
+    let mut again: HashMap<NodeId, NodeId> = HashMap::new();
+    for i in (0..segment_of.len()).filter(|&i| segment_of[i] == segment) {
+        let mut node = g.node(NodeId(i)).clone();
+        // Weights and what is made of nothing but them are there all the time.
+        let varies = node.inputs.iter().any(|id| again.contains_key(id)) || matches!(node.kind, Kind::Op(_));
+        if !varies || matches!(node.kind, Kind::Assign) {
+            continue;
+        }
+        node.inputs.iter_mut().for_each(|id| *id = *again.get(id).unwrap_or(id));
+        node.name.push_str(" (again)");
+        again.insert(NodeId(i), g.push(node));
+    }
+    again
 }
 
 /// Takes pieces that lie side by side off the sorted `pieces` and joins them into a gradient of all of `id`'s channels,
@@ -142,4 +201,97 @@ fn take_row(g: &mut Graph, id: NodeId, pieces: &mut Vec<Part>) -> Result<NodeId,
 /// The name of the layers that compute the gradient by `id`.
 pub fn gradient_name(g: &Graph, id: NodeId) -> String {
     format!("{} (gradient)", g.node(id).name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::device::Device;
+    use crate::graph::Plan;
+    use crate::ops::Target;
+    use crate::ops::activation::Activation;
+    use crate::ops::conv2d::{Conv2d, ConvSpec};
+    use crate::ops::reduce_sum::ReduceSum;
+    use crate::ops::testing::{gpu, random, relative_l2};
+    use crate::tensor::{Shape, Tensor};
+
+    /// A chain of convolutions with a skip and a channel slice, its loss, and its weights.
+    fn chain(depth: usize) -> (Graph, NodeId, Vec<NodeId>, BTreeMap<String, Tensor>) {
+        let mut g = Graph::new();
+        let mut x = g.input("x", Shape::new(2, 4, 9, 7));
+        let first = x;
+        let (mut ids, mut weights) = (Vec::new(), BTreeMap::new());
+        for i in 0..depth {
+            let name = format!("w{i}");
+            let id = g.param(&name, Shape::new(4, 4, 3, 3)).unwrap();
+            weights.insert(name, Tensor::new([4, 4, 3, 3], random(144, i as u64)));
+            x = g.apply("conv", Conv2d::new(ConvSpec::same(3)), &[x, id]).unwrap();
+            x = g.apply("act", Pointwise::act(Activation::Silu), &[x]).unwrap();
+            ids.push(id);
+        }
+        let part = g.slice("part", x, 1, 2).unwrap();
+        let both = g.concat("both", &[part, first, part]).unwrap();
+        let square = g.apply("square", Pointwise::build(|[x]| x.clone() * x), &[both]).unwrap();
+        let loss = g.apply("loss", ReduceSum::ALL, &[square]).unwrap();
+        (g, loss, ids, weights)
+    }
+
+    #[test]
+    fn gradients_through_views_are_the_slopes_and_segments_change_nothing_but_memory() {
+        let (g, loss, ids, weights) = chain(6);
+        let data = random(2 * 4 * 63, 50);
+        let none_of = |g: &Graph, outputs: &[NodeId], weights: &BTreeMap<String, Tensor>, device: Device| {
+            let exe = device.compile(g, outputs, weights).unwrap();
+            exe.run(&[("x", &data), ("one", &[1.0])]).unwrap()
+        };
+        let mut results = Vec::new();
+        let mut memory = Vec::new();
+        for segments in [1, 3, 6] {
+            let mut g = g.clone();
+            let one = g.input("one", Shape::new(1, 1, 1, 1));
+            let grads = gradients_in_segments(&mut g, &[(loss, one)], &ids, segments).unwrap();
+            let grads: Vec<NodeId> = grads.into_iter().flatten().collect();
+            memory.push(Plan::new(&g, &grads, Target::Cpu).unwrap().run_bytes());
+            results.push(none_of(&g, &grads, &weights, Device::Cpu));
+            let on_gpu = none_of(&g, &grads, &weights, Device::Gpu(gpu()));
+            assert!(on_gpu.iter().zip(&results[0]).all(|(a, b)| relative_l2(a, b) < 1e-5));
+        }
+        assert!(results[1..].iter().all(|found| found.iter().zip(&results[0]).all(|(a, b)| relative_l2(a, b) < 1e-6)));
+        assert!(memory[1] < memory[0], "{memory:?}");
+        let direction = random(144, 9);
+        let at = |step: f32| {
+            let mut moved = weights.clone();
+            let values = moved.get_mut("w1").unwrap().data_mut();
+            values.iter_mut().zip(&direction).for_each(|(w, d)| *w += step * d);
+            f64::from(none_of(&g, &[loss], &moved, Device::Cpu)[0][0])
+        };
+        let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+        let exact: f64 = results[0][1].iter().zip(&direction).map(|(g, d)| f64::from(g * d)).sum();
+        assert!((slope - exact).abs() < 2e-3 * exact.abs(), "{slope} {exact}");
+    }
+
+    #[test]
+    fn what_the_loss_does_not_depend_on_has_no_gradient() {
+        let mut g = Graph::new();
+        let shape = Shape::new(1, 2, 3, 3);
+        let (x, y, dy) = (g.input("x", shape), g.input("y", shape), g.input("dy", shape));
+        let out = g.apply("copy", Pointwise::copy(), &[x]).unwrap();
+        assert_eq!(gradients(&mut g, &[(out, dy)], &[x, y]).unwrap(), [Some(dy), None]);
+    }
+
+    #[test]
+    fn channels_that_nobody_read_have_gradient_zero() {
+        let mut g = Graph::new();
+        let x = g.input("x", Shape::new(2, 5, 1, 2));
+        let dy = g.input("dy", Shape::new(2, 2, 1, 2));
+        let read = g.slice("read", x, 1, 2).unwrap();
+        let grad = gradients(&mut g, &[(read, dy)], &[x]).unwrap()[0].unwrap();
+        let none: BTreeMap<String, Tensor> = BTreeMap::new();
+        let exe = Device::Cpu.compile(&g, &[grad], &none).unwrap();
+        let found = exe.run(&[("x", &random(20, 1)), ("dy", &[1., 2., 3., 4., 5., 6., 7., 8.])]).unwrap();
+        let expected = [0., 0., 1., 2., 3., 4., 0., 0., 0., 0., 0., 0., 5., 6., 7., 8., 0., 0., 0., 0.];
+        assert_eq!(found[0], expected);
+    }
 }

@@ -1,9 +1,11 @@
 //! The diffusion UNet of SR3 as DM-FNet uses it (`models/sr3_modules/unet.py`), conditioned on the noise level.
 
 use crate::graph::{Graph, GraphError, NodeId};
+use crate::hash::fnv1a;
 use crate::ops::activation::Activation;
 use crate::ops::attention::SelfAttention;
 use crate::ops::conv2d::ConvSpec;
+use crate::ops::dropout::Dropout;
 use crate::ops::positional_encoding::PositionalEncoding;
 use crate::ops::resize::UpsampleNearest2;
 use crate::weights::Weights;
@@ -110,8 +112,31 @@ pub struct UnetOutputs {
 /// # Errors
 /// [`GraphError`] if height or width is not a multiple of [`UnetConfig::multiple`].
 pub fn unet(g: &mut Graph, cfg: &UnetConfig, x: NodeId, level: NodeId) -> Result<UnetOutputs, GraphError> {
+    unet_with_dropout(g, cfg, x, level, None)
+}
+
+/// Dropout in a network that is trained.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct DropoutSeed {
+    /// The probability that an element is dropped.
+    pub p: f32,
+    /// The seed of the masks, see [`Dropout`].
+    pub seed: NodeId,
+}
+
+/// [`unet`] in training, with dropout in the second half of each residual block.
+///
+/// # Errors
+/// Those of [`unet`].
+pub fn unet_with_dropout(
+    g: &mut Graph,
+    cfg: &UnetConfig,
+    x: NodeId,
+    level: NodeId,
+    dropout: Option<DropoutSeed>,
+) -> Result<UnetOutputs, GraphError> {
     g.scope("denoise_fn", |g| {
-        let builder = Builder { cfg, embedding: noise_level_mlp(g, cfg.inner_channel, level)? };
+        let builder = Builder { cfg, embedding: noise_level_mlp(g, cfg.inner_channel, level)?, dropout };
         let mut skips = Vec::new();
         let x = builder.encoder(g, x, &mut skips)?;
         let x =
@@ -142,14 +167,24 @@ pub fn noise_level_mlp(g: &mut Graph, inner_channel: usize, level: NodeId) -> Re
     })
 }
 
-/// GroupNorm, SiLU and a 3x3 convolution (`Block` of the reference).
+/// GroupNorm, SiLU, dropout if there is any, and a 3x3 convolution (`Block` of the reference).
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn norm_act_conv(g: &mut Graph, x: NodeId, out: usize, norm_groups: usize) -> Result<NodeId, GraphError> {
+pub fn norm_act_conv(
+    g: &mut Graph,
+    x: NodeId,
+    out: usize,
+    norm_groups: usize,
+    dropout: Option<DropoutSeed>,
+) -> Result<NodeId, GraphError> {
     g.scope("block", |g| {
         let h = group_norm(g, "0", x, norm_groups)?;
-        let h = act(g, h, Activation::Silu)?;
+        let mut h = act(g, h, Activation::Silu)?;
+        if let Some(DropoutSeed { p, seed }) = dropout {
+            let layer = fnv1a(g.scoped("2").as_bytes()) as u32;
+            h = g.apply("2", Dropout { p, layer }, &[h, seed])?;
+        }
         conv(g, "3", h, out, ConvSpec::same(3))
     })
 }
@@ -164,12 +199,13 @@ pub fn resnet_block(
     embedding: Option<NodeId>,
     out: usize,
     norm_groups: usize,
+    dropout: Option<DropoutSeed>,
 ) -> Result<NodeId, GraphError> {
-    let mut h = g.scope("block1", |g| norm_act_conv(g, x, out, norm_groups))?;
+    let mut h = g.scope("block1", |g| norm_act_conv(g, x, out, norm_groups, None))?;
     if let Some(embedding) = embedding {
         h = g.scope("noise_func", |g| feature_wise_affine(g, h, embedding))?;
     }
-    let h = g.scope("block2", |g| norm_act_conv(g, h, out, norm_groups))?;
+    let h = g.scope("block2", |g| norm_act_conv(g, h, out, norm_groups, dropout))?;
     let skip = if g.shape(x).c() == out { x } else { conv(g, "res_conv", x, out, ConvSpec::same(1))? };
     add(g, h, skip)
 }
@@ -199,11 +235,12 @@ pub fn self_attention(g: &mut Graph, x: NodeId, norm_groups: usize) -> Result<No
 struct Builder<'a> {
     cfg: &'a UnetConfig,
     embedding: NodeId,
+    dropout: Option<DropoutSeed>,
 }
 
 impl Builder<'_> {
     fn norm_act_conv(&self, g: &mut Graph, x: NodeId, out: usize) -> Result<NodeId, GraphError> {
-        norm_act_conv(g, x, out, self.cfg.norm_groups)
+        norm_act_conv(g, x, out, self.cfg.norm_groups, None)
     }
 
     /// A residual block and, where the level has it, self-attention (`ResnetBlocWithAttn`).
@@ -211,7 +248,7 @@ impl Builder<'_> {
         let groups = self.cfg.norm_groups;
         g.scope(name, |g| {
             let mut x = g.scope("res_block", |g| {
-                let h = resnet_block(g, x, Some(self.embedding), out, groups)?;
+                let h = resnet_block(g, x, Some(self.embedding), out, groups, self.dropout)?;
                 Ok(g.mark(h))
             })?;
             if attention {

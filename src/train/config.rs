@@ -214,6 +214,8 @@ section! {
         steps: u64 = 1_000_000,
         /// Seed of the first weights, the crops, the noise and the dropout.
         seed: u64 = 0,
+        /// Compute most of the forward pass again on the way back in place of keeping it: less memory, about a third more time.
+        recompute: bool = false,
         /// A row of the log every so many steps, with the mean of the losses since the last.
         log_every: u64 = 200,
         /// Sample pictures and the validation pairs' figures every so many steps; 0: never.

@@ -11,6 +11,7 @@ use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, Uniform};
 use rayon::prelude::*;
 
+use crate::hash::{FNV_PRIME, fnv1a};
 use crate::imaging::pairs::{Group, match_folders};
 use crate::imaging::{Image, ImagingError, Samples, format_for};
 use crate::tensor::Tensor;
@@ -23,8 +24,6 @@ const LISTED: usize = 5;
 const CONTENT_LEVEL: u8 = 10;
 /// Positions that are tried for a crop with enough content; the fullest of them is taken if none has.
 const TRIES: usize = 20;
-/// Multiplier of the FNV-1a hash.
-const FNV_PRIME: u64 = 0x0100_0000_01b3;
 
 /// Why folders cannot be trained on.
 #[derive(Debug, thiserror::Error)]
@@ -185,11 +184,6 @@ fn grey(image: &Image) -> Vec<u8> {
         Samples::U8(v) => v.clone(),
         Samples::U16(_) => unreachable!("the picture was just made 8 bit"),
     }
-}
-
-/// The 64-bit FNV-1a hash, which is the same on every machine and in every version.
-pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
 }
 
 fn name_of(folder: &Path) -> String {

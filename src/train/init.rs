@@ -4,6 +4,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
+use crate::hash::fnv1a;
 use crate::tensor::Tensor;
 
 /// First values by the reference's rule (`weights_init_orthogonal`): orthogonal matrices for convolutions and linear
@@ -15,7 +16,7 @@ pub fn orthogonal(name: &str, dims: &[usize], seed: u64) -> Tensor {
         let value = if name.ends_with("weight") { 1.0 } else { 0.0 };
         return Tensor::new(dims, vec![value; len]);
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ fnv(name));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ fnv1a(name.as_bytes()));
     let (rows, columns) = (dims[0], len / dims[0]);
     // The longer side holds vectors of that length; as many as the shorter side are made orthonormal.
     let (count, length) = (rows.min(columns), rows.max(columns));
@@ -39,11 +40,6 @@ pub fn orthogonal(name: &str, dims: &[usize], seed: u64) -> Tensor {
     let at = |row: usize, column: usize| if rows <= columns { vectors[row][column] } else { vectors[column][row] };
     let values = (0..len).map(|i| at(i / columns, i % columns) as f32).collect();
     Tensor::new(dims, values)
-}
-
-/// The FNV-1a hash of a name.
-fn fnv(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -15,23 +15,26 @@ use crate::graph::{Graph, GraphError};
 use crate::imaging::Image;
 use crate::models::denoiser::Denoiser;
 use crate::models::dm_fnet::ModelFile;
-use crate::models::unet::{UnetConfig, unet};
+use crate::models::unet::{DropoutSeed, UnetConfig, unet_with_dropout};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights};
 
-/// The UNet's loss on a batch of images `[n, in_channel, side, side]`. Inputs: `x_0`, `x_t` and `level` `[n, 1, 1, 1]`.
+/// The UNet's loss on a batch of images `[n, in_channel, side, side]`. Inputs: `x_0`, `x_t`, `level` `[n, 1, 1, 1]` and,
+/// with `dropout`, its seed `dropout` `[1, 2, 1, 1]`.
 ///
 /// # Errors
 /// [`GraphError`] if `side` is not a multiple of [`UnetConfig::multiple`].
-pub fn loss_graph(config: &UnetConfig, batch: usize, side: usize) -> Result<LossGraph, GraphError> {
+pub fn loss_graph(config: &UnetConfig, dropout: f32, batch: usize, side: usize) -> Result<LossGraph, GraphError> {
     let mut graph = Graph::new();
     let image = Shape::new(batch, config.in_channel, side, side);
     let x_0 = graph.input("x_0", image);
     let x_t = graph.input("x_t", image);
     let level = graph.input("level", Shape::new(batch, 1, 1, 1));
-    let prediction = unet(&mut graph, config, x_t, level)?.x_final;
+    let seed = (dropout > 0.0).then(|| graph.input("dropout", Shape::new(1, 2, 1, 1)));
+    let dropout = seed.map(|seed| DropoutSeed { p: dropout, seed });
+    let prediction = unet_with_dropout(&mut graph, config, x_t, level, dropout)?.x_final;
     let loss = mse(&mut graph, prediction, x_0)?;
-    Ok(LossGraph { graph, loss, reports: Vec::new() })
+    Ok(LossGraph { graph, loss, reports: Vec::new(), recompute: false })
 }
 
 /// The graph's inputs for `images`, `[n, ...]`: one step of the schedule for all of them, and for each a level between
@@ -118,7 +121,9 @@ impl Task for Stage1<'_> {
     }
 
     fn graph(&self) -> Result<LossGraph, StepError> {
-        Ok(loss_graph(&self.config.unet.size(), 2 * self.config.data.batch, self.config.data.crop)?)
+        let Stage1Config { unet, data, run, .. } = self.config;
+        let graph = loss_graph(&unet.size(), unet.dropout as f32, 2 * data.batch, data.crop)?;
+        Ok(LossGraph { recompute: run.recompute, ..graph })
     }
 
     fn is_trained(&self, name: &str) -> bool {
@@ -135,7 +140,11 @@ impl Task for Stage1<'_> {
 
     fn inputs(&self, number: u64) -> BTreeMap<String, Vec<f32>> {
         let mut noise = NoiseSource::numbered(self.config.run.seed, number);
-        inputs(&self.batches.batch(number).images(), &self.schedule, &mut noise)
+        let mut inputs = inputs(&self.batches.batch(number).images(), &self.schedule, &mut noise);
+        // Whole numbers that f32 holds, as the masks' seed has to be.
+        let seed = [self.config.run.seed, number].map(|v| (v % (1 << 24)) as f32);
+        inputs.insert("dropout".to_owned(), seed.to_vec());
+        inputs
     }
 
     fn sample(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<Figures, PublishError> {

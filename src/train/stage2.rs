@@ -42,7 +42,7 @@ pub fn loss_graph(
     let image = Shape::new(batch, 1, side, side);
     let (mri, other) = (graph.input("mri", image), graph.input("other", image));
     let loss = fusion_loss(&mut graph, loss, fused, mri, other)?;
-    Ok(LossGraph { graph, loss: loss.total, reports: vec![loss.intensity, loss.gradient, loss.ssim] })
+    Ok(LossGraph { graph, loss: loss.total, reports: vec![loss.intensity, loss.gradient, loss.ssim], recompute: false })
 }
 
 /// Whether a weight is the head's, which stage II trains.
@@ -191,7 +191,8 @@ impl Task for Stage2<'_> {
 
     fn graph(&self) -> Result<LossGraph, StepError> {
         let (steps, data) = (&self.config.head.time_steps, &self.config.data);
-        Ok(loss_graph(&self.unet, &self.head, steps, &self.config.loss.config(), data.batch, data.crop)?)
+        let graph = loss_graph(&self.unet, &self.head, steps, &self.config.loss.config(), data.batch, data.crop)?;
+        Ok(LossGraph { recompute: self.config.run.recompute, ..graph })
     }
 
     fn is_trained(&self, name: &str) -> bool {

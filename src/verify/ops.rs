@@ -288,7 +288,7 @@ impl Block<'_> {
         let groups = self.config.count_or("norm_groups", NORM_GROUPS)?;
         let x = self.input("x")?;
         let embedding = if self.has("in.emb") { Some(self.input("emb")?) } else { None };
-        Ok(resnet_block(&mut self.network.graph, x, embedding, out, groups)?)
+        Ok(resnet_block(&mut self.network.graph, x, embedding, out, groups, None)?)
     }
 
     fn self_attention(&mut self) -> Built {
