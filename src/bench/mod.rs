@@ -6,6 +6,7 @@
 pub mod networks;
 pub mod peak;
 pub mod rows;
+pub mod training;
 pub mod yardstick;
 
 use std::time::Instant;
@@ -15,8 +16,10 @@ use serde::Serialize;
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::{GraphError, Plan, PlanError};
 use crate::models::dm_fnet::{DmFnet, ModelError};
+use crate::train::step::StepError;
 use networks::{Asked, Network, convolution, head_pass, random_inputs, random_model, unet_pass, whole_pair};
 use rows::{Call, Peak, Row, gather, median, rate};
+use training::TrainingRow;
 use yardstick::{Yardstick, Yardsticks};
 
 /// Most runs of a whole pair.
@@ -40,6 +43,9 @@ pub enum BenchError {
     /// The device failed.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The training step cannot be built.
+    #[error(transparent)]
+    Step(#[from] StepError),
     /// The adapter cannot time its kernels.
     #[error("this adapter has no timestamp queries, so single kernels cannot be timed on it: use --model-only")]
     NoTimestamps,
@@ -60,6 +66,8 @@ pub struct Options {
     pub model: bool,
     /// Whether the whole pair and the whole UNet are run; otherwise they are only planned.
     pub pair: bool,
+    /// Whether a training step of the UNet is timed.
+    pub training: bool,
 }
 
 /// The machine that measured.
@@ -132,6 +140,8 @@ pub struct Report {
     pub kernels: Vec<KernelTable>,
     /// The networks.
     pub model: Vec<ModelRow>,
+    /// The training step of the UNet.
+    pub training: Option<TrainingRow>,
 }
 
 /// Measures on `device`; `progress` is told what comes next.
@@ -148,8 +158,16 @@ pub fn run(device: &Device, options: &Options, progress: &mut dyn FnMut(&str)) -
         progress,
     };
     bench.yardsticks.measure()?;
-    let kernels = if options.kernels { bench.kernels()? } else { Vec::new() };
+    let mut kernels = if options.kernels { bench.kernels()? } else { Vec::new() };
     let model = if options.model { bench.networks()? } else { Vec::new() };
+    let training = match options.training {
+        true => {
+            let (row, tables) = bench.training()?;
+            kernels.extend(tables);
+            Some(row)
+        }
+        false => None,
+    };
     Ok(Report {
         medfuse: env!("CARGO_PKG_VERSION"),
         machine: machine(device),
@@ -157,6 +175,7 @@ pub fn run(device: &Device, options: &Options, progress: &mut dyn FnMut(&str)) -
         yardsticks: bench.yardsticks.report(),
         kernels,
         model,
+        training,
     })
 }
 
@@ -192,13 +211,18 @@ pub fn time_steps(exe: &Executable, inputs: &[(String, Vec<f32>)]) -> Result<Vec
     }
 }
 
-/// A network whose calls are timed.
+/// The calls of a network and the seconds of each in every run.
 struct Timed {
     name: String,
-    exe: Executable,
-    inputs: Vec<(String, Vec<f32>)>,
     calls: Vec<Call>,
     seconds: Vec<Vec<f64>>,
+}
+
+/// A network that is being timed.
+struct Timing {
+    exe: Executable,
+    inputs: Vec<(String, Vec<f32>)>,
+    timed: Timed,
 }
 
 struct Bench<'a> {
@@ -210,11 +234,12 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn timed(&self, network: &Network, weights: &dyn ParamSource) -> Result<Timed, BenchError> {
+    fn timing(&self, network: &Network, weights: &dyn ParamSource) -> Result<Timing, BenchError> {
         let exe = self.device.compile(&network.graph, &network.outputs, weights)?;
         let plan = exe.plan();
         let calls = plan.steps.iter().map(|s| Call::of(s, &plan.target)).collect();
-        Ok(Timed { name: network.name.clone(), inputs: random_inputs(plan), calls, seconds: Vec::new(), exe })
+        let timed = Timed { name: network.name.clone(), calls, seconds: Vec::new() };
+        Ok(Timing { inputs: random_inputs(plan), timed, exe })
     }
 
     /// Times every call of a UNet pass and the head, and the single convolutions.
@@ -223,10 +248,10 @@ impl Bench<'_> {
         (self.progress)("preparing kernels");
         let unet = unet_pass(&self.model.unet, size, Asked::Features)?;
         let head = head_pass(&self.model.head, size)?;
-        let mut timed = vec![self.timed(&unet, &self.model)?, self.timed(&head, &self.model)?];
+        let mut timed = vec![self.timing(&unet, &self.model)?, self.timing(&head, &self.model)?];
         for (kernel, channels, side) in CONVOLUTIONS {
             let (network, weights) = convolution(kernel, channels, side)?;
-            timed.push(self.timed(&network, &weights)?);
+            timed.push(self.timing(&network, &weights)?);
         }
         let first = self.yardsticks.count();
         for run in 0..=runs {
@@ -236,10 +261,11 @@ impl Bench<'_> {
                 let seconds = time_steps(&network.exe, &network.inputs)?;
                 // The first run pays for what the driver and the caches do once.
                 if run > 0 {
-                    network.seconds.push(seconds);
+                    network.timed.seconds.push(seconds);
                 }
             }
         }
+        let timed: Vec<Timed> = timed.into_iter().map(|network| network.timed).collect();
         Ok(tables(&timed, self.yardsticks.peak_since(first)))
     }
 
@@ -335,7 +361,8 @@ mod tests {
     use super::*;
     use crate::ops::testing::gpu;
 
-    const SMALL: Options = Options { size: 64, channels: 32, runs: 1, kernels: true, model: true, pair: false };
+    const SMALL: Options =
+        Options { size: 64, channels: 32, runs: 1, kernels: true, model: true, pair: false, training: true };
 
     #[test]
     fn everything_is_measured_on_both_devices() {
@@ -344,11 +371,15 @@ mod tests {
             let tables: Vec<(&str, usize)> =
                 report.kernels.iter().map(|t| (t.network.as_str(), t.rows.len())).collect();
             assert!(
-                matches!(tables[..], [("UNet pass", 10..), ("fusion head", 10..), ("single convolutions", 3)]),
+                matches!(tables[..3], [("UNet pass", 10..), ("fusion head", 10..), ("single convolutions", 3)]),
                 "{tables:?}"
             );
             let timed: Vec<bool> = report.model.iter().map(|r| r.seconds.is_some()).collect();
             assert_eq!(timed, [true, false, false, true, false]);
+            let phases = ["forward", "backward", "update"].map(|phase| format!("training step, {phase}"));
+            assert!(tables[3..].iter().map(|(name, _)| *name).eq(&phases), "{tables:?}");
+            let training = report.training.expect("it was asked for");
+            assert!(training.backward > training.forward && training.forward > 0.0 && training.update > 0.0);
             assert!(report.model.iter().all(|r| r.run_mib > 0.0 && r.dispatches >= r.steps));
         }
     }

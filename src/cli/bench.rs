@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::DeviceArgs;
 use crate::bench::rows::Row;
+use crate::bench::training::TrainingRow;
 use crate::bench::yardstick::Yardstick;
 use crate::bench::{KernelTable, ModelRow, Options, Report, run as measure};
 
@@ -25,9 +26,9 @@ const WORTH_A_LINE: f64 = 0.004;
 pub struct BenchArgs {
     #[command(flatten)]
     device: DeviceArgs,
-    /// Height and width of the images, a multiple of 16 from 64 on
-    #[arg(long, default_value_t = 256)]
-    size: usize,
+    /// Height and width of the images, a multiple of 16 from 64 on [default: 256, with --training 160]
+    #[arg(long)]
+    size: Option<usize>,
     /// Channels of the UNet's first level, a multiple of 32
     #[arg(long, default_value_t = 128)]
     channels: usize,
@@ -40,6 +41,9 @@ pub struct BenchArgs {
     /// Time whole networks only
     #[arg(long)]
     model_only: bool,
+    /// Time a training step of the UNet instead, a batch of 2: forward, backward and update apart
+    #[arg(long, conflicts_with_all = ["kernels_only", "model_only"])]
+    training: bool,
     /// At most 3 runs, and plan the whole pair without running it
     #[arg(long)]
     quick: bool,
@@ -55,12 +59,13 @@ pub struct BenchArgs {
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     ensure!(args.runs > 0, "--runs must be at least 1");
     let options = Options {
-        size: args.size,
+        size: args.size.unwrap_or(if args.training { 160 } else { 256 }),
         channels: args.channels,
         runs: if args.quick { args.runs.min(QUICK_RUNS) } else { args.runs },
-        kernels: !args.model_only,
-        model: !args.kernels_only,
+        kernels: !args.model_only && !args.training,
+        model: !args.kernels_only && !args.training,
         pair: !args.quick,
+        training: args.training,
     };
     let device = args.device.open()?;
     let bar = spinner();
@@ -100,6 +105,9 @@ fn text(report: &Report) -> String {
     if !report.model.is_empty() {
         text += &section("networks", &MODELS, report.model.iter().map(model_cells));
     }
+    if let Some(row) = &report.training {
+        text += &section("training", &TRAINING, std::iter::once(training_cells(row)));
+    }
     text + "\n" + &summary(report) + "\n"
 }
 
@@ -119,6 +127,37 @@ const MODELS: [&str; 11] = [
     "plan s",
     "compile s",
 ];
+
+const TRAINING: [&str; 11] = [
+    "batch",
+    "s",
+    "forward s",
+    "backward s",
+    "update s",
+    "GMAC",
+    "GFLOP/s",
+    "of peak",
+    "peak MiB",
+    "state MiB",
+    "steps",
+];
+
+fn training_cells(row: &TrainingRow) -> Vec<String> {
+    let [n, h, w] = row.batch;
+    vec![
+        format!("{n}x{h}x{w}"),
+        format!("{:.3}", row.seconds),
+        format!("{:.3}", row.forward),
+        format!("{:.3}", row.backward),
+        format!("{:.3}", row.update),
+        format!("{:.1}", row.gmac),
+        format!("{:.1}", row.gflops),
+        format!("{:.0} %", 100.0 * row.of_peak),
+        format!("{:.0}", row.run_mib),
+        format!("{:.0}", row.state_mib),
+        row.steps.to_string(),
+    ]
+}
 
 fn yardstick_cells(y: &Yardstick) -> Vec<String> {
     let [low, high] = y.range;
@@ -206,7 +245,10 @@ fn section(title: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>
 fn summary(report: &Report) -> String {
     let mut parts: Vec<String> =
         report.yardsticks.iter().map(|y| format!("{} {:.1} {}", y.name, y.median, y.unit)).collect();
-    if report.model.is_empty() {
+    if let Some(row) = &report.training {
+        let (whole, memory) = (row.seconds, row.run_mib + row.state_mib);
+        parts.push(format!("training step {whole:.2} s in {memory:.0} MiB"));
+    } else if report.model.is_empty() {
         let kernels = |t: &KernelTable| format!("{} {:.0} ms", t.network, t.total_ms);
         parts.extend(report.kernels.iter().map(kernels));
     }

@@ -6,6 +6,11 @@ use super::ir::{Graph, GraphError, Kind, Node, NodeId};
 use crate::ops::Backward;
 use crate::ops::pointwise::Pointwise;
 
+/// What the names of layers that compute gradients end with.
+pub const GRADIENT: &str = " (gradient)";
+/// What the names of layers that are computed a second time end with.
+pub const AGAIN: &str = " (again)";
+
 /// Adds to `g` the nodes that compute the gradients by the nodes `wrt`, and returns them in that order: `None` for a
 /// node that the differentiated results do not depend on.
 ///
@@ -164,13 +169,13 @@ fn repeat(g: &mut Graph, segment_of: &[usize], segment: usize) -> HashMap<NodeId
     let mut again: HashMap<NodeId, NodeId> = HashMap::new();
     for i in (0..segment_of.len()).filter(|&i| segment_of[i] == segment) {
         let mut node = g.node(NodeId(i)).clone();
-        // Weights and what is made of nothing but them are there all the time.
-        let varies = node.inputs.iter().any(|id| again.contains_key(id)) || matches!(node.kind, Kind::Op(_));
-        if !varies || matches!(node.kind, Kind::Assign) {
+        // Parts of the weights' row too: a weight of its own is packed anew, where a shared one would be kept in between.
+        let repeated = matches!(node.kind, Kind::Op(_) | Kind::Part { .. });
+        if !repeated && !node.inputs.iter().any(|id| again.contains_key(id)) {
             continue;
         }
         node.inputs.iter_mut().for_each(|id| *id = *again.get(id).unwrap_or(id));
-        node.name.push_str(" (again)");
+        node.name.push_str(AGAIN);
         again.insert(NodeId(i), g.push(node));
     }
     again
@@ -200,7 +205,7 @@ fn take_row(g: &mut Graph, id: NodeId, pieces: &mut Vec<Part>) -> Result<NodeId,
 
 /// The name of the layers that compute the gradient by `id`.
 pub fn gradient_name(g: &Graph, id: NodeId) -> String {
-    format!("{} (gradient)", g.node(id).name)
+    format!("{}{GRADIENT}", g.node(id).name)
 }
 
 #[cfg(test)]

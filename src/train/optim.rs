@@ -7,6 +7,8 @@ use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce_sum::ReduceSum;
 use crate::tensor::Shape;
 
+/// What the names of the update's layers begin with.
+pub const UPDATE: &str = "update.";
 /// The weight that holds all trained weights.
 pub const WEIGHTS: &str = "weights";
 /// Running mean of the gradients.
@@ -126,12 +128,12 @@ pub fn update(
     if cfg.accumulate > 1 {
         let sum = g.param(ACCUMULATED, row)?;
         let add = Pointwise::build(|[sum, keep, grad]| sum * keep + grad);
-        gradient = g.apply(ACCUMULATED, add, &[sum, numbers.keep, gradient])?;
+        gradient = g.apply("update.accumulated", add, &[sum, numbers.keep, gradient])?;
         g.assign(sum, gradient)?;
     }
-    let square = g.apply("grad_norm", Pointwise::build(|[x]| x.clone() * x), &[gradient])?;
-    let square = g.apply("grad_norm", ReduceSum::ALL, &[square])?;
-    let norm = g.apply("grad_norm", Pointwise::build(|[x]| x.sqrt()), &[square])?;
+    let square = g.apply("update.grad_norm", Pointwise::build(|[x]| x.clone() * x), &[gradient])?;
+    let square = g.apply("update.grad_norm", ReduceSum::ALL, &[square])?;
+    let norm = g.apply("update.grad_norm", Pointwise::build(|[x]| x.sqrt()), &[square])?;
     if cfg.optimiser.clip > 0.0 {
         let max = cfg.optimiser.clip as f32;
         let clip = Pointwise::build(|[grad, norm]| {
@@ -139,18 +141,18 @@ pub fn update(
             let share = norm.clone().affine(0.0, max) / norm.affine(1.0, CLIP_EPS);
             grad * share.min(one)
         });
-        gradient = g.apply("clip", clip, &[gradient, norm])?;
+        gradient = g.apply("update.clip", clip, &[gradient, norm])?;
     }
     if cfg.optimiser.kind == OptimiserKind::Adam && cfg.optimiser.weight_decay > 0.0 {
         let decay = cfg.optimiser.weight_decay as f32;
         let add = Pointwise::build(|[grad, weight]| grad + weight.affine(decay, 0.0));
-        gradient = g.apply("weight_decay", add, &[gradient, weights])?;
+        gradient = g.apply("update.weight_decay", add, &[gradient, weights])?;
     }
     let new = adam(g, cfg, numbers, weights, gradient)?;
     if cfg.optimiser.ema_decay > 0.0 {
         let ema = g.param(EMA, row)?;
         let follow = Pointwise::build(|[ema, new, rate]| ema.clone() + rate * (new - ema));
-        let moved = g.apply(EMA, follow, &[ema, new, numbers.ema_rate])?;
+        let moved = g.apply("update.ema", follow, &[ema, new, numbers.ema_rate])?;
         g.assign(ema, moved)?;
     }
     Ok(norm)
@@ -168,15 +170,15 @@ fn adam(
     let (mean, square) = (g.param(EXP_AVG, row)?, g.param(EXP_AVG_SQ, row)?);
     let [[b1, c1], [b2, c2]] = numbers.betas;
     let follow = Pointwise::build(|[mean, grad, b, c]| mean * b + grad * c);
-    let new_mean = g.apply(EXP_AVG, follow, &[mean, gradient, b1, c1])?;
+    let new_mean = g.apply("update.exp_avg", follow, &[mean, gradient, b1, c1])?;
     let follow = Pointwise::build(|[mean, grad, b, c]| mean * b + grad.clone() * grad * c);
-    let new_square = g.apply(EXP_AVG_SQ, follow, &[square, gradient, b2, c2])?;
+    let new_square = g.apply("update.exp_avg_sq", follow, &[square, gradient, b2, c2])?;
     let eps = cfg.optimiser.eps as f32;
     let step = Pointwise::build(|[weight, mean, square, size, correction, decay]| {
         weight * decay - size * mean / (square.sqrt() * correction).affine(1.0, eps)
     });
     let inputs = [weights, new_mean, new_square, numbers.step_size, numbers.correction, numbers.decay];
-    let new = g.apply(WEIGHTS, step, &inputs)?;
+    let new = g.apply("update.weights", step, &inputs)?;
     g.assign(mean, new_mean)?;
     g.assign(square, new_square)?;
     g.assign(weights, new)?;

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::optim::{self, NUMBERS, NumberNodes, Update, WEIGHTS};
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::fuse::{fuse, prune};
+use crate::graph::grad::{AGAIN, GRADIENT};
+use crate::graph::plan::Step;
 use crate::graph::{Graph, GraphError, Kind, Node, NodeId, Plan, gradients_in_segments};
 use crate::ops::conv2d::Conv2d;
 use crate::ops::linear::Linear;
@@ -145,6 +147,30 @@ pub struct BatchReport {
     pub grad_norm: f32,
     /// The graph's other reports.
     pub others: Vec<f32>,
+}
+
+/// The part of a training step that an operation belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// From the inputs to the loss.
+    Forward,
+    /// From the loss to the gradient, with what is computed again.
+    Backward,
+    /// From the gradient to the new weights.
+    Update,
+}
+
+impl Phase {
+    /// The part of a planned operation, by its layer's name.
+    pub fn of(step: &Step) -> Self {
+        if step.name.starts_with(optim::UPDATE) {
+            Self::Update
+        } else if step.name.contains(GRADIENT) || step.name.contains(AGAIN) {
+            Self::Backward
+        } else {
+            Self::Forward
+        }
+    }
 }
 
 /// The training step of a network on a device; the weights and the optimiser's state live in it.

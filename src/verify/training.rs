@@ -173,7 +173,7 @@ pub(super) fn run_stage1(case: &Case, device: &Device) -> Result<Results, CaseEr
     let groups = Config(&case.config["unet"]).count("norm_groups")?;
     let config = UnetConfig::from_weights(&weights, groups)?;
     let (shape, _) = case.nchw("in.x_start.step0")?;
-    let loss = stage1::loss_graph(&config, shape.n(), shape.h())?;
+    let loss = stage1::loss_graph(&config, 0.0, shape.n(), shape.h())?;
     let prediction = loss.graph.marks().iter().find(|(name, _)| name == "denoise_fn.final_conv").map(|(_, id)| *id);
     let inputs = |step: usize| {
         let of = |name: &str| case.f32(&format!("in.{name}.step{step}")).map(|(_, values)| values);
@@ -195,7 +195,7 @@ pub(super) fn run_stage2(case: &Case, device: &Device) -> Result<Results, CaseEr
     let config = FusionLossConfig { gradient: Config(&case.config).number("alpha")?, ..FusionLossConfig::default() };
     let loss = fusion_loss(&mut network.graph, &config, fused, mri, other)?;
     let reports = vec![loss.intensity, loss.gradient];
-    let loss = LossGraph { graph: network.graph.clone(), loss: loss.total, reports };
+    let loss = LossGraph { graph: network.graph.clone(), loss: loss.total, reports, recompute: false };
     let given = network.inputs.clone();
     let training = Training { case, device, loss, network, losses: "out.losses" };
     training.run("act.fused.step0", Some(fused), &|_| Ok(given.clone()))
