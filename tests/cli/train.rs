@@ -93,3 +93,44 @@ fn stage_two_goes_on_with_the_unet_it_began_with() {
     let text = String::from_utf8(lab.bytes("head/log.csv")).expect("UTF-8");
     assert_eq!(text.lines().map(|l| l.split(',').next()).collect::<Vec<_>>(), [Some("step"), Some("1"), Some("2")]);
 }
+
+#[test]
+fn thirty_steps_halve_the_loss_and_a_run_killed_after_fifteen_ends_in_the_same_bytes() {
+    let lab = Lab::heads(6, 64, "pet");
+    let small = "[unet]\ninner_channel = 8\nnorm_groups = 4\nchannel_mults = [1, 1, 2]\nres_blocks = 1\n\
+                 [data]\ncrop = 32\nbatch = 2\nval_pairs = 1\n[optimiser]\nlr = 2e-3\nema_decay = 0.9\nclip = 1.0\n\
+                 [run]\nlog_every = 5\nsample_every = 0\ncheckpoint_every = 5\n";
+    std::fs::write(lab.path("c.toml"), small).expect("written");
+    let args = |out: &str, steps: &str, more: &[&str]| -> Vec<String> {
+        let [mri, pet, out, config] = ["MRI", "PET", out, "c.toml"].map(|name| lab.text(name));
+        let args = ["train", "stage1", "--mri", &mri, "--other", &pet, "-o", &out, "--config", &config];
+        [&args[..], &["--steps", steps, "--device", "cpu"], more].concat().into_iter().map(str::to_owned).collect()
+    };
+    let train = |out: &str, more: &[&str]| {
+        let all = args(out, "90", more);
+        medfuse(&all.iter().map(String::as_str).collect::<Vec<_>>()).ok()
+    };
+    train("whole", &[]);
+    let log = String::from_utf8(lab.bytes("whole/log.csv")).expect("UTF-8");
+    let losses: Vec<f64> =
+        log.lines().skip(1).map(|line| line.split(',').nth(2).expect("a loss").parse().expect("a number")).collect();
+    // The sixth row is that of steps 26 to 30.
+    assert!(losses.len() == 18 && losses[5] < 0.5 * losses[0], "{losses:?}");
+
+    // Killed without warning at whatever it does after step 15, long before the 100,000 steps it was to do.
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_medfuse"))
+        .args(args("killed", "100000", &[]))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let rows = || std::fs::read_to_string(lab.path("killed/log.csv")).map_or(0, |text| text.lines().count());
+    let start = std::time::Instant::now();
+    while rows() < 4 && start.elapsed().as_secs() < 120 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().expect("it is killed");
+    child.wait().expect("it ends");
+    assert!((4..18).contains(&rows()), "killed at step {} in place of 15 or soon after", 5 * (rows() - 1));
+    train("killed", &["--resume"]);
+    assert_eq!(lab.bytes("whole/unet.safetensors"), lab.bytes("killed/unet.safetensors"));
+}
