@@ -395,7 +395,7 @@ mod tests {
             fields.sort_unstable();
             assert_eq!(found, fields);
         };
-        has(&json, &["medfuse", "machine", "options", "yardsticks", "kernels", "model"]);
+        has(&json, &["medfuse", "machine", "options", "yardsticks", "kernels", "model", "training"]);
         has(&json["machine"], &["device", "driver", "threads", "arch", "os"]);
         has(&json["yardsticks"][0], &["name", "unit", "median", "range"]);
         let model = ["network", "seconds", "gmac", "gflops", "of_peak", "run_mib", "weight_mib", "steps"];
