@@ -228,10 +228,11 @@ impl Executable {
         }
     }
 
-    /// The first layer whose result is not finite on these inputs. Only the CPU twins can look at every layer.
+    /// The first layer whose result is not finite on these inputs.
     fn first_not_finite(&self, inputs: &[&[f32]]) -> Option<String> {
-        let Self::Cpu(exe) = self else {
-            return None;
+        let exe = match self {
+            Self::Cpu(exe) => exe,
+            Self::Gpu(exe) => return exe.first_not_finite(inputs).ok().flatten(),
         };
         let mut first = None;
         exe.run_observed(inputs, |step, _, result| {

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{DeviceArgs, ModelArgs};
@@ -102,7 +101,7 @@ pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
     let device_name = device.describe();
     let fuser = Fuser::new(model, device);
     let stop = super::stop_flag("stopping after this pair")?;
-    let bar = progress(jobs.len() as u64);
+    let bar = super::progress_bar(jobs.len() as u64);
     let mut done: Vec<Outcome> = Vec::new();
     let total = jobs.len();
     for job in jobs {
@@ -187,13 +186,6 @@ fn fuse_files(fuser: &Fuser, job: &Job, seed: u64) -> anyhow::Result<f64> {
     let fused = fuser.fuse(&pair, seed)?;
     fused.save(&job.out, JPEG_QUALITY)?;
     Ok(start.elapsed().as_secs_f64())
-}
-
-fn progress(len: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed}, {eta} left)")
-        .expect("the template is well-formed");
-    // Hidden by indicatif when the standard error is not a terminal.
-    ProgressBar::new(len).with_style(style)
 }
 
 fn report(device: &str, done: &[Outcome], unpaired: &[(String, String)], stopped: bool) -> serde_json::Value {

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::device::Device;
 use crate::models::dm_fnet::DmFnet;
@@ -70,6 +71,13 @@ impl Cli {
 /// Prints a line on the standard output. Unlike `println!` it does not panic when the reader of a pipe has gone.
 fn say(line: impl std::fmt::Display) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to the standard output")
+}
+
+/// A bar of `len` things to do, hidden where the standard error is not a terminal.
+fn progress_bar(len: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed}, {eta} left)")
+        .expect("the template is well-formed");
+    ProgressBar::new(len).with_style(style)
 }
 
 /// A flag that Ctrl-C sets, saying `message`: what is in work is finished, then the command stops. A second Ctrl-C ends it

@@ -6,12 +6,11 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::DeviceArgs;
 use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, ScheduleKind};
 use crate::files::{check_writable, folder_of};
-use crate::imaging::{Channels, Image, Samples, format_for};
+use crate::imaging::{Channels, Image, MAX_SIDE, Samples, format_for};
 use crate::models::denoiser::Denoiser;
 use crate::models::dm_fnet::read_model_file;
 use crate::models::unet::UnetConfig;
@@ -32,7 +31,7 @@ pub struct SampleArgs {
     /// How many images
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
     pub count: u64,
-    /// Their sides in pixels
+    /// Their sides in pixels, a multiple of 16 for the published architecture
     #[arg(long, default_value_t = 160, value_parser = clap::value_parser!(u64).range(16..=4096))]
     pub size: u64,
     /// Noise steps to go: a number for DDIM, which strides over the schedule, or all for ancestral sampling
@@ -89,8 +88,15 @@ pub fn run(args: SampleArgs) -> anyhow::Result<ExitCode> {
             config.in_channel
         );
     }
-    let schedule = schedule_of(&weights);
+    weights.check_finite()?;
+    let schedule = schedule_of(&weights).with_context(|| args.weights.display().to_string())?;
     let (size, count) = (args.size as usize, args.count as usize);
+    if !size.is_multiple_of(config.multiple()) {
+        bail!("--size {size}: this UNet takes multiples of {}", config.multiple());
+    }
+    if count * size > MAX_SIDE as usize || STATES * size > MAX_SIDE as usize {
+        bail!("a picture of {count} rows of {STATES} images of {size}x{size} is too large: ask for less");
+    }
     let steps = match args.steps {
         SampleSteps::Ancestral => schedule.len(),
         SampleSteps::Ddim(steps) if steps < schedule.len() => steps,
@@ -101,7 +107,7 @@ pub fn run(args: SampleArgs) -> anyhow::Result<ExitCode> {
     let device = args.device.open()?;
     let denoiser = Denoiser::new(&config, &weights, &device, Shape::new(count, 1, size, size))?;
     let stop = super::stop_flag("stopping after this step")?;
-    let bar = progress(steps as u64);
+    let bar = super::progress_bar(steps as u64);
     let mut noise = NoiseSource::new(args.seed);
     // The same draw as the sampling's first: what it begins with.
     let mut states = vec![noise.clone().normal(count * size * size)];
@@ -114,7 +120,8 @@ pub fn run(args: SampleArgs) -> anyhow::Result<ExitCode> {
     })?;
     bar.finish_and_clear();
     if stop.load(Ordering::Relaxed) {
-        bail!("stopped; no picture was written");
+        eprintln!("stopped; no picture was written");
+        return Ok(ExitCode::from(130));
     }
     strip(&states, count, size)?.save(&args.out, 95)?;
     super::say(args.out.display())?;
@@ -122,10 +129,16 @@ pub fn run(args: SampleArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The noise schedule that a checkpoint's buffers tell of; without them the published one's.
-fn schedule_of(weights: &Weights) -> NoiseSchedule {
+fn schedule_of(weights: &Weights) -> anyhow::Result<NoiseSchedule> {
     match weights.get("betas") {
-        Some(betas) => NoiseSchedule::from_betas(betas.data().iter().map(|beta| f64::from(*beta)).collect()),
-        None => NoiseSchedule::new(&ScheduleConfig { kind: ScheduleKind::Cosine, ..ScheduleConfig::default() }),
+        None => Ok(NoiseSchedule::new(&ScheduleConfig { kind: ScheduleKind::Cosine, ..ScheduleConfig::default() })),
+        Some(betas) => {
+            let betas: Vec<f64> = betas.data().iter().map(|beta| f64::from(*beta)).collect();
+            if betas.is_empty() || !betas.iter().all(|beta| (0.0..1.0).contains(beta)) {
+                bail!("its betas are no noise schedule: they must be at least 0 and less than 1");
+            }
+            Ok(NoiseSchedule::from_betas(betas))
+        }
     }
 }
 
@@ -140,12 +153,6 @@ fn strip(states: &[Vec<f32>], count: usize, size: usize) -> anyhow::Result<Image
     }
     let blank = Image::new(width, count * size, Channels::Grey, Samples::U8(vec![0; plane.len()]))?;
     Ok(blank.with_luma(&plane)?)
-}
-
-fn progress(len: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} steps ({elapsed}, {eta} left)")
-        .expect("the template is well-formed");
-    ProgressBar::new(len).with_style(style)
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@ use clap::{Args, Subcommand};
 use super::train_progress::{CONFIG_FILE, Progress};
 use super::{DeviceArgs, stop_flag};
 use crate::device::Device;
+use crate::files::folder_of;
 use crate::hash::fnv1a;
+use crate::models::dm_fnet::read_model_file;
 use crate::train::config::{Data, Optimiser, Run, Stage, Stage1Config, Stage2Config};
 use crate::train::data::Dataset;
 use crate::train::optim::Update;
@@ -133,6 +135,16 @@ fn run_stage1(config: &Stage1Config, job: &Job) -> anyhow::Result<ExitCode> {
 fn run_stage2(config: &Stage2Config, unet: &Path, job: &Job) -> anyhow::Result<ExitCode> {
     // Another UNet's features would pass for this one's after a resume: the shapes are the same.
     let bytes = std::fs::read(unet).with_context(|| format!("cannot read {}", unet.display()))?;
+    let (wanted, file) = (config.head.norm_groups, folder_of(unet).join("model.json"));
+    if file.exists() {
+        let found = read_model_file(&folder_of(unet))?.norm_groups;
+        if found != wanted {
+            bail!(
+                "{} says norm_groups {found}, the configuration {wanted}: set head.norm_groups = {found}",
+                file.display()
+            );
+        }
+    }
     let shared = format!("unet = {:016x}\n", fnv1a(&bytes));
     start(&Stage2::new(config, Weights::load(unet)?, &job.dataset, &job.device)?, config, job, &shared)
 }
@@ -156,7 +168,7 @@ fn start(task: &dyn Task, config: &impl Stage, job: &Job, shared: &str) -> anyho
     let stop = stop_flag("stopping after this step with a checkpoint")?;
     let mut progress = Progress::new(&job.out, task, config, stop)?;
     let ending = run::run(task, &settings, &job.device, &mut progress)?;
-    progress.write_chart()?;
+    progress.finish()?;
     let (done, steps, out) = (progress.done(), common.run.steps, job.out.display());
     Ok(match ending {
         Ending::Done => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar};
 
 use crate::files::write_whole;
 use crate::train::chart::loss_chart;
@@ -46,10 +46,7 @@ impl Progress {
     /// A configuration that TOML cannot hold.
     pub fn new(out: &Path, task: &dyn Task, config: &impl Stage, stop: Arc<AtomicBool>) -> Result<Self, ConfigError> {
         let Run { steps, log_every, .. } = *config.common().run;
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({elapsed}, {eta} left)")
-            .expect("the template is well-formed");
-        // Hidden by indicatif when the standard error is not a terminal.
-        let bar = ProgressBar::new(steps).with_style(style);
+        let bar = super::progress_bar(steps);
         Ok(Self {
             out: out.to_path_buf(),
             config: config.to_commented_toml()?,
@@ -71,11 +68,21 @@ impl Progress {
         self.bar.position()
     }
 
+    /// Writes the row of the last steps, if none was due yet, and the loss curve.
+    ///
+    /// # Errors
+    /// A log or a picture that cannot be written.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.write_row()?;
+        self.bar.finish_and_clear();
+        self.write_chart()
+    }
+
     /// Writes the loss curve: of the log, and of the validation pairs where their figures have a `loss`.
     ///
     /// # Errors
     /// A log that cannot be read, a picture that cannot be written.
-    pub fn write_chart(&self) -> io::Result<()> {
+    fn write_chart(&self) -> io::Result<()> {
         let series = |log: &Option<Log>| log.as_ref().map_or(Ok(Vec::new()), |log| log.series("loss"));
         let (train, validation) = (series(&self.log), series(&self.figures));
         let chart = loss_chart(
@@ -116,6 +123,12 @@ impl Observer for Progress {
         write_whole(self.out.join(CONFIG_FILE), self.config.as_bytes())?;
         let columns: Vec<&str> = COLUMNS.into_iter().chain(self.parts.iter().copied()).collect();
         self.log = Some(Log::open(&self.out.join("log.csv"), &columns, done).map_err(io::Error::other)?);
+        // What a killed run wrote after its checkpoint goes from this file as well.
+        let path = self.out.join("validation.csv");
+        if let Some(columns) = Log::columns(&path)? {
+            let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+            self.figures = Some(Log::open(&path, &columns, done).map_err(io::Error::other)?);
+        }
         self.begun = (done, Instant::now());
         self.bar.set_position(done);
         self.bar.reset_eta();
@@ -148,7 +161,6 @@ impl Observer for Progress {
             let path = self.out.join("validation.csv");
             let log = match self.figures.take() {
                 Some(log) => log,
-                // What a killed run wrote after its checkpoint goes.
                 None => Log::open(&path, &names, self.begun.0).map_err(io::Error::other)?,
             };
             let values: Vec<f64> = figures.iter().map(|(_, value)| *value).collect();

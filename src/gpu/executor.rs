@@ -94,6 +94,9 @@ impl GpuExecutable {
     /// # Errors
     /// [`GpuError::Device`] if the driver reports an error.
     pub fn commit(&self) -> Result<(), GpuError> {
+        if self.commits.is_empty() {
+            return Ok(());
+        }
         let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encode(&mut encoder, &self.commits, None);
@@ -101,7 +104,7 @@ impl GpuExecutable {
         self.gpu.check()
     }
 
-    /// The present value of what lies there: a weight that the plan changes, which has its buffer to itself.
+    /// The present value of what lies there: a weight that the plan changes.
     ///
     /// # Errors
     /// [`GpuError::Device`] if the driver reports an error.
@@ -110,9 +113,7 @@ impl GpuExecutable {
         let len = location.slot.shape.numel();
         let mapped = self.gpu.buffer(4 * len as u64, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        if let Some(buffer) = &self.buffers[location.buffer] {
-            encoder.copy_buffer_to_buffer(buffer, 0, &mapped, 0, 4 * len as u64);
-        }
+        self.copy_out(&mut encoder, location, &mapped, 0);
         self.gpu.queue.submit([encoder.finish()]);
         let mut values = self.gpu.read(&mapped)?;
         values.truncate(len);
@@ -143,6 +144,33 @@ impl GpuExecutable {
         Ok(Some(seconds))
     }
 
+    /// The first step whose result is not finite on `inputs`: each is run and read by itself, which is slow.
+    ///
+    /// # Errors
+    /// [`GpuError::Device`] if the driver reports an error.
+    pub fn first_not_finite(&self, inputs: &[&[f32]]) -> Result<Option<String>, GpuError> {
+        let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
+            self.gpu.upload(&self.buffers, location, data);
+        }
+        let mut rest = &self.launches[..];
+        for (i, step) in self.plan.steps.iter().enumerate() {
+            let (of_step, after) = rest.split_at(rest.iter().take_while(|launch| launch.step == i).count());
+            rest = after;
+            let bytes = 4 * step.output.slot.shape.numel() as u64;
+            let mapped = self.gpu.buffer(bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            encode(&mut encoder, of_step, None);
+            self.copy_out(&mut encoder, &step.output, &mapped, 0);
+            self.gpu.queue.submit([encoder.finish()]);
+            let values: Vec<f32> = self.gpu.read(&mapped)?;
+            if !values.iter().all(|v| v.is_finite()) {
+                return Ok(Some(step.name.clone()));
+            }
+        }
+        Ok(None)
+    }
+
     /// Begin and end timestamps of each launch.
     fn timed(&self, launches: &[Launch]) -> Result<Vec<u64>, GpuError> {
         let device = &self.gpu.device;
@@ -163,16 +191,21 @@ impl GpuExecutable {
     fn encode_readback(&self, encoder: &mut wgpu::CommandEncoder) {
         let mut to = 0;
         for location in &self.plan.outputs {
-            let slot = &location.slot;
-            let Some(buffer) = &self.buffers[location.buffer] else {
-                continue;
-            };
-            for n in 0..slot.shape.n() {
-                let from = 4 * (slot.offset + n * slot.batch_stride) as u64;
-                let bytes = 4 * slot.shape.item() as u64;
-                encoder.copy_buffer_to_buffer(buffer, from, &self.readback, to, bytes);
-                to += bytes;
-            }
+            self.copy_out(encoder, location, &self.readback, to);
+            to += 4 * location.slot.shape.numel() as u64;
+        }
+    }
+
+    /// Copies what lies at `location` to `to` from byte `start` on, contiguous.
+    fn copy_out(&self, encoder: &mut wgpu::CommandEncoder, location: &Location, to: &wgpu::Buffer, start: u64) {
+        let slot = &location.slot;
+        let Some(buffer) = &self.buffers[location.buffer] else {
+            return;
+        };
+        let bytes = 4 * slot.shape.item() as u64;
+        for n in 0..slot.shape.n() {
+            let from = 4 * (slot.offset + n * slot.batch_stride) as u64;
+            encoder.copy_buffer_to_buffer(buffer, from, to, start + n as u64 * bytes, bytes);
         }
     }
 

@@ -100,7 +100,8 @@ impl Reverse {
         pieces.sort_by_key(|part| part.start);
         let name = gradient_name(g, id);
         while !pieces.is_empty() {
-            whole.push(take_row(g, id, &mut pieces)?);
+            let like = *self.again.get(&id).unwrap_or(&id);
+            whole.push(take_row(g, like, &mut pieces)?);
         }
         let mut sum = whole[0];
         for &part in &whole[1..] {
@@ -171,7 +172,8 @@ fn repeat(g: &mut Graph, segment_of: &[usize], segment: usize) -> HashMap<NodeId
         let mut node = g.node(NodeId(i)).clone();
         // Parts of the weights' row too: a weight of its own is packed anew, where a shared one would be kept in between.
         let repeated = matches!(node.kind, Kind::Op(_) | Kind::Part { .. });
-        if !repeated && !node.inputs.iter().any(|id| again.contains_key(id)) {
+        let reads = node.inputs.iter().any(|id| again.contains_key(id));
+        if matches!(node.kind, Kind::Assign) || !(repeated || reads) {
             continue;
         }
         node.inputs.iter_mut().for_each(|id| *id = *again.get(id).unwrap_or(id));

@@ -229,6 +229,12 @@ impl<'a> Layout<'a> {
                 }
             }
         }
+        // So does whatever reads such a part.
+        for (i, node) in graph.nodes().iter().enumerate() {
+            if !matches!(node.kind, Kind::Param) {
+                constant[i] &= node.inputs.iter().all(|id| constant[id.0]);
+            }
+        }
         Self { graph, outputs, placed, target, constant }
     }
 

@@ -9,6 +9,7 @@ use super::fusion_head::{HeadConfig, MIN_COARSE_SIDE, NotAHead, fusion_head};
 use super::unet::{NotAUnet, UnetConfig, unet};
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, q_sample};
+use crate::files::write_whole;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::imaging::{FusionPair, Image, ImagingError, Padding, pad_to_multiple};
 use crate::tensor::{Shape, Tensor};
@@ -302,6 +303,17 @@ fn declare_unused(g: &mut Graph, head: &HeadConfig) -> Result<(), GraphError> {
     Ok(())
 }
 
+impl ModelFile {
+    /// Writes `model.json` into a folder.
+    ///
+    /// # Errors
+    /// No such folder, no permission, disk full.
+    pub fn save(&self, folder: &Path) -> std::io::Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(std::io::Error::other)?;
+        write_whole(folder.join("model.json"), text.as_bytes())
+    }
+}
+
 /// Reads `model.json` of a folder; without one, what it would say of the published model.
 ///
 /// # Errors
@@ -446,15 +458,6 @@ impl Fuser {
             }
         }
         let inputs: Vec<(&str, &[f32])> = named.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
-        match executable.run(&inputs) {
-            Ok(mut outputs) => Ok(padding.crop(&outputs.swap_remove(0))),
-            // A GPU cannot say which layer it was; the CPU twins can.
-            Err(RunError::NotFinite { layer: None }) => {
-                let on_cpu = Self::new(self.model.clone(), Device::Cpu);
-                on_cpu.executable(padding.padded_height, padding.padded_width)?.run(&inputs)?;
-                Err(RunError::NotFinite { layer: None }.into())
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(padding.crop(&executable.run(&inputs)?.swap_remove(0)))
     }
 }

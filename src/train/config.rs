@@ -483,7 +483,8 @@ impl Head {
     fn check(&self) -> Result<(), ConfigError> {
         let steps = &self.time_steps;
         let distinct = (1..steps.len()).all(|i| !steps[..i].contains(&steps[i]));
-        need("head.time_steps", !steps.is_empty() && distinct, "must be one or more noise steps, none of them twice")?;
+        // With a single step the head's merging blocks would be part of the model and never trained.
+        need("head.time_steps", steps.len() > 1 && distinct, "must be two or more noise steps, none of them twice")?;
         need("head.norm_groups", self.norm_groups > 0, "must be at least 1")?;
         need("head.decode_channels", (1..=4096).contains(&self.decode_channels), "must be from 1 to 4096")
     }

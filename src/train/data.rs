@@ -354,6 +354,16 @@ impl Batch {
     }
 }
 
+/// Fails if a pair is smaller than the crop.
+///
+/// # Errors
+/// [`DataError::SmallerThanCrop`] with their names.
+pub fn check_sizes(pairs: &[Pair], crop: usize) -> Result<(), DataError> {
+    let small = pairs.iter().filter(|p| p.width.min(p.height) < crop);
+    let names: Vec<String> = small.map(|p| format!("{} ({}x{})", p.label(), p.width, p.height)).collect();
+    if names.is_empty() { Ok(()) } else { Err(DataError::SmallerThanCrop { names, crop }) }
+}
+
 /// The endless row of batches of random crops.
 #[derive(Clone, Debug)]
 pub struct Batches<'a> {
@@ -369,12 +379,7 @@ impl<'a> Batches<'a> {
     /// # Errors
     /// [`DataError::SmallerThanCrop`] if any pair is, [`DataError::Empty`] if there is none.
     pub fn new(pairs: &'a [Pair], sampling: Sampling, seed: u64) -> Result<Self, DataError> {
-        let crop = sampling.crop;
-        let small = pairs.iter().filter(|p| p.width.min(p.height) < crop);
-        let names: Vec<String> = small.map(|p| format!("{} ({}x{})", p.label(), p.width, p.height)).collect();
-        if !names.is_empty() {
-            return Err(DataError::SmallerThanCrop { names, crop });
-        }
+        check_sizes(pairs, sampling.crop)?;
         if pairs.is_empty() {
             return Err(DataError::Empty);
         }

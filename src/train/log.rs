@@ -62,6 +62,18 @@ impl Log {
         Ok(Self { path: path.into(), header, file })
     }
 
+    /// The columns after `step` of a log that is there.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn columns(path: &Path) -> io::Result<Option<Vec<String>>> {
+        let text = match std::fs::read_to_string(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        Ok(text.lines().next().map(|header| header.split(',').skip(1).map(str::to_owned).collect()))
+    }
+
     /// Appends a row: one value for each column after `step`; NaN leaves its field empty.
     ///
     /// # Errors

@@ -160,15 +160,23 @@ pub enum TrainError {
     /// The folder holds no run to go on with.
     #[error("{} holds no run to go on with: there is no {CHECKPOINT} in it", .0.display())]
     NothingToResume(PathBuf),
+    /// The run has done more than it is to do.
+    #[error("the run has done {done} steps already: it cannot end after {steps}")]
+    Shorter {
+        /// Steps done.
+        done: u64,
+        /// Steps wanted.
+        steps: u64,
+    },
     /// A step's result was not finite.
-    #[error("step {step}: {source}; {kept}")]
+    #[error("step {step}: {source}; the last checkpoint is kept in {}", kept.display())]
     NotFinite {
         /// The step.
         step: u64,
         /// What the layer is.
         source: RunError,
-        /// What remains.
-        kept: String,
+        /// The last checkpoint.
+        kept: PathBuf,
     },
     /// A step failed.
     #[error("step {step}: {source}")]
@@ -201,33 +209,27 @@ pub fn run(
 ) -> Result<Ending, TrainError> {
     let mut run = Run::new(task, config, device)?;
     observer.begin(run.done, &run.step, &run.layout)?;
-    let ending = loop {
-        if run.done >= config.steps {
-            break Ending::Done;
-        }
-        let report = run.next()?;
-        observer.step(&report)?;
-        let due = |every: u64| every > 0 && run.done.is_multiple_of(every);
-        if due(config.sample_every) {
-            let figures = task.sample(&config.out, &run.weights()?, run.done).map_err(TrainError::Publish)?;
-            observer.sampled(run.done, &figures)?;
-        }
-        if run.done < config.steps {
-            if observer.stop() {
-                break Ending::Stopped;
+    if run.done == 0 {
+        // A run killed at once can be resumed too.
+        run.save()?;
+    }
+    let ending = match run.steps(observer) {
+        Err(error) => {
+            // The steps since the last checkpoint are not lost with a log or a sample; the first error is what is told.
+            if !matches!(error, TrainError::NotFinite { .. }) {
+                let _ = run.save();
             }
-            if config.time_limit.is_some_and(|limit| run.started.elapsed() >= limit) {
-                break Ending::TimeLimit;
-            }
-            if due(config.checkpoint_every) {
-                run.save()?;
-            }
+            return Err(error);
         }
+        Ok(ending) => ending,
     };
     run.save()?;
     task.publish(&config.out, run.weights()?).map_err(TrainError::Publish)?;
     Ok(ending)
 }
+
+/// Most time between two checkpoints.
+const SAVE_AFTER: Duration = Duration::from_secs(600);
 
 /// A run in progress.
 struct Run<'a> {
@@ -239,6 +241,7 @@ struct Run<'a> {
     /// Seconds of the parts before this one.
     before: f64,
     started: Instant,
+    saved: Instant,
 }
 
 impl<'a> Run<'a> {
@@ -251,6 +254,9 @@ impl<'a> Run<'a> {
             (true, true) => {
                 let saved = Checkpoint::load(&path)?;
                 saved.check(&path, task.stage(), &config.settings, &layout, &names)?;
+                if saved.progress.step > config.steps {
+                    return Err(TrainError::Shorter { done: saved.progress.step, steps: config.steps });
+                }
                 (saved.rows, saved.progress.step, saved.progress.seconds)
             }
             (true, false) => return Err(TrainError::NothingToResume(config.out.clone())),
@@ -258,11 +264,38 @@ impl<'a> Run<'a> {
             (false, false) => (first_rows(&layout, &names, config.seed), 0, 0.0),
         };
         let step = TrainStep::new(device, &graph, &layout, config.update.clone(), &rows, task.frozen())?;
-        Ok(Self { task, config, layout, step, done, before, started: Instant::now() })
+        let now = Instant::now();
+        Ok(Self { task, config, layout, step, done, before, started: now, saved: now })
     }
 
     fn seconds(&self) -> f64 {
         self.before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Runs the steps that are left, or until the time is up or the observer stops it.
+    fn steps(&mut self, observer: &mut dyn Observer) -> Result<Ending, TrainError> {
+        let config = self.config;
+        while self.done < config.steps {
+            let report = self.next()?;
+            let due = |every: u64| every > 0 && report.step.is_multiple_of(every);
+            if due(config.checkpoint_every) || self.saved.elapsed() >= SAVE_AFTER {
+                self.save()?;
+            }
+            observer.step(&report)?;
+            if due(config.sample_every) {
+                let figures = self.task.sample(&config.out, &self.weights()?, self.done);
+                observer.sampled(self.done, &figures.map_err(TrainError::Publish)?)?;
+            }
+            if self.done < config.steps {
+                if observer.stop() {
+                    return Ok(Ending::Stopped);
+                }
+                if config.time_limit.is_some_and(|limit| self.started.elapsed() >= limit) {
+                    return Ok(Ending::TimeLimit);
+                }
+            }
+        }
+        Ok(Ending::Done)
     }
 
     /// Runs the next step.
@@ -287,15 +320,10 @@ impl<'a> Run<'a> {
             return TrainError::Run { step, source };
         }
         let path = self.config.out.join(CHECKPOINT);
-        let kept = if path.exists() {
-            format!("the last checkpoint is kept in {}", path.display())
-        } else {
-            "there was no checkpoint yet".to_owned()
-        };
-        TrainError::NotFinite { step, source, kept }
+        TrainError::NotFinite { step, source, kept: path }
     }
 
-    fn save(&self) -> Result<(), TrainError> {
+    fn save(&mut self) -> Result<(), TrainError> {
         let names = std::iter::once(WEIGHTS).chain(self.config.update.state());
         let mut rows = BTreeMap::new();
         for name in names {
@@ -308,7 +336,9 @@ impl<'a> Run<'a> {
             settings: self.config.settings.clone(),
             layout: self.layout.clone(),
         };
-        Ok(Checkpoint { progress, rows }.save(&self.config.out.join(CHECKPOINT))?)
+        Checkpoint { progress, rows }.save(&self.config.out.join(CHECKPOINT))?;
+        self.saved = Instant::now();
+        Ok(())
     }
 
     fn row(&self, name: &str) -> Result<Vec<f32>, TrainError> {

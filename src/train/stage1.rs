@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::config::Stage1Config;
-use super::data::{Batches, DataError, Dataset};
-use super::loss::{constants, mse};
+use super::data::{Batches, DataError, Dataset, check_sizes};
+use super::loss::mse;
 use super::run::{Figures, PublishError, Task, grey_image, save_strip};
 use super::step::{LossGraph, StepError};
 use crate::device::{Device, ParamSource};
 use crate::diffusion::{NoiseSchedule, NoiseSource, q_sample};
-use crate::files::write_whole;
 use crate::graph::{Graph, GraphError};
 use crate::imaging::Image;
 use crate::models::denoiser::Denoiser;
@@ -66,7 +65,8 @@ pub struct Stage1<'a> {
     device: &'a Device,
     batches: Batches<'a>,
     schedule: NoiseSchedule,
-    constants: BTreeMap<String, Tensor>,
+    /// The graph reads no weights but those that are trained.
+    nothing: BTreeMap<String, Tensor>,
 }
 
 impl<'a> Stage1<'a> {
@@ -75,13 +75,15 @@ impl<'a> Stage1<'a> {
     /// # Errors
     /// [`DataError`] if there are none or they are smaller than the crop.
     pub fn new(config: &'a Stage1Config, data: &'a Dataset, device: &'a Device) -> Result<Self, DataError> {
+        // These are cut to the crop's size as well.
+        check_sizes(&data.validation, config.data.crop)?;
         Ok(Self {
             config,
             data,
             device,
             batches: Batches::new(&data.train, config.data.sampling(), config.run.seed)?,
             schedule: NoiseSchedule::new(&config.noise.schedule()),
-            constants: constants(),
+            nothing: BTreeMap::new(),
         })
     }
 
@@ -131,7 +133,7 @@ impl Task for Stage1<'_> {
     }
 
     fn frozen(&self) -> &dyn ParamSource {
-        &self.constants
+        &self.nothing
     }
 
     fn reports(&self) -> &'static [&'static str] {
@@ -162,6 +164,6 @@ impl Task for Stage1<'_> {
         model.save_safetensors(folder.join("unet.safetensors"), StoreType::F32)?;
         let (norm_groups, schedule) = (self.config.unet.norm_groups, self.config.noise.schedule());
         let file = ModelFile { norm_groups, schedule, ..ModelFile::default() };
-        Ok(write_whole(folder.join("model.json"), serde_json::to_string_pretty(&file)?.as_bytes())?)
+        Ok(file.save(folder)?)
     }
 }

@@ -8,10 +8,9 @@ use super::config::Stage2Config;
 use super::data::{Batch, Batches, DataError, Dataset, Pair};
 use super::loss::{FusionLossConfig, constants, fusion_loss};
 use super::run::{Figures, PublishError, Task, save_strip};
-use super::step::{LossGraph, StepError};
+use super::step::{Layout, LossGraph, StepError};
 use crate::device::{Device, ParamSource};
 use crate::diffusion::{NoiseSchedule, NoiseSource, q_sample};
-use crate::files::write_whole;
 use crate::graph::{Graph, GraphError};
 use crate::imaging::{Channels, FusionPair, Image, ImagingError, Samples};
 use crate::metrics::{Grey, Metrics, evaluate};
@@ -160,7 +159,21 @@ impl<'a> Stage2<'a> {
         };
         let schedule = NoiseSchedule::new(&config.noise.schedule());
         let frozen = Frozen { unet, constants: constants() };
-        Ok(Self { config, data, device, batches, schedule, unet: size, head, frozen })
+        let this = Self { config, data, device, batches, schedule, unet: size, head, frozen };
+        this.check_model()?;
+        Ok(this)
+    }
+
+    /// Fails if the UNet with a head of this size is not a model that can be loaded, before it is trained for hours.
+    fn check_model(&self) -> Result<(), Stage2Error> {
+        let unusable = |e: &dyn std::fmt::Display| Stage2Error::Unet(e.to_string());
+        if self.unet.in_channel != 1 {
+            return Err(unusable(&format!("it takes images of {} channels, pairs have 1", self.unet.in_channel)));
+        }
+        let layout = Layout::new(&self.graph().map_err(|e| unusable(&e))?, is_trained);
+        let head = layout.entries().iter().map(|(name, dims)| (name.clone(), Tensor::zeros(dims.clone())));
+        self.fuser(&head.collect()).map_err(|e| unusable(&e))?;
+        Ok(())
     }
 
     fn model_file(&self) -> ModelFile {
@@ -239,7 +252,6 @@ impl Task for Stage2<'_> {
         let head: Weights = weights.into_iter().collect();
         head.save_safetensors(folder.join("head.safetensors"), StoreType::F32)?;
         self.frozen.unet.save_safetensors(folder.join("unet.safetensors"), StoreType::F32)?;
-        let file = serde_json::to_string_pretty(&self.model_file())?;
-        Ok(write_whole(folder.join("model.json"), file.as_bytes())?)
+        Ok(self.model_file().save(folder)?)
     }
 }

@@ -370,12 +370,14 @@ mod tests {
         let cfg = Update { accumulate: 1, ..Update::default() };
         let row = || Tensor::new([1, 1, 1, 12], random(12, 1));
         let state = [WEIGHTS, EXP_AVG, EXP_AVG_SQ].map(|name| (name.to_owned(), row())).into();
-        let step = TrainStep::new(&Device::Cpu, &graph, &layout, cfg.clone(), &state, &BTreeMap::new()).unwrap();
         let mut x = random(6, 2);
         x[3] = f32::NAN;
-        let error = step.run(1, 0, 0.1, &[("x", &x), ("y", &random(6, 3))]).unwrap_err();
-        assert!(matches!(&error, RunError::NotFinite { layer: Some(layer) } if layer.contains("line")), "{error:?}");
-        assert_eq!(step.row(WEIGHTS).unwrap(), row().into_data());
-        assert_eq!(step.row(EXP_AVG).unwrap(), row().into_data());
+        for device in [Device::Cpu, Device::Gpu(gpu())] {
+            let step = TrainStep::new(&device, &graph, &layout, cfg.clone(), &state, &BTreeMap::new()).unwrap();
+            let error = step.run(1, 0, 0.1, &[("x", &x), ("y", &random(6, 3))]).unwrap_err();
+            assert!(matches!(&error, RunError::NotFinite { layer: Some(layer) } if layer == "line"), "{error:?}");
+            assert_eq!(step.row(WEIGHTS).unwrap(), row().into_data());
+            assert_eq!(step.row(EXP_AVG).unwrap(), row().into_data());
+        }
     }
 }

@@ -134,3 +134,37 @@ fn thirty_steps_halve_the_loss_and_a_run_killed_after_fifteen_ends_in_the_same_b
     train("killed", &["--resume"]);
     assert_eq!(lab.bytes("whole/unet.safetensors"), lab.bytes("killed/unet.safetensors"));
 }
+
+#[test]
+fn a_run_is_refused_for_what_would_only_show_after_hours() {
+    let lab = Lab::heads(6, 64, "ct");
+    let small = "[unet]\ninner_channel = 8\nnorm_groups = 4\nchannel_mults = [1, 1, 1]\nres_blocks = 1\n\
+                 [data]\ncrop = 32\nval_pairs = 1\n";
+    std::fs::write(lab.path("one.toml"), small).expect("written");
+    std::fs::write(
+        lab.path("two.toml"),
+        "[head]\nnorm_groups = 8\ndecode_channels = 4\n[data]\ncrop = 32\nval_pairs = 1\n",
+    )
+    .expect("written");
+    std::fs::write(lab.path("single.toml"), "[head]\ntime_steps = [5]\n").expect("written");
+    let train = |stage: &str, out: &str, config: &str, more: &[&str]| {
+        let [mri, ct, out, config] = ["MRI", "CT", out, config].map(|name| lab.text(name));
+        let args = ["train", stage, "--mri", &mri, "--other", &ct, "-o", &out, "--config", &config, "--device", "cpu"];
+        medfuse(&[&args[..], more].concat())
+    };
+    train("stage1", "unet", "one.toml", &["--steps", "3"]).ok();
+    train("stage1", "unet", "one.toml", &["--steps", "2", "--resume"]).fails_with(&["has done 3 steps already"]);
+    let unet = lab.text("unet/unet.safetensors");
+    train("stage2", "head", "two.toml", &["--unet", &unet]).fails_with(&["norm_groups 4", "set head.norm_groups = 4"]);
+    train("stage2", "head", "single.toml", &["--unet", &unet]).fails_with(&["two or more noise steps"]);
+    assert!(!lab.path("head/log.csv").exists());
+    let out = lab.text("s.png");
+    let sample = |more: &[&str]| {
+        let args = ["sample", "--weights", &unet, "--out", &out, "--device", "cpu", "--count", "1"];
+        medfuse(&[&args[..], more].concat())
+    };
+    sample(&["--size", "30"]).fails_with(&["--size 30", "multiples of 4"]);
+    sample(&["--steps", "5000"]).fails_with(&["schedule has 2000 steps"]);
+    sample(&["--size", "32", "--steps", "5"]).ok();
+    assert_eq!((lab.image("s.png").width(), lab.image("s.png").height()), (6 * 32, 32));
+}
