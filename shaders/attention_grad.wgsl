@@ -3,6 +3,7 @@
 // scores: a workgroup writes 32 queries by 32 keys of S and dP.
 // rows: a workgroup turns one query's S and dP into P and dS / sqrt(c).
 // main: a workgroup writes 32 channels by 32 tokens of one of the three gradients.
+//#use lanes
 
 struct Params {
     x_offset: u32,
@@ -24,8 +25,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> weights: array<f32>;
 @group(0) @binding(4) var<storage, read_write> slopes: array<f32>;
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
-
-var<workgroup> lanes: array<vec2<f32>, 64>;
 
 const SPREAD = vec4(0u, 8u, 16u, 24u);
 
@@ -81,20 +80,6 @@ fn scores(
             }
         }
     }
-}
-
-// The sums of all lanes.
-fn total(lane: u32, mine: vec2<f32>) -> vec2<f32> {
-    workgroupBarrier();
-    lanes[lane] = mine;
-    for (var half = 32u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
-    workgroupBarrier();
-    return lanes[0];
 }
 
 @compute @workgroup_size(64)

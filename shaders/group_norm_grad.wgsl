@@ -4,6 +4,7 @@
 // main: a workgroup writes 1,024 pixels of one channel.
 //#use activation
 //#use group_norm
+//#use lanes
 
 struct Params {
     x_offset: u32,
@@ -28,8 +29,6 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> group_means: array<vec2<f32>>;
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;
 
-var<workgroup> lanes: array<vec2<f32>, 64>;
-
 @compute @workgroup_size(64)
 fn means(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -47,15 +46,9 @@ fn means(
     for (var c = first + lane; c < first + per_group; c += 64u) {
         own += affine_of(c).x * vec2(sums[row + c], sums[row + p.channels + c]);
     }
-    lanes[lane] = own;
-    for (var half = 32u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
+    let all = total(lane, own);
     if lane == 0u {
-        group_means[run] = lanes[0] / f32(per_group * p.plane);
+        group_means[run] = all / f32(per_group * p.plane);
     }
 }
 

@@ -4,6 +4,7 @@
 // main: an invocation joins the chunks of one channel.
 //#use activation
 //#use group_norm
+//#use lanes
 
 struct Params {
     x_offset: u32,
@@ -27,8 +28,6 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> lines: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read_write> partial: array<vec2<f32>>;
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;
-
-var<workgroup> lanes: array<vec2<f32>, 64>;
 
 @compute @workgroup_size(64)
 fn chunks(
@@ -56,15 +55,9 @@ fn chunks(
         let d = before_activation(deviation, scale, affine.y, dy[grads + i]);
         sums += vec2(d, d * deviation);
     }
-    lanes[lane] = sums;
-    for (var half = 32u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
+    let all = total(lane, sums);
     if lane == 0u {
-        partial[index] = lanes[0] * vec2(1.0, line.y);
+        partial[index] = all * vec2(1.0, line.y);
     }
 }
 

@@ -1,5 +1,6 @@
 // The gradient of a positional encoding by the level: frequency * (cosine * the sine's gradient - sine * the cosine's),
 // summed over the frequencies. A workgroup computes one item.
+//#use lanes
 
 struct Params {
     y_offset: u32,
@@ -16,8 +17,6 @@ struct Params {
 @group(0) @binding(1) var<storage, read> y: array<f32>;
 @group(0) @binding(2) var<storage, read> dy: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-
-var<workgroup> lanes: array<f32, 64>;
 
 fn frequency(i: u32) -> f32 {
 //@body
@@ -40,14 +39,8 @@ fn main(
         let turned = y[source + p.count + i] * dy[grads + i] - y[source + i] * dy[grads + p.count + i];
         sum = fma(frequency(i), turned, sum);
     }
-    lanes[lane] = sum;
-    for (var half = 32u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
+    let all = total(lane, vec2(sum, 0.0)).x;
     if lane == 0u {
-        out[p.out_offset + item * p.out_batch_stride] = lanes[0];
+        out[p.out_offset + item * p.out_batch_stride] = all;
     }
 }

@@ -1,5 +1,6 @@
 // Sums over axes, in chunks: `chunks` sums a chunk of what belongs to one element of the result, `main` the chunks.
 // One workgroup sums one chunk, then one element.
+//#use lanes
 
 struct Params {
     x_offset: u32,
@@ -22,25 +23,11 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> partial: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
-var<workgroup> lanes: array<f32, 64>;
-
 // Where index i of a block of this shape lies.
 fn place(i: u32, shape: vec4<u32>) -> vec4<u32> {
     let row = i / shape.w;
     let plane = row / shape.z;
     return vec4(plane / shape.y, plane % shape.y, row % shape.z, i % shape.w);
-}
-
-// The sum of all lanes, in lane 0.
-fn total(lane: u32, mine: f32) -> f32 {
-    lanes[lane] = mine;
-    for (var half = 32u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
-    return lanes[0];
 }
 
 @compute @workgroup_size(64)
@@ -61,7 +48,7 @@ fn chunks(
     for (var k = first + lane; k < end; k += 64u) {
         sum += x[base + dot(place(k, p.summed), p.strides)];
     }
-    let all = total(lane, sum);
+    let all = total(lane, vec2(sum, 0.0)).x;
     if lane == 0u {
         partial[i] = all;
     }
@@ -81,7 +68,7 @@ fn main(
     for (var k = lane; k < p.chunk_count; k += 64u) {
         sum += partial[element * p.chunk_count + k];
     }
-    let all = total(lane, sum);
+    let all = total(lane, vec2(sum, 0.0)).x;
     if lane == 0u {
         let item = p.out_shape.y * p.out_shape.z * p.out_shape.w;
         out[p.out_offset + element / item * p.out_batch_stride + element % item] = all;

@@ -1,4 +1,5 @@
 // The gradient of a softmax along rows, y * (dy - sum(y * dy)). A workgroup computes one row.
+//#use lanes
 
 struct Params {
     y_offset: u32,
@@ -18,8 +19,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> dy: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
-var<workgroup> lanes: array<f32, 64>;
-
 @compute @workgroup_size(64)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -38,15 +37,7 @@ fn main(
     for (var i = lane; i < p.width; i += 64u) {
         sum += y[source + i] * dy[grads + i];
     }
-    lanes[lane] = sum;
-    for (var half = 32u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
-    workgroupBarrier();
-    let centre = lanes[0];
+    let centre = total(lane, vec2(sum, 0.0)).x;
     let to = p.out_offset + item * p.out_batch_stride + row;
     for (var i = lane; i < p.width; i += 64u) {
         out[to + i] = y[source + i] * (dy[grads + i] - centre);

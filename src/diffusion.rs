@@ -165,6 +165,17 @@ pub fn q_sample(x_0: &[f32], level: f32, noise: &[f32]) -> Vec<f32> {
     x_0.iter().zip(noise).map(|(x, z)| level * x + sigma * z).collect()
 }
 
+/// [`q_sample`] of each item of a batch, which has as many items as there are levels.
+///
+/// # Panics
+/// If `x_0` and `noise` differ in length.
+pub fn q_sample_batch(x_0: &[f32], levels: &[f32], noise: &[f32]) -> Vec<f32> {
+    assert_eq!(x_0.len(), noise.len());
+    let item = (x_0.len() / levels.len().max(1)).max(1);
+    let items = x_0.chunks(item).zip(noise.chunks(item)).zip(levels);
+    items.flat_map(|((x, z), level)| q_sample(x, *level, z)).collect()
+}
+
 /// The source of noise: the same seed gives the same draws on every machine.
 #[derive(Clone, Debug)]
 pub struct NoiseSource(ChaCha8Rng);

@@ -8,11 +8,9 @@ use serde::Serialize;
 use super::networks::random_inputs;
 use super::rows::Call;
 use super::{Bench, BenchError, KernelTable, Timed, median, rate, tables, time_steps};
+use crate::device::Device;
 use crate::models::unet::UnetConfig;
-use crate::tensor::Tensor;
-use crate::train::checkpoint::row;
-use crate::train::loss::constants;
-use crate::train::optim::{NUMBERS, Update, WEIGHTS, numbers};
+use crate::train::optim::{NUMBERS, Update, numbers};
 use crate::train::stage1::loss_graph;
 use crate::train::step::{Layout, Phase, TrainStep};
 
@@ -57,7 +55,7 @@ impl Bench<'_> {
         let (exe, plan) = (step.executable(), step.plan());
         let mut inputs = random_inputs(plan);
         for (_, values) in inputs.iter_mut().filter(|(name, _)| name == NUMBERS) {
-            *values = numbers(&update(), 1, 0, 1e-5);
+            *values = numbers(&Update::default(), 1, 0, 1e-5);
         }
         let named: Vec<(&str, &[f32])> = inputs.iter().map(|(n, v)| (&n[..], &v[..])).collect();
         let first = self.yardsticks.count();
@@ -111,18 +109,11 @@ impl Bench<'_> {
     }
 }
 
-fn update() -> Update {
-    Update { accumulate: 1, ..Update::default() }
-}
-
 /// The step of a UNet with small weights.
-fn training_step(device: &crate::device::Device, unet: &UnetConfig, size: usize) -> Result<TrainStep, BenchError> {
+fn training_step(device: &Device, unet: &UnetConfig, size: usize) -> Result<TrainStep, BenchError> {
     let graph = loss_graph(unet, 0.0, BATCH, size)?;
     let layout = Layout::new(&graph, |name| name.starts_with("denoise_fn."));
-    let len = layout.len();
-    let mut state: BTreeMap<String, Tensor> =
-        update().state().into_iter().map(|name| (name.to_owned(), row(vec![0.0; len]))).collect();
-    let weights = (0..len).map(|i| WEIGHT * ((i % 17) as f32 / 8.0 - 1.0)).collect();
-    state.insert(WEIGHTS.to_owned(), row(weights));
-    Ok(TrainStep::new(device, &graph, &layout, update(), &state, &constants())?)
+    let weights = (0..layout.len()).map(|i| WEIGHT * ((i % 17) as f32 / 8.0 - 1.0)).collect();
+    let rows = Update::default().first_rows(weights);
+    Ok(TrainStep::new(device, &graph, &layout, Update::default(), &rows, &BTreeMap::new())?)
 }

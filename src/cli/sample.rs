@@ -10,7 +10,7 @@ use clap::Args;
 use super::DeviceArgs;
 use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, ScheduleKind};
 use crate::files::{check_writable, folder_of};
-use crate::imaging::{Channels, Image, MAX_SIDE, Samples, format_for};
+use crate::imaging::{Image, MAX_SIDE, format_for};
 use crate::models::denoiser::Denoiser;
 use crate::models::dm_fnet::read_model_file;
 use crate::models::unet::UnetConfig;
@@ -151,8 +151,7 @@ fn strip(states: &[Vec<f32>], count: usize, size: usize) -> anyhow::Result<Image
             plane[row * width + column * size..][..size].copy_from_slice(line);
         }
     }
-    let blank = Image::new(width, count * size, Channels::Grey, Samples::U8(vec![0; plane.len()]))?;
-    Ok(blank.with_luma(&plane)?)
+    Ok(Image::from_plane(width, count * size, &plane)?)
 }
 
 #[cfg(test)]

@@ -122,6 +122,14 @@ impl Image {
         }
     }
 
+    /// An 8-bit grey picture of `plane`, row-major in the networks' range [-1, 1] (values outside are clamped).
+    ///
+    /// # Errors
+    /// Those of [`Image::with_luma`].
+    pub fn from_plane(width: usize, height: usize, plane: &[f32]) -> Result<Self, ImagingError> {
+        Self::new(width, height, Channels::Grey, Samples::U8(vec![0; width * height]))?.with_luma(plane)
+    }
+
     /// The picture with the luma of `plane`, a network's output in [-1, 1] of this size (values outside are clamped),
     /// and its own Cr and Cb, at its own depth; grey if it has no colour.
     ///

@@ -10,9 +10,10 @@ use ::safetensors::SafeTensors;
 use ::safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
+use super::optim::row;
 use super::step::Layout;
 use crate::files::write_whole;
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::Tensor;
 
 /// Why a checkpoint cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -148,11 +149,6 @@ impl Checkpoint {
             None => Ok(()),
         }
     }
-}
-
-/// A row as the graph has it.
-pub fn row(values: Vec<f32>) -> Tensor {
-    Tensor::new(Shape::new(1, 1, 1, values.len()).0, values)
 }
 
 #[cfg(test)]

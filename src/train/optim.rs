@@ -1,11 +1,13 @@
 //! Adam and AdamW as nodes of the graph, gradient clipping, accumulation, the moving average of the weights, and the
 //! course of the learning rate.
 
+use std::collections::BTreeMap;
+
 use super::config::{Optimiser, OptimiserKind, Rate, RateKind};
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce_sum::ReduceSum;
-use crate::tensor::Shape;
+use crate::tensor::{Shape, Tensor};
 
 /// What the names of the update's layers begin with.
 pub const UPDATE: &str = "update.";
@@ -26,7 +28,7 @@ pub const NUMBERS: &str = "optimiser.numbers";
 const CLIP_EPS: f32 = 1e-6;
 
 /// The settings of the update.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Update {
     /// The optimiser and what goes with it.
     pub optimiser: Optimiser,
@@ -34,10 +36,21 @@ pub struct Update {
     pub accumulate: usize,
 }
 
+impl Default for Update {
+    fn default() -> Self {
+        Self { optimiser: Optimiser::default(), accumulate: 1 }
+    }
+}
+
+/// A row as the graph has it, `[1, 1, 1, len]`.
+pub fn row(values: Vec<f32>) -> Tensor {
+    Tensor::new(Shape::new(1, 1, 1, values.len()).0, values)
+}
+
 impl Update {
-    /// The names of the weights that make up the optimiser's state, all as long as the trained weights.
-    pub fn state(&self) -> Vec<&'static str> {
-        let mut names = vec![EXP_AVG, EXP_AVG_SQ];
+    /// The names of the rows that a run changes, all of one length: the trained weights and the optimiser's state.
+    pub fn rows(&self) -> Vec<&'static str> {
+        let mut names = vec![WEIGHTS, EXP_AVG, EXP_AVG_SQ];
         if self.accumulate > 1 {
             names.push(ACCUMULATED);
         }
@@ -45,6 +58,15 @@ impl Update {
             names.push(EMA);
         }
         names
+    }
+
+    /// The rows before the first step: `weights`, from which their moving average begins, and zeros.
+    pub fn first_rows(&self, weights: Vec<f32>) -> BTreeMap<String, Tensor> {
+        let first = |name: &str| match name {
+            WEIGHTS | EMA => weights.clone(),
+            _ => vec![0.0; weights.len()],
+        };
+        self.rows().into_iter().map(|name| (name.to_owned(), row(first(name)))).collect()
     }
 }
 

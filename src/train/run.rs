@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{Checkpoint, CheckpointError, Progress, row};
+use super::checkpoint::{Checkpoint, CheckpointError, Progress};
 use super::config::Rate;
-use super::optim::{EMA, Update, WEIGHTS, learning_rate};
+use super::init::orthogonal;
+use super::optim::{EMA, Update, WEIGHTS, learning_rate, row};
 use super::step::{BatchReport, Layout, LossGraph, StepError, TrainStep};
 use crate::device::{Device, ParamSource, RunError};
-
-use crate::imaging::{Channels, Image, ImagingError, Samples, montage};
+use crate::imaging::{Image, montage};
 use crate::tensor::Tensor;
 
 /// What is trained: the parts of a run in which the stages differ.
@@ -54,12 +54,6 @@ pub type Figures = Vec<(String, f64)>;
 
 /// Why a sample or a model could not be made or written.
 pub type PublishError = Box<dyn std::error::Error + Send + Sync>;
-
-/// A square plane in [-1, 1] as a picture.
-pub(super) fn grey_image(plane: &[f32], side: usize) -> Result<Image, ImagingError> {
-    let blank = Image::new(side, side, Channels::Grey, Samples::U8(vec![0; side * side]))?;
-    blank.with_luma(plane)
-}
 
 /// Writes `samples/step-NNNNNNNN.png` in `folder`: pictures side by side under their labels.
 pub(super) fn save_strip(folder: &Path, step: u64, pictures: &[(String, Image)]) -> Result<(), PublishError> {
@@ -249,11 +243,10 @@ impl<'a> Run<'a> {
         let path = config.out.join(CHECKPOINT);
         let graph = task.graph()?;
         let layout = Layout::new(&graph, |name| task.is_trained(name));
-        let names: Vec<&str> = std::iter::once(WEIGHTS).chain(config.update.state()).collect();
         let (rows, done, before) = match (config.resume, path.exists()) {
             (true, true) => {
                 let saved = Checkpoint::load(&path)?;
-                saved.check(&path, task.stage(), &config.settings, &layout, &names)?;
+                saved.check(&path, task.stage(), &config.settings, &layout, &config.update.rows())?;
                 if saved.progress.step > config.steps {
                     return Err(TrainError::Shorter { done: saved.progress.step, steps: config.steps });
                 }
@@ -261,7 +254,11 @@ impl<'a> Run<'a> {
             }
             (true, false) => return Err(TrainError::NothingToResume(config.out.clone())),
             (false, true) => return Err(TrainError::Exists(config.out.clone())),
-            (false, false) => (first_rows(&layout, &names, config.seed), 0, 0.0),
+            (false, false) => {
+                let entries = layout.entries().iter();
+                let weights = entries.flat_map(|(name, dims)| orthogonal(name, dims, config.seed).into_data());
+                (config.update.first_rows(weights.collect()), 0, 0.0)
+            }
         };
         let step = TrainStep::new(device, &graph, &layout, config.update.clone(), &rows, task.frozen())?;
         let now = Instant::now();
@@ -319,14 +316,12 @@ impl<'a> Run<'a> {
         if !matches!(source, RunError::NotFinite { .. }) {
             return TrainError::Run { step, source };
         }
-        let path = self.config.out.join(CHECKPOINT);
-        TrainError::NotFinite { step, source, kept: path }
+        TrainError::NotFinite { step, source, kept: self.config.out.join(CHECKPOINT) }
     }
 
     fn save(&mut self) -> Result<(), TrainError> {
-        let names = std::iter::once(WEIGHTS).chain(self.config.update.state());
         let mut rows = BTreeMap::new();
-        for name in names {
+        for name in self.config.update.rows() {
             rows.insert(name.to_owned(), row(self.row(name)?));
         }
         let progress = Progress {
@@ -350,18 +345,6 @@ impl<'a> Run<'a> {
         let name = if self.config.update.optimiser.ema_decay > 0.0 { EMA } else { WEIGHTS };
         Ok(self.layout.tensors(&self.row(name)?))
     }
-}
-
-/// The rows of a run that begins.
-fn first_rows(layout: &Layout, names: &[&str], seed: u64) -> BTreeMap<String, Tensor> {
-    let entries = layout.entries().iter();
-    let weights: Vec<f32> =
-        entries.flat_map(|(name, dims)| super::init::orthogonal(name, dims, seed).into_data()).collect();
-    let first = |name: &str| match name {
-        WEIGHTS | EMA => weights.clone(),
-        _ => vec![0.0; weights.len()],
-    };
-    names.iter().map(|name| ((*name).to_owned(), row(first(name)))).collect()
 }
 
 /// Means over the batches of a step; the norm of the gradient is the last one's, which is the sum's.

@@ -6,10 +6,10 @@ use std::path::Path;
 use super::config::Stage1Config;
 use super::data::{Batches, DataError, Dataset, check_sizes};
 use super::loss::mse;
-use super::run::{Figures, PublishError, Task, grey_image, save_strip};
+use super::run::{Figures, PublishError, Task, save_strip};
 use super::step::{LossGraph, StepError};
 use crate::device::{Device, ParamSource};
-use crate::diffusion::{NoiseSchedule, NoiseSource, q_sample};
+use crate::diffusion::{NoiseSchedule, NoiseSource, q_sample, q_sample_batch};
 use crate::graph::{Graph, GraphError};
 use crate::imaging::Image;
 use crate::models::denoiser::Denoiser;
@@ -40,16 +40,10 @@ pub fn loss_graph(config: &UnetConfig, dropout: f32, batch: usize, side: usize) 
 /// it and the step before, and its noise.
 pub fn inputs(images: &Tensor, schedule: &NoiseSchedule, noise: &mut NoiseSource) -> BTreeMap<String, Vec<f32>> {
     let count = images.dims()[0];
-    let item = images.data().len() / count;
     let t = noise.step(schedule);
     let levels: Vec<f32> = (0..count).map(|_| noise.level(schedule, t)).collect();
-    let x_t =
-        images.data().chunks(item).zip(&levels).flat_map(|(x_0, level)| q_sample(x_0, *level, &noise.normal(item)));
-    BTreeMap::from([
-        ("x_t".to_owned(), x_t.collect()),
-        ("x_0".to_owned(), images.data().to_vec()),
-        ("level".to_owned(), levels.clone()),
-    ])
+    let x_t = q_sample_batch(images.data(), &levels, &noise.normal(images.data().len()));
+    BTreeMap::from([("x_t".to_owned(), x_t), ("x_0".to_owned(), images.data().to_vec()), ("level".to_owned(), levels)])
 }
 
 /// Noise steps of the validation, as shares of the schedule: from what fusion uses to nearly nothing but noise.
@@ -106,8 +100,8 @@ impl<'a> Stage1<'a> {
                     total += found.iter().zip(x_0).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
                     count += x_0.len();
                     if (i, j) == (0, 0) {
-                        strip.push((format!("t={t}"), grey_image(&x_t, side)?));
-                        strip.push(("predicted".to_owned(), grey_image(&found, side)?));
+                        strip.push((format!("t={t}"), Image::from_plane(side, side, &x_t)?));
+                        strip.push(("predicted".to_owned(), Image::from_plane(side, side, &found)?));
                     }
                 }
             }

@@ -183,7 +183,7 @@ pub struct TrainStep {
 
 impl TrainStep {
     /// Plans the step that trains the weights of `layout`. `state` holds the rows [`WEIGHTS`] and
-    /// [`Update::state`], `frozen` whatever else the graph reads.
+    /// [`Update::rows`], `frozen` whatever else the graph reads.
     ///
     /// # Errors
     /// [`StepError`] if an operation has no gradient or the step does not fit the device.
@@ -224,7 +224,7 @@ impl TrainStep {
         Ok(BatchReport { loss: value(0), grad_norm: value(1), others })
     }
 
-    /// The present values of a row: [`WEIGHTS`] or one of [`Update::state`].
+    /// The present values of a row: [`WEIGHTS`] or one of [`Update::rows`].
     ///
     /// # Errors
     /// [`RunError`] if there is no such row or the GPU fails.
@@ -339,11 +339,7 @@ mod tests {
             let batches: Vec<_> = (0..6).map(|i| (random(6, 10 + i), random(6, 20 + i))).collect();
             let mut expected: [f64; 12] = std::array::from_fn(|i| f64::from(first[i]));
             let ema = by_hand(&cfg, &mut expected, &batches, 0.05);
-            let mut state: BTreeMap<String, Tensor> =
-                cfg.state().iter().map(|name| ((*name).to_owned(), Tensor::zeros([12]))).collect();
-            state.insert(WEIGHTS.into(), Tensor::new([12], first.clone()));
-            state.insert(EMA.into(), Tensor::new([12], first.clone()));
-            let state = state.into_iter().map(|(name, t)| (name, Tensor::new([1, 1, 1, 12], t.into_data()))).collect();
+            let state = cfg.first_rows(first);
             for device in [Device::Cpu, Device::Gpu(gpu())] {
                 let step = TrainStep::new(&device, &graph, &layout, cfg.clone(), &state, &BTreeMap::new()).unwrap();
                 for (i, (x, y)) in batches.iter().enumerate() {
@@ -367,7 +363,7 @@ mod tests {
     fn a_step_that_fails_changes_nothing_and_names_the_layer() {
         let graph = line();
         let layout = Layout::new(&graph, |_| true);
-        let cfg = Update { accumulate: 1, ..Update::default() };
+        let cfg = Update::default();
         let row = || Tensor::new([1, 1, 1, 12], random(12, 1));
         let state = [WEIGHTS, EXP_AVG, EXP_AVG_SQ].map(|name| (name.to_owned(), row())).into();
         let mut x = random(6, 2);

@@ -9,7 +9,7 @@ use super::compare::Scale;
 use super::error::CaseError;
 use super::network::{Network, Results};
 use crate::device::{Device, Executable};
-use crate::diffusion::{NoiseSchedule, ScheduleConfig, q_sample};
+use crate::diffusion::{NoiseSchedule, ScheduleConfig, q_sample, q_sample_batch};
 use crate::graph::Graph;
 use crate::imaging::{Channels, FusionPair, Image, Samples, ycrcb_from_rgb};
 use crate::models::dm_fnet::{DmFnet, Fuser, FusionNoise, MODALITIES, ModelFile};
@@ -32,13 +32,6 @@ pub(super) fn params(weights: &Weights) -> std::collections::BTreeMap<String, cr
     weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
-/// x_t of each batch item from x_0, its noise and its level.
-pub(super) fn noisy(x_0: &[f32], levels: &[f32], noise: &[f32]) -> Vec<f32> {
-    let item = x_0.len() / levels.len().max(1);
-    let items = x_0.chunks(item.max(1)).zip(noise.chunks(item.max(1))).zip(levels);
-    items.flat_map(|((x, z), level)| q_sample(x, *level, z)).collect()
-}
-
 /// Computes the case of a UNet: `in.x_noisy` and `in.noise_level` to `out.x_final`.
 pub(super) fn run_unet(case: &Case, device: &Device) -> Result<Results, CaseError> {
     let weights = weights(case, 1)?.swap_remove(0);
@@ -55,7 +48,7 @@ pub(super) fn run_unet(case: &Case, device: &Device) -> Result<Results, CaseErro
         if levels.len() != shape.n() || noise.len() != x_0.len() {
             return Err(CaseError::tensor("in.noise", "noise and levels do not fit x_start"));
         }
-        results.insert("in.x_noisy", shape, noisy(x_0, levels, noise));
+        results.insert("in.x_noisy", shape, q_sample_batch(x_0, levels, noise));
     }
     Ok(results)
 }

@@ -8,9 +8,10 @@ use super::Outcome;
 use super::case::{Array, Case, Config, Values};
 use super::compare::{Comparison, Scale, Tolerance};
 use super::error::CaseError;
-use super::models::{head, noisy, params, weights};
+use super::models::{head, params, weights};
 use super::network::{Network, Results};
 use crate::device::Device;
+use crate::diffusion::q_sample_batch;
 use crate::graph::{Graph, NodeId};
 use crate::models::unet::UnetConfig;
 use crate::ops::pointwise::Pointwise;
@@ -125,13 +126,6 @@ fn update(case: &Case) -> Result<Update, CaseError> {
     Ok(Update { optimiser, accumulate: 1 })
 }
 
-/// The weights' row and the optimiser's state before the first step.
-fn first_state(update: &Update, row: Vec<f32>) -> BTreeMap<String, Tensor> {
-    let dims = [1, 1, 1, row.len()];
-    let zeros = update.state().into_iter().map(|name| (name.to_owned(), Tensor::zeros(dims)));
-    zeros.chain([(WEIGHTS.to_owned(), Tensor::new(dims, row))]).collect()
-}
-
 /// Computes the case of an optimiser: weights and state after each step with gradients that are given.
 pub(super) fn run_optimiser(case: &Case, device: &Device) -> Result<Results, CaseError> {
     let update = update(case)?;
@@ -145,7 +139,7 @@ pub(super) fn run_optimiser(case: &Case, device: &Device) -> Result<Results, Cas
     let numbers = NumberNodes::new(&mut g)?;
     let (row, gradient) = (g.param(WEIGHTS, shape)?, g.input("gradient", shape));
     let norm = optim::update(&mut g, &update, &numbers, row, gradient)?;
-    let executable = device.compile(&g, &[norm], &first_state(&update, layout.row(&first)?))?;
+    let executable = device.compile(&g, &[norm], &update.first_rows(layout.row(&first)?))?;
     let all = case.params("in.grad.");
     let mut results = Results::new(Scale::Op);
     for step in 0.. {
@@ -178,7 +172,7 @@ pub(super) fn run_stage1(case: &Case, device: &Device) -> Result<Results, CaseEr
     let inputs = |step: usize| {
         let of = |name: &str| case.f32(&format!("in.{name}.step{step}")).map(|(_, values)| values);
         let (x_0, levels, noise) = (of("x_start")?, of("noise_level")?, of("noise")?);
-        let x_t = noisy(x_0, levels, noise);
+        let x_t = q_sample_batch(x_0, levels, noise);
         Ok(vec![("x_0".to_owned(), x_0.to_vec()), ("x_t".to_owned(), x_t), ("level".to_owned(), levels.to_vec())])
     };
     let network = Network { graph: loss.graph.clone(), params: params(&weights), ..Network::default() };
@@ -275,7 +269,7 @@ impl Training<'_> {
         inputs: &dyn Fn(usize) -> Inputs,
         results: &mut Results,
     ) -> Result<Vec<f32>, CaseError> {
-        let first = first_state(update, layout.row(&self.network.params)?);
+        let first = update.first_rows(layout.row(&self.network.params)?);
         let step = TrainStep::new(self.device, &self.loss, layout, update.clone(), &first, &self.network.params)?;
         let (_, expected) = self.case.f32(self.losses)?;
         let mut found = Vec::new();
