@@ -1,10 +1,14 @@
-//! Convolution on the CPU: Winograd tiles for 3x3, implicit GEMM for the rest, a direct loop for few channels.
+//! Convolution on the CPU: Winograd tiles for 3x3, Fourier transforms for large kernels, implicit GEMM for the rest, a
+//! direct loop for few channels.
 //!
 //! Weights are packed once into one flat buffer whose length follows from the shapes ([`packed_len`]). The order in
 //! which an output's products are summed depends on shapes alone, so neither threads nor their number change a bit.
 
 mod direct;
 mod epilogue;
+mod fft;
+mod fft_conv;
+mod fft_grad;
 mod gemm;
 mod microkernel;
 mod reference;
@@ -106,6 +110,8 @@ impl ConvSpec {
 pub enum Algorithm {
     /// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, 2016): 36 products where 144 would be due.
     Winograd,
+    /// Products of the Fourier transforms of tiles.
+    Fft,
     /// A matrix product over input patches that are gathered block by block.
     Gemm,
     /// Multiply-adds on rows of pixels, a few output channels at a time.
@@ -120,6 +126,8 @@ impl Algorithm {
             Self::Direct
         } else if winograd::supports(spec) && winograd::pays(spec, input, weight) {
             Self::Winograd
+        } else if spec.output_shape(input, weight).is_some_and(|out| fft_conv::pays(spec, out, weight)) {
+            Self::Fft
         } else {
             Self::Gemm
         }
@@ -127,7 +135,11 @@ impl Algorithm {
 
     /// Whether the algorithm can compute such a convolution at all.
     pub fn supports(self, spec: &ConvSpec) -> bool {
-        self != Self::Winograd || winograd::supports(spec)
+        match self {
+            Self::Winograd => winograd::supports(spec),
+            Self::Fft => fft_conv::supports(spec),
+            Self::Gemm | Self::Direct => true,
+        }
     }
 
     /// Elements of the packed form of a weight `[oc, ic / groups, kh, kw]`.
@@ -135,7 +147,7 @@ impl Algorithm {
         match self {
             Self::Winograd => winograd::packed_len(weight),
             Self::Gemm => gemm::packed_len(spec, weight),
-            Self::Direct => weight.numel(),
+            Self::Fft | Self::Direct => weight.numel(),
         }
     }
 
@@ -148,7 +160,7 @@ impl Algorithm {
         match self {
             Self::Winograd => winograd::pack_into(shape, weight, packed),
             Self::Gemm => gemm::pack_into(spec, shape, weight, packed),
-            Self::Direct => packed.copy_from_slice(weight),
+            Self::Fft | Self::Direct => packed.copy_from_slice(weight),
         }
     }
 
@@ -164,6 +176,7 @@ impl Algorithm {
         let out = Output::new(out, conv.epilogue);
         match self {
             Self::Winograd => winograd::run(arch, conv, &source, &out),
+            Self::Fft => fft_conv::run(arch, conv, &source, &out),
             Self::Gemm => gemm::run(arch, conv, &source, &out),
             Self::Direct => direct::run(arch, conv, &source, &out),
         }

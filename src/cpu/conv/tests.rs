@@ -87,7 +87,7 @@ impl Case {
     }
 }
 
-const ALGORITHMS: [Algorithm; 3] = [Algorithm::Winograd, Algorithm::Gemm, Algorithm::Direct];
+const ALGORITHMS: [Algorithm; 4] = [Algorithm::Winograd, Algorithm::Fft, Algorithm::Gemm, Algorithm::Direct];
 
 fn check(case: &Case, epilogue: &Epilogue) {
     let want = case.reference(epilogue);
@@ -172,6 +172,8 @@ fn large_kernels_and_strides() {
         (reflect, Shape::new(2, 2, 4, 5), 1),
         (reflect, Shape::new(1, 3, 17, 70), 9),
         (ConvSpec::same(15), Shape::new(1, 5, 33, 50), 12),
+        (ConvSpec { kernel: [17, 4], padding: [3, 0], ..reflect }, Shape::new(3, 21, 19, 37), 35),
+        (ConvSpec { upsample: true, ..ConvSpec::same(11) }, Shape::new(2, 33, 20, 31), 50),
         (ConvSpec { groups: 6, ..ConvSpec::same(11) }, Shape::new(2, 6, 19, 70), 6),
         (ConvSpec { stride: [2; 2], ..ConvSpec::same(3) }, Shape::new(2, 17, 34, 66), 24),
         (ConvSpec { upsample: true, ..ConvSpec::same(3) }, Shape::new(1, 17, 16, 33), 24),
@@ -194,6 +196,15 @@ fn many_channels_stay_accurate() {
             assert!(error < 5e-6, "{algorithm:?} on {arch:?}: {error:e}");
         }
     }
+}
+
+#[test]
+fn spectra_in_parts() {
+    // 1,100 channels of 12 pairs of tiles do not fit what is held at a time.
+    let case = Case::new(ConvSpec::same(5), Shape::new(3, 1100, 57, 60), 3).unwrap();
+    let want = case.run(Algorithm::Gemm, Arch::new(), &Epilogue::default());
+    let error = relative_l2(&case.run(Algorithm::Fft, Arch::new(), &Epilogue::default()), &want);
+    assert!(error < 5e-6, "{error:e}");
 }
 
 #[test]
@@ -230,6 +241,8 @@ fn the_chosen_algorithm_is_used_throughout() {
     let cases = [
         (ConvSpec::same(3), Shape::new(1, 16, 64, 64), 16, Algorithm::Winograd),
         (ConvSpec::same(3), Shape::new(1, 16, 4, 4), 16, Algorithm::Gemm),
+        (ConvSpec::same(15), Shape::new(1, 32, 64, 60), 48, Algorithm::Fft),
+        (ConvSpec::same(15), Shape::new(1, 2, 33, 20), 8, Algorithm::Gemm),
         (ConvSpec::same(1), Shape::new(1, 16, 64, 64), 16, Algorithm::Gemm),
         (ConvSpec::same(3), Shape::new(1, 16, 64, 64), 1, Algorithm::Direct),
     ];

@@ -5,6 +5,8 @@
 //! how many there are depends on the shapes alone.
 
 use super::ConvSpec;
+use super::fft_conv;
+use super::fft_grad;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
 use super::source::{Source, side_by_side, split_phases};
@@ -42,6 +44,8 @@ pub fn conv2d_weight_grad(spec: &ConvSpec, x: View, dy: View, weight: Shape) -> 
 pub enum WeightGradAlgorithm {
     /// Winograd's F(4x4, 3x3), transposed: 36 products where 144 would be due.
     Winograd,
+    /// Products of the Fourier transforms of tiles.
+    Fft,
     /// Products of matrices over pixels, one for each tap.
     Gemm,
     /// Sums of products of rows, for few channels a group.
@@ -55,6 +59,8 @@ impl WeightGradAlgorithm {
             Self::Direct
         } else if winograd_grad::pays(spec, dy, weight) {
             Self::Winograd
+        } else if fft_conv::pays(spec, dy, weight) {
+            Self::Fft
         } else {
             Self::Gemm
         }
@@ -65,6 +71,7 @@ impl WeightGradAlgorithm {
         let source = &Source::new(spec, x);
         match self {
             Self::Winograd => arch.dispatch(winograd_grad::Run { spec, source, dy, weight }),
+            Self::Fft => arch.dispatch(fft_grad::Run { spec, source, dy, weight }),
             Self::Gemm => arch.dispatch(Run { spec, source, dy, weight }),
             Self::Direct => arch.dispatch(Few { spec, source, dy, weight }),
         }
@@ -426,8 +433,12 @@ mod tests {
     use super::*;
     use crate::ops::testing::{random, relative_l2};
 
-    const ALGORITHMS: [WeightGradAlgorithm; 3] =
-        [WeightGradAlgorithm::Winograd, WeightGradAlgorithm::Gemm, WeightGradAlgorithm::Direct];
+    const ALGORITHMS: [WeightGradAlgorithm; 4] = [
+        WeightGradAlgorithm::Winograd,
+        WeightGradAlgorithm::Fft,
+        WeightGradAlgorithm::Gemm,
+        WeightGradAlgorithm::Direct,
+    ];
 
     /// Elements between the batch items of the views.
     const GAP: usize = 5;
@@ -473,6 +484,9 @@ mod tests {
             (oblong, Shape::new(2, 14, 21, 34), 10),
             (depthwise, Shape::new(2, 6, 19, 41), 6),
             (ConvSpec::same(1), Shape::new(2, 50, 7, 19), 9),
+            (ConvSpec::same(15), Shape::new(3, 19, 40, 37), 21),
+            (ConvSpec { kernel: [4, 13], padding: [1, 6], ..mirrored }, Shape::new(2, 53, 30, 41), 18),
+            (ConvSpec { kernel: [11, 5], ..enlarged }, Shape::new(2, 20, 9, 12), 33),
         ] {
             case(spec, input, oc, |x, dy, weight, expected| check(&spec, x, dy, weight, expected));
         }
@@ -484,10 +498,12 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         arches.extend(pulp::x86::V3::try_new().map(Arch::V3));
         cases(|spec, x, dy, weight, expected| {
-            for algorithm in ALGORITHMS {
-                if algorithm == WeightGradAlgorithm::Winograd && !super::super::winograd::supports(spec) {
-                    continue;
-                }
+            let possible = |algorithm: &WeightGradAlgorithm| match algorithm {
+                WeightGradAlgorithm::Winograd => super::super::winograd::supports(spec),
+                WeightGradAlgorithm::Fft => fft_conv::supports(spec),
+                _ => true,
+            };
+            for algorithm in ALGORITHMS.into_iter().filter(possible) {
                 for &arch in &arches {
                     let error = relative_l2(&algorithm.run(arch, spec, x, dy, weight), expected);
                     assert!(error <= 5e-6, "{algorithm:?} on {arch:?}, {spec:?} on {}: {error:e}", x.shape);

@@ -1,4 +1,4 @@
-//! The convolution of the CPU executor: weights packed once, then Winograd, GEMM or direct.
+//! The convolution of the CPU executor: weights packed once, then Winograd, Fourier transforms, GEMM or direct.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -90,6 +90,7 @@ impl Op for Packed {
     fn cpu_algorithm(&self, inputs: &[Shape]) -> &'static str {
         match Algorithm::choose(&self.conv.spec, inputs[0], self.weight) {
             Algorithm::Winograd => "winograd",
+            Algorithm::Fft => "fft",
             Algorithm::Gemm => "gemm",
             Algorithm::Direct => "direct",
         }

@@ -51,6 +51,7 @@ impl Op for Conv2dWeightGrad {
     fn cpu_algorithm(&self, inputs: &[Shape]) -> &'static str {
         match WeightGradAlgorithm::choose(&self.spec, inputs[1], self.weight) {
             WeightGradAlgorithm::Winograd => "winograd",
+            WeightGradAlgorithm::Fft => "fft",
             WeightGradAlgorithm::Gemm => "gemm",
             WeightGradAlgorithm::Direct => "direct",
         }

@@ -1,0 +1,193 @@
+//! Fourier transforms of 32x32 tiles, a vector of channels at a time.
+
+use super::source::{Source, side_by_side};
+use super::winograd::{load, store};
+use pulp::Simd;
+use std::ops::Range;
+
+/// Points of a tile along one axis.
+pub(super) const SIZE: usize = 32;
+/// Points of half a spectrum: a real tile's other points are conjugates of these.
+pub(super) const POINTS: usize = SIZE * SIZE / 2 + 2;
+
+/// A complex number in every lane.
+type Complex<S> = [<S as Simd>::f32s; 2];
+
+/// The points of half a spectrum, each with the point of the negative frequency, as `row * SIZE + column`.
+pub(super) const HALF: [[u16; 2]; POINTS] = half();
+
+const fn half() -> [[u16; 2]; POINTS] {
+    let mut points = [[0; 2]; POINTS];
+    let (mut count, mut column) = (0, 0);
+    while column <= SIZE / 2 {
+        // The first and the last column are their own negatives.
+        let rows = if column % (SIZE / 2) == 0 { SIZE / 2 + 1 } else { SIZE };
+        let mut row = 0;
+        while row < rows {
+            let negative = (SIZE - row) % SIZE * SIZE + (SIZE - column) % SIZE;
+            points[count] = [(row * SIZE + column) as u16, negative as u16];
+            (count, row) = (count + 1, row + 1);
+        }
+        column += 1;
+    }
+    points
+}
+
+/// exp(-2 pi i k / 32).
+const TWIDDLES: [[f32; 2]; SIZE] = twiddles();
+
+const fn twiddles() -> [[f32; 2]; SIZE] {
+    let mut all = [[0.0; 2]; SIZE];
+    let mut k = 0;
+    while k < SIZE {
+        all[k] = [cosine(k), cosine(k + SIZE / 4)];
+        k += 1;
+    }
+    all
+}
+
+/// cos(2 pi k / 32).
+const fn cosine(k: usize) -> f32 {
+    /// Of the first quarter.
+    const QUARTER: [f64; SIZE / 4 + 1] = [
+        1.0,
+        0.980_785_280_403_230_4,
+        0.923_879_532_511_286_7,
+        0.831_469_612_302_545_2,
+        std::f64::consts::FRAC_1_SQRT_2,
+        0.555_570_233_019_602_2,
+        0.382_683_432_365_089_8,
+        0.195_090_322_016_128_27,
+        0.0,
+    ];
+    let k = k % SIZE;
+    let k = if k > SIZE / 2 { SIZE - k } else { k };
+    let value = if k > SIZE / 4 { -QUARTER[SIZE / 2 - k] } else { QUARTER[k] };
+    value as f32
+}
+
+/// A tile of each lane's channel: `[row][column][real, imaginary][lane]`.
+pub(super) const fn tile_len(lanes: usize) -> usize {
+    2 * SIZE * SIZE * lanes
+}
+
+/// Transforms tiles of which all rows but the first `filled` are zero (what the buffer has there is not read).
+#[inline(always)]
+pub(super) fn transform<S: Simd>(simd: S, tile: &mut [f32], filled: usize) {
+    for row in 0..filled {
+        transform_line(simd, tile, row * SIZE, 1, SIZE);
+    }
+    for column in 0..SIZE {
+        transform_line(simd, tile, column, SIZE, filled);
+    }
+}
+
+/// The first `wanted` rows of the inverse transform, 1024 times too large, of spectra with real and imaginary parts
+/// exchanged; so are those of the result.
+#[inline(always)]
+pub(super) fn transform_back<S: Simd>(simd: S, tile: &mut [f32], wanted: usize) {
+    for column in 0..SIZE {
+        transform_line(simd, tile, column, SIZE, SIZE);
+    }
+    for row in 0..wanted {
+        transform_line(simd, tile, row * SIZE, 1, SIZE);
+    }
+}
+
+/// Transforms the line of points `first + k * stride`, of which all but the first `filled` are zero.
+#[inline(always)]
+fn transform_line<S: Simd>(simd: S, tile: &mut [f32], first: usize, stride: usize, filled: usize) {
+    let lanes = S::F32_LANES;
+    let zero = simd.splat_f32s(0.0);
+    let mut middle = [[[zero; 2]; 4]; 8];
+    for phase in 0..4 {
+        let mut values = [[zero; 2]; 8];
+        for (n, value) in values.iter_mut().enumerate().filter(|(n, _)| 4 * n + phase < filled) {
+            let at = (first + (4 * n + phase) * stride) * 2 * lanes;
+            *value = [load::<S>(tile, at), load::<S>(tile, at + lanes)];
+        }
+        for (k, value) in eight(simd, values).into_iter().enumerate() {
+            middle[k][phase] = times(simd, value, TWIDDLES[k * phase]);
+        }
+    }
+    for (k, values) in middle.into_iter().enumerate() {
+        for (j, [re, im]) in four(simd, values).into_iter().enumerate() {
+            let at = (first + (k + 8 * j) * stride) * 2 * lanes;
+            store::<S>(tile, at, re);
+            store::<S>(tile, at + lanes, im);
+        }
+    }
+}
+
+#[inline(always)]
+fn eight<S: Simd>(simd: S, [a, b, c, d, e, f, g, h]: [Complex<S>; 8]) -> [Complex<S>; 8] {
+    let even = four(simd, [a, c, e, g]);
+    let mut odd = four(simd, [b, d, f, h]);
+    odd[1] = times(simd, odd[1], TWIDDLES[4]);
+    odd[2] = [odd[2][1], simd.neg_f32s(odd[2][0])];
+    odd[3] = times(simd, odd[3], TWIDDLES[12]);
+    let mut all = [odd[0]; 8];
+    for k in 0..4 {
+        all[k] = add(simd, even[k], odd[k]);
+        all[k + 4] = subtract(simd, even[k], odd[k]);
+    }
+    all
+}
+
+#[inline(always)]
+fn four<S: Simd>(simd: S, [a, b, c, d]: [Complex<S>; 4]) -> [Complex<S>; 4] {
+    let (p, q, r) = (add(simd, a, c), subtract(simd, a, c), add(simd, b, d));
+    let [x, y] = subtract(simd, b, d);
+    // q plus and minus -i (b - d).
+    let right = [simd.add_f32s(q[0], y), simd.sub_f32s(q[1], x)];
+    let left = [simd.sub_f32s(q[0], y), simd.add_f32s(q[1], x)];
+    [add(simd, p, r), right, subtract(simd, p, r), left]
+}
+
+#[inline(always)]
+fn add<S: Simd>(simd: S, a: Complex<S>, b: Complex<S>) -> Complex<S> {
+    [simd.add_f32s(a[0], b[0]), simd.add_f32s(a[1], b[1])]
+}
+
+#[inline(always)]
+fn subtract<S: Simd>(simd: S, a: Complex<S>, b: Complex<S>) -> Complex<S> {
+    [simd.sub_f32s(a[0], b[0]), simd.sub_f32s(a[1], b[1])]
+}
+
+#[inline(always)]
+fn times<S: Simd>(simd: S, a: Complex<S>, [re, im]: [f32; 2]) -> Complex<S> {
+    let (minus_im, re, im) = (simd.splat_f32s(-im), simd.splat_f32s(re), simd.splat_f32s(im));
+    let real = simd.mul_add_e_f32s(minus_im, a[1], simd.mul_f32s(re, a[0]));
+    [real, simd.mul_add_e_f32s(im, a[0], simd.mul_f32s(re, a[1]))]
+}
+
+/// Writes the rectangle of `size` pixels from `corner` of batch item `n` on into the real (0) or imaginary (1) part of
+/// tiles, a channel to a lane; the rest of its rows becomes zero. Without a corner all of it is zero.
+#[inline(always)]
+pub(super) fn fill_part<S: Simd>(
+    simd: S,
+    source: &Source,
+    corner: Option<(usize, [isize; 2])>,
+    channels: Range<usize>,
+    size: [usize; 2],
+    tile: &mut [f32],
+    part: usize,
+) {
+    let lanes = S::F32_LANES;
+    let mut rows = [[0.0; SIZE]; 4];
+    for first in (0..channels.len()).step_by(4) {
+        let count = (channels.len() - first).min(4);
+        for y in 0..size[0] {
+            if let Some((n, [row, column])) = corner {
+                for (c, row_out) in rows[..count].iter_mut().enumerate() {
+                    let place = [row + y as isize, column];
+                    source.fill(simd, [n, channels.start + first + c], place, row_out, size[1]);
+                    row_out[size[1]..].fill(0.0);
+                }
+            }
+            let four = [&rows[0][..], &rows[1], &rows[2], &rows[3]];
+            let at = (2 * y * SIZE + part) * lanes + first;
+            side_by_side(four, count, &mut tile[at..], 8 * lanes, 2 * lanes);
+        }
+    }
+}

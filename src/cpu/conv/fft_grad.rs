@@ -1,0 +1,219 @@
+//! The gradient by the weight of large kernels by Fourier transforms, see [`super::fft_conv`]: the spectrum of the
+//! gradient is the sum over tiles of the input's times the conjugate of the result's gradient's. A tile of the latter is
+//! as large as a tile's outputs, the rest zero.
+
+use super::ConvSpec;
+use super::fft::{HALF, POINTS, SIZE, fill_part, tile_len, transform, transform_back};
+use super::fft_conv::{COMPLEX_BLOCK, PIECE, Products, Tiling};
+use super::microkernel::OC_BLOCK;
+use super::scratch::Scratch;
+use super::source::Source;
+use super::weight_grad::panels;
+use super::winograd::{load, store};
+use crate::cpu::view::View;
+use crate::tensor::Shape;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Elements of both factors that are held at a time, unless a piece of the sums has more.
+const HELD: usize = 32 << 20;
+
+/// The gradient by the weight of a convolution that this algorithm supports.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    pub(super) spec: &'a ConvSpec,
+    pub(super) source: &'a Source<'a>,
+    pub(super) dy: View<'a>,
+    pub(super) weight: Shape,
+}
+
+impl WithSimd for Run<'_> {
+    type Output = Vec<f32>;
+
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let [oc, ic, ..] = self.weight.0;
+        let tiling = Tiling::new(self.spec, self.dy.shape);
+        let blocks = oc.div_ceil(COMPLEX_BLOCK);
+        let columns = ic.next_multiple_of(S::F32_LANES);
+        let all = Products { terms: 2 * tiling.pairs(), blocks, columns };
+        let fitting = (HELD / (all.rows_len() + all.columns_len())).max(1);
+        let mut sums = Scratch::take(all.sums_len());
+        let sums = &mut *sums;
+        for first in (0..all.pieces()).step_by(fitting) {
+            let pieces = first..all.pieces().min(first + fitting);
+            let start = first * PIECE;
+            let products = Products { terms: all.terms.min(pieces.end * PIECE) - start, ..all };
+            let mut rows = Scratch::take(products.pieces() * products.rows_len());
+            let mut inputs = Scratch::take(products.pieces() * products.columns_len());
+            let (rows, inputs) = (&mut *rows, &mut *inputs);
+            let pairs = |piece: usize| {
+                let terms = products.piece(piece);
+                (start + terms.start) / 2..(start + terms.end) / 2
+            };
+            rayon::join(
+                || {
+                    let tasks = rows.par_chunks_exact_mut(products.rows_len()).enumerate();
+                    tasks.for_each(|(piece, rows)| {
+                        simd.vectorize(Rows { run: self, tiling, blocks, pairs: pairs(piece), rows });
+                    });
+                },
+                || {
+                    let tasks = inputs.par_chunks_exact_mut(products.columns_len()).enumerate();
+                    tasks.for_each(|(piece, inputs)| {
+                        simd.vectorize(Columns { run: self, tiling, columns, pairs: pairs(piece), inputs });
+                    });
+                },
+            );
+            products.run(simd, rows, inputs, sums, first > 0);
+        }
+        let sums = &*sums;
+        let mut grad = vec![0.0; self.weight.numel()];
+        grad.par_chunks_mut(2 * self.weight.item()).enumerate().for_each(|(pair, grad)| {
+            simd.vectorize(TransformBack { weight: self.weight, products: all, pair, sums, grad });
+        });
+        grad
+    }
+}
+
+/// The conjugate spectra of the gradient in some pairs of tiles, as rows of the products.
+struct Rows<'a> {
+    run: Run<'a>,
+    tiling: Tiling,
+    blocks: usize,
+    pairs: Range<usize>,
+    /// `[point][block][2 * PIECE][OC_BLOCK]`.
+    rows: &'a mut [f32],
+}
+
+impl WithSimd for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = S::F32_LANES;
+        let plain = ConvSpec::same(1);
+        let source = Source::new(&plain, self.run.dy);
+        let step = self.tiling.step;
+        let mut tile = Scratch::take(tile_len(lanes));
+        let mut near = Scratch::take(4 * lanes);
+        let oc = self.run.weight.n();
+        for first in (0..oc).step_by(lanes) {
+            let channels = first..oc.min(first + lanes);
+            for (i, pair) in self.pairs.clone().enumerate() {
+                for part in 0..2 {
+                    let corner = self.tiling.corner(pair, part).map(|[n, y, x]| (n, [y as isize, x as isize]));
+                    fill_part(simd, &source, corner, channels.clone(), step, &mut tile, part);
+                }
+                transform(simd, &mut tile, step[0]);
+                for (point, [f, g]) in HALF.iter().enumerate() {
+                    let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
+                    for (k, at) in [f, f + lanes, g, g + lanes].into_iter().enumerate() {
+                        store::<S>(&mut near, k * lanes, load::<S>(&tile, at));
+                    }
+                    for (lane, c) in channels.clone().enumerate() {
+                        let [re, im, other_re, other_im] = [0, 1, 2, 3].map(|k| near[k * lanes + lane]);
+                        let row = (point * self.blocks + c / COMPLEX_BLOCK) * 2 * PIECE + 4 * i;
+                        let place = row * OC_BLOCK + 2 * (c % COMPLEX_BLOCK);
+                        let values = [[re, -im], [im, re], [other_re, other_im], [-other_im, other_re]];
+                        for (k, value) in values.iter().enumerate() {
+                            self.rows[place + k * OC_BLOCK..][..2].copy_from_slice(value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The spectra of the input in some pairs of tiles, as columns of the products.
+struct Columns<'a> {
+    run: Run<'a>,
+    tiling: Tiling,
+    columns: usize,
+    pairs: Range<usize>,
+    /// `[panel][point][2 * PIECE][columns of the panel]`.
+    inputs: &'a mut [f32],
+}
+
+impl WithSimd for Columns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = S::F32_LANES;
+        let mut tile = Scratch::take(tile_len(lanes));
+        for (first, vectors) in panels(self.columns / lanes) {
+            let (first, width) = (first * lanes, vectors * lanes);
+            for at in (0..width).step_by(lanes) {
+                let channels = first + at..self.run.weight.c().min(first + at + lanes);
+                for (i, pair) in self.pairs.clone().enumerate() {
+                    for part in 0..2 {
+                        let corner = self.tiling.input_corner(self.run.spec, pair, part);
+                        fill_part(simd, self.run.source, corner, channels.clone(), [SIZE; 2], &mut tile, part);
+                    }
+                    transform(simd, &mut tile, SIZE);
+                    for (point, [f, g]) in HALF.iter().enumerate() {
+                        let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
+                        let to = 2 * PIECE * (POINTS * first + point * width) + 4 * i * width + at;
+                        let values = [f, f + lanes, g].map(|from| load::<S>(&tile, from));
+                        for (k, value) in values.into_iter().enumerate() {
+                            store::<S>(self.inputs, to + k * width, value);
+                        }
+                        let conjugate = simd.neg_f32s(load::<S>(&tile, g + lanes));
+                        store::<S>(self.inputs, to + 3 * width, conjugate);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The gradient of two output channels' kernels.
+struct TransformBack<'a> {
+    weight: Shape,
+    products: Products,
+    pair: usize,
+    sums: &'a [f32],
+    /// `[2 or 1][ic][kh][kw]`.
+    grad: &'a mut [f32],
+}
+
+impl WithSimd for TransformBack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = S::F32_LANES;
+        let Products { blocks, columns, .. } = self.products;
+        let [_, ic, kh, kw] = self.weight.0;
+        let scale = simd.splat_f32s(0.5 / (SIZE * SIZE) as f32);
+        let row = 2 * self.pair / COMPLEX_BLOCK * OC_BLOCK + 4 * self.pair % OC_BLOCK;
+        let mut tile = Scratch::take(tile_len(lanes));
+        for first in (0..ic).step_by(lanes) {
+            for (point, [f, g]) in HALF.iter().enumerate() {
+                let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
+                let at = (point * blocks * OC_BLOCK + row) * columns + first;
+                let mut sums = [simd.splat_f32s(0.0); 4];
+                // The last output channel may be alone.
+                for (k, sum) in sums.iter_mut().enumerate().take(2 * self.grad.len() / self.weight.item()) {
+                    *sum = simd.mul_f32s(scale, load::<S>(self.sums, at + k * columns));
+                }
+                let [a, b, c, d] = sums;
+                // One kernel is the real part, the other the imaginary part; the parts are exchanged.
+                store::<S>(&mut tile, g, simd.sub_f32s(c, b));
+                store::<S>(&mut tile, g + lanes, simd.add_f32s(a, d));
+                store::<S>(&mut tile, f, simd.add_f32s(b, c));
+                store::<S>(&mut tile, f + lanes, simd.sub_f32s(a, d));
+            }
+            transform_back(simd, &mut tile, kh);
+            for (part, grad) in self.grad.chunks_exact_mut(self.weight.item()).enumerate() {
+                for (lane, kernel) in grad.chunks_exact_mut(kh * kw).skip(first).take(lanes).enumerate() {
+                    for (tap, value) in kernel.iter_mut().enumerate() {
+                        *value = tile[(2 * (tap / kw * SIZE + tap % kw) + 1 - part) * lanes + lane];
+                    }
+                }
+            }
+        }
+    }
+}
