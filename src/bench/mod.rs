@@ -15,7 +15,8 @@ use serde::Serialize;
 
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::{GraphError, Plan, PlanError};
-use crate::models::dm_fnet::{DmFnet, ModelError};
+use crate::models::checkpoint::ModelError;
+use crate::models::dm_fnet::DmFnet;
 use crate::train::step::StepError;
 use networks::{Asked, Network, convolution, head_pass, random_inputs, random_model, unet_pass, whole_pair};
 use rows::{Call, Peak, Row, gather, median, rate};

@@ -7,7 +7,8 @@ use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
 use crate::graph::{Graph, GraphError, NodeId, Plan};
-use crate::models::dm_fnet::{DmFnet, MODALITIES, ModelError, ModelFile};
+use crate::models::checkpoint::ModelError;
+use crate::models::dm_fnet::{DmFnet, MODALITIES, ModelFile};
 use crate::models::fusion_head::{HeadConfig, fusion_head};
 use crate::models::layers::conv;
 use crate::models::unet::{UnetConfig, unet};

@@ -13,7 +13,7 @@ use super::{DeviceArgs, ModelArgs};
 use crate::files::check_writable;
 use crate::imaging::pairs::match_folders;
 use crate::imaging::{FusionPair, format_for};
-use crate::models::dm_fnet::Fuser;
+use crate::models::fusing::PairFuser;
 
 /// Quality of JPEG results.
 const JPEG_QUALITY: u8 = 95;
@@ -26,16 +26,16 @@ const JPEG_QUALITY: u8 = 95;
 /// the pair in work finish.
 #[derive(Debug, Args)]
 pub struct FuseArgs {
-    /// The MRI, or a folder of them
+    /// The MRI (or infrared image), or a folder of them
     mri: PathBuf,
-    /// The CT, PET or SPECT image, or a folder of them
+    /// The CT, PET or SPECT (or visible) image, or a folder of them
     other: PathBuf,
     /// The fused image (.png, .jpg, .bmp or .tif), or the folder for them
     #[arg(short, long)]
     out: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
-    /// Seed of the noise: the same seed gives the same bytes on one device
+    /// Seed of dm-fnet's noise: the same seed gives the same bytes on one device
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Of two folders' names, sorted, fuse only every Nth from the Ith on: N jobs with I from 1 to N share an archive
@@ -99,7 +99,7 @@ pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
     let device = args.device.open()?;
     eprintln!("device: {}", device.describe());
     let device_name = device.describe();
-    let fuser = Fuser::new(model, device);
+    let fuser = model.on(device);
     let stop = super::stop_flag("stopping after this pair")?;
     let bar = super::progress_bar(jobs.len() as u64);
     let mut done: Vec<Outcome> = Vec::new();
@@ -109,7 +109,7 @@ pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
             break;
         }
         bar.set_message(job.name.clone());
-        let result = fuse_files(&fuser, &job, args.seed).map_err(|e| format!("{e:#}"));
+        let result = fuse_files(&*fuser, &job, args.seed).map_err(|e| format!("{e:#}"));
         bar.inc(1);
         done.push((job, result));
     }
@@ -177,7 +177,7 @@ fn check_keeps_inputs(job: &Job) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fuse_files(fuser: &Fuser, job: &Job, seed: u64) -> anyhow::Result<f64> {
+fn fuse_files(fuser: &dyn PairFuser, job: &Job, seed: u64) -> anyhow::Result<f64> {
     let start = Instant::now();
     // Before the long computation: does the result have a place to go?
     format_for(&job.out)?;

@@ -18,12 +18,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::device::Device;
-use crate::models::dm_fnet::DmFnet;
+use crate::models::checkpoint::model_name;
+use crate::models::dm_fnet::{DmFnet, Fuser};
+use crate::models::fusing::PairFuser;
+use crate::models::lkc_funet::{LkcFunet, LkcFuser, ValueRange};
 
 /// Fuses registered pairs of medical images (MRI with CT, PET or SPECT) on any GPU, without CUDA.
 #[derive(Debug, Parser)]
@@ -113,24 +116,75 @@ impl DeviceArgs {
     }
 }
 
+/// The models that fuse.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum ModelKind {
+    /// DM-FNet: the features of a diffusion UNet at several noise steps, fused by a head
+    DmFnet,
+    /// LKC-FUNet: one pass of a UNet with large kernels
+    LkcFunet,
+}
+
 /// The model of a command.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Folder with unet and head (.safetensors or .pth) and, if not the reference's values, model.json
+    /// The model [default: the one that model.json of --weights names, else dm-fnet]
+    #[arg(long, value_enum)]
+    pub model: Option<ModelKind>,
+    /// Folder with unet and head, or with lkc-funet (.safetensors or .pth), and, if not the reference's values, model.json
     /// [default: the weights that ship with medfuse]
     #[arg(long, value_name = "DIR")]
     pub weights: Option<PathBuf>,
-    /// Noise steps whose features are fused, such as 5,10,20 [default: the model's]
+    /// Noise steps whose features dm-fnet fuses, such as 5,10,20 [default: the model's]
     #[arg(long, value_name = "T,T,...", value_delimiter = ',')]
     pub steps: Option<Vec<usize>>,
+    /// The range of lkc-funet's images, in and out: 0 to 1 or -1 to 1 [default: the model's]
+    #[arg(long, value_enum)]
+    pub range: Option<ValueRange>,
+}
+
+/// A model that was loaded.
+pub enum Model {
+    /// DM-FNet.
+    DmFnet(DmFnet),
+    /// LKC-FUNet.
+    LkcFunet(LkcFunet),
+}
+
+impl Model {
+    /// A fuser of the model on a device.
+    pub fn on(self, device: Device) -> Box<dyn PairFuser> {
+        match self {
+            Self::DmFnet(model) => Box::new(Fuser::new(model, device)),
+            Self::LkcFunet(model) => Box::new(LkcFuser::new(model, device)),
+        }
+    }
 }
 
 impl ModelArgs {
     /// Loads the model.
     ///
     /// # Errors
-    /// If its files are missing, unreadable or of another architecture.
-    pub fn load(&self) -> anyhow::Result<DmFnet> {
+    /// If its files are missing, unreadable or of another architecture, or an argument is another model's.
+    pub fn load(&self) -> anyhow::Result<Model> {
+        let kind = match (self.model, &self.weights) {
+            (Some(kind), _) => kind,
+            (None, Some(folder)) if model_name(folder)? == "lkc-funet" => ModelKind::LkcFunet,
+            _ => ModelKind::DmFnet,
+        };
+        match kind {
+            ModelKind::DmFnet if self.range.is_some() => {
+                bail!("--range is for lkc-funet: dm-fnet has the range -1 to 1")
+            }
+            ModelKind::DmFnet => Ok(Model::DmFnet(self.load_dm_fnet()?)),
+            ModelKind::LkcFunet if self.steps.is_some() => {
+                bail!("--steps is for dm-fnet: lkc-funet has no noise steps")
+            }
+            ModelKind::LkcFunet => Ok(Model::LkcFunet(self.load_lkc_funet()?)),
+        }
+    }
+
+    fn load_dm_fnet(&self) -> anyhow::Result<DmFnet> {
         let model = match &self.weights {
             Some(folder) => DmFnet::load(folder)?,
             None => DmFnet::shipped()?,
@@ -139,5 +193,14 @@ impl ModelArgs {
             Some(steps) => model.with_steps(steps)?,
             None => model,
         })
+    }
+
+    fn load_lkc_funet(&self) -> anyhow::Result<LkcFunet> {
+        let mut model = match &self.weights {
+            Some(folder) => LkcFunet::load(folder)?,
+            None => bail!("no weights of lkc-funet ship with medfuse: give a folder with them, --weights DIR"),
+        };
+        model.range = self.range.unwrap_or(model.range);
+        Ok(model)
     }
 }

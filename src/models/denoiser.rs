@@ -4,7 +4,7 @@ use super::unet::{UnetConfig, unet};
 use crate::device::{Device, Executable, ParamSource};
 use crate::diffusion::{NoiseSchedule, NoiseSource};
 use crate::graph::Graph;
-use crate::models::dm_fnet::ModelError;
+use crate::models::checkpoint::ModelError;
 use crate::tensor::Shape;
 
 /// A UNet on a device, for images of one size.

@@ -1,19 +1,22 @@
 //! DM-FNet (arXiv 2506.15218): fuses two images by the features that a diffusion UNet has of them at several noise steps.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::fusion_head::{HeadConfig, MIN_COARSE_SIDE, NotAHead, fusion_head};
-use super::unet::{NotAUnet, UnetConfig, unet};
-use crate::device::{Device, Executable, ParamSource, RunError};
+use super::checkpoint::{
+    ModelError, check_model_json, check_names, parse_json, read_model_json, save_model_json, weights_file,
+};
+use super::fusing::{PairFuser, PlanCache};
+use super::fusion_head::{HeadConfig, MIN_COARSE_SIDE, fusion_head};
+use super::unet::{UnetConfig, unet};
+use crate::device::{Device, Executable, ParamSource};
 use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, q_sample};
-use crate::files::write_whole;
 use crate::graph::{Graph, GraphError, NodeId};
-use crate::imaging::{FusionPair, Image, ImagingError, Padding, pad_to_multiple};
+use crate::imaging::{FusionPair, Image, Padding, pad_to_multiple};
 use crate::tensor::{Shape, Tensor};
-use crate::weights::{SCHEDULE_BUFFERS, Weights, WeightsError};
+use crate::weights::{SCHEDULE_BUFFERS, Weights};
 
 /// The modalities in the order the reference passes them through the UNet at each step.
 pub const MODALITIES: [&str; 2] = ["MRI", "Other"];
@@ -46,66 +49,6 @@ impl Default for ModelFile {
     }
 }
 
-/// Why a model cannot be loaded or run.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelError {
-    /// A checkpoint cannot be read or does not fit.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The UNet's size cannot be told.
-    #[error("{path}: {source}")]
-    Unet {
-        /// The checkpoint.
-        path: String,
-        /// What it lacks.
-        source: NotAUnet,
-    },
-    /// The head's size cannot be told.
-    #[error("{path}: {source}")]
-    Head {
-        /// The checkpoint.
-        path: String,
-        /// What it lacks.
-        source: NotAHead,
-    },
-    /// A folder of weights has no such file.
-    #[error("{folder} has no {name}.safetensors or {name}.pth: --weights takes a folder with unet and head")]
-    MissingFile {
-        /// The folder.
-        folder: String,
-        /// The file's name without extension.
-        name: &'static str,
-    },
-    /// `model.json` cannot be understood.
-    #[error("{path}: {reason}")]
-    ModelFile {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// UNet and head do not belong together.
-    #[error("this head does not go with this UNet: {0}")]
-    Mismatch(String),
-    /// The noise steps cannot be used.
-    #[error("noise steps {steps:?}: {reason}")]
-    Steps {
-        /// The steps.
-        steps: Vec<usize>,
-        /// Why not.
-        reason: String,
-    },
-    /// The network does not take these shapes.
-    #[error(transparent)]
-    Graph(#[from] GraphError),
-    /// The network cannot run on this device.
-    #[error(transparent)]
-    Run(#[from] RunError),
-    /// The images cannot be used.
-    #[error(transparent)]
-    Imaging(#[from] ImagingError),
-}
-
 /// The two networks of DM-FNet with their weights.
 #[derive(Clone, Debug)]
 pub struct DmFnet {
@@ -134,14 +77,8 @@ impl DmFnet {
     /// [`ModelError`] if a file is missing, unreadable or of another architecture, or a weight is not finite.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self, ModelError> {
         let folder = folder.as_ref();
-        let file = |name: &'static str| {
-            let paths = ["safetensors", "pth"].map(|e| folder.join(format!("{name}.{e}")));
-            paths
-                .into_iter()
-                .find(|p| p.is_file())
-                .ok_or_else(|| ModelError::MissingFile { folder: folder.display().to_string(), name })
-        };
-        let (unet, head) = (file("unet")?, file("head")?);
+        let [unet, head] = ["unet", "head"].map(|name| weights_file(folder, name, "unet and head"));
+        let (unet, head) = (unet?, head?);
         let config = read_model_file(folder)?;
         Self::new(Weights::load(unet)?, Weights::load(head)?, &config)
     }
@@ -217,24 +154,9 @@ impl DmFnet {
     fn check_names(&self) -> Result<(), ModelError> {
         let side = self.multiple() * MIN_COARSE_SIDE;
         let (graph, _) = self.graph(side, side)?;
-        let of = |weights: &Weights, unet: bool| -> Vec<(String, Vec<usize>)> {
-            let expected = graph.params().iter().filter(|(name, _)| name.starts_with("denoise_fn.") == unet);
-            expected
-                .map(|(name, id)| {
-                    let shape = graph.shape(*id);
-                    let found = weights.get(name).map(|t| (t.shape(), t.dims()));
-                    let dims = match (found, shape.0) {
-                        (Some((found, dims)), _) if found == Some(shape) => dims.to_vec(),
-                        (Some((_, [_, _])), [rows, columns, 1, 1]) => vec![rows, columns],
-                        (_, [1, channels, 1, 1]) => vec![channels],
-                        _ => shape.0.to_vec(),
-                    };
-                    (name.clone(), dims)
-                })
-                .collect()
-        };
-        self.unet_weights.check(&of(&self.unet_weights, true), &SCHEDULE_BUFFERS)?;
-        self.head_weights.check(&of(&self.head_weights, false), &[])?;
+        let of_unet = |name: &str| name.starts_with("denoise_fn.");
+        check_names(&self.unet_weights, &graph, of_unet, &SCHEDULE_BUFFERS)?;
+        check_names(&self.head_weights, &graph, |name| !of_unet(name), &[])?;
         Ok(())
     }
 
@@ -309,8 +231,7 @@ impl ModelFile {
     /// # Errors
     /// No such folder, no permission, disk full.
     pub fn save(&self, folder: &Path) -> std::io::Result<()> {
-        let text = serde_json::to_string_pretty(self).map_err(std::io::Error::other)?;
-        write_whole(folder.join("model.json"), text.as_bytes())
+        save_model_json(self, folder)
     }
 }
 
@@ -319,24 +240,13 @@ impl ModelFile {
 /// # Errors
 /// [`ModelError::ModelFile`] if it cannot be read or understood.
 pub fn read_model_file(folder: &Path) -> Result<ModelFile, ModelError> {
-    let path = folder.join("model.json");
-    let name = path.display().to_string();
-    match std::fs::read_to_string(&path) {
-        Ok(text) => parse_model_file(&text, &name),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(ModelFile::default()),
-        Err(e) => Err(ModelError::ModelFile { path: name, reason: e.to_string() }),
-    }
+    read_model_json(folder, parse_model_file)
 }
 
 fn parse_model_file(text: &str, name: &str) -> Result<ModelFile, ModelError> {
     let fail = |reason: String| ModelError::ModelFile { path: name.to_owned(), reason };
-    let file: ModelFile = serde_json::from_str(text).map_err(|e| fail(e.to_string()))?;
-    if file.model != "dm-fnet" {
-        return Err(fail(format!("it describes the model {:?}, not dm-fnet", file.model)));
-    }
-    if file.norm_groups == 0 {
-        return Err(fail("norm_groups must be at least 1".into()));
-    }
+    let file: ModelFile = parse_json(text, name)?;
+    check_model_json(name, &file.model, "dm-fnet", file.norm_groups)?;
     if !(1..=MAX_TIMESTEPS).contains(&file.schedule.n_timestep) {
         let found = file.schedule.n_timestep;
         return Err(fail(format!("n_timestep must be 1 to {MAX_TIMESTEPS}, not {found}")));
@@ -358,22 +268,18 @@ pub struct FusionNoise {
     pub planes: Vec<[Vec<f32>; 2]>,
 }
 
-/// A plan and the height and width of the images that it is for.
-type Planned = ((usize, usize), Arc<Executable>);
-
 /// DM-FNet on a device, fusing images one after the other.
 #[derive(Debug)]
 pub struct Fuser {
     model: DmFnet,
     device: Device,
-    /// The last plan and its size: a folder's images usually have one size.
-    planned: Mutex<Option<Planned>>,
+    plans: PlanCache,
 }
 
 impl Fuser {
     /// A fuser of `model` on `device`.
     pub fn new(model: DmFnet, device: Device) -> Self {
-        Self { model, device, planned: Mutex::default() }
+        Self { model, device, plans: PlanCache::default() }
     }
 
     /// The model.
@@ -391,18 +297,7 @@ impl Fuser {
     /// # Errors
     /// [`ModelError`] if the network does not fit the device.
     pub fn executable(&self, height: usize, width: usize) -> Result<Arc<Executable>, ModelError> {
-        let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((size, known)) = &*planned
-            && *size == (height, width)
-        {
-            return Ok(known.clone());
-        }
-        let (graph, fused) = self.model.graph(height, width)?;
-        // The old plan's memory goes before the new one's is taken.
-        *planned = None;
-        let executable = Arc::new(self.device.compile(&graph, &[fused], &self.model)?);
-        *planned = Some(((height, width), executable.clone()));
-        Ok(executable)
+        self.plans.executable([height, width], |h, w| self.model.graph(h, w), &self.device, &self.model)
     }
 
     /// Fuses a pair; `seed` determines the noise, so the same seed gives the same bytes on one device.
@@ -459,5 +354,11 @@ impl Fuser {
         }
         let inputs: Vec<(&str, &[f32])> = named.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
         Ok(padding.crop(&executable.run(&inputs)?.swap_remove(0)))
+    }
+}
+
+impl PairFuser for Fuser {
+    fn fuse(&self, pair: &FusionPair, seed: u64) -> Result<Image, ModelError> {
+        Self::fuse(self, pair, seed)
     }
 }

@@ -180,21 +180,35 @@ pub fn three_att_block(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
 
 /// The gate in (0, 1) of each element of `x`.
 fn three_att_gate(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
-    let channels = g.shape(x).c();
-    let by_channel = g.scope("ca", |g| {
-        let h = g.apply("gap", GlobalAvgPool, &[x])?;
-        let h = conv(g, "ca.0", h, channels / REDUCTION, ConvSpec::same(1))?;
-        let h = act(g, h, Activation::Relu)?;
-        conv(g, "ca.2", h, channels, ConvSpec::same(1))
-    })?;
+    let by_channel = g.scope("ca", |g| channel_attention(g, x))?;
     let by_place = g.scope("sa", |g| {
-        let mean = g.apply("mean", ChannelMean, &[x])?;
-        let max = g.apply("max", ChannelMax, &[x])?;
-        let both = g.concat("both", &[mean, max])?;
+        let both = mean_and_max(g, x)?;
         conv(g, "sa", both, 1, reflect(7))
     })?;
     let pattern = add(g, by_place, by_channel)?;
     g.scope("pa", |g| pixel_attention(g, x, pattern))
+}
+
+/// Two 1x1 convolutions of the means of `x`'s channels: `[n, c, 1, 1]` (`ChannelAttention`).
+///
+/// # Errors
+/// [`GraphError`] if `x` has fewer than eight channels.
+pub fn channel_attention(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+    let channels = g.shape(x).c();
+    let h = g.apply("gap", GlobalAvgPool, &[x])?;
+    let h = conv(g, "ca.0", h, channels / REDUCTION, ConvSpec::same(1))?;
+    let h = act(g, h, Activation::Relu)?;
+    conv(g, "ca.2", h, channels, ConvSpec::same(1))
+}
+
+/// Mean and maximum of `x`'s channels at each pixel, `[n, 2, h, w]`.
+///
+/// # Errors
+/// None for any shape; the signature is that of the other layers.
+pub fn mean_and_max(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+    let mean = g.apply("mean", ChannelMean, &[x])?;
+    let max = g.apply("max", ChannelMax, &[x])?;
+    g.concat("both", &[mean, max])
 }
 
 /// The sigmoid of a 3x3 convolution over each channel of `x` and the same channel of `pattern`. The reference

@@ -2,6 +2,7 @@
 
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::ops::activation::Activation;
+use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv2d::{Conv2d, ConvSpec, PaddingMode};
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::linear::Linear;
@@ -63,6 +64,30 @@ pub fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result
         let bias = g.param("bias", channels)?;
         let norm = GroupNorm { groups, eps: NORM_EPS, affine: true, activation: Activation::None };
         g.apply("", norm, &[x, weight, bias])
+    })
+}
+
+/// A batch norm under the scope `name`: with its running statistics, or in `training` with the batch's, towards which
+/// the running statistics move ([`BatchNorm::training`]).
+///
+/// # Errors
+/// [`GraphError`] in training if a channel has a single value.
+pub fn batch_norm(g: &mut Graph, name: &str, x: NodeId, training: bool) -> Result<NodeId, GraphError> {
+    g.scope(name, |g| {
+        let channels = Shape::new(1, g.shape(x).c(), 1, 1);
+        let weight = g.param("weight", channels)?;
+        let bias = g.param("bias", channels)?;
+        let mean = g.param("running_mean", channels)?;
+        let variance = g.param("running_var", channels)?;
+        let norm = BatchNorm { eps: NORM_EPS, activation: Activation::None };
+        let inputs = [x, weight, bias, mean, variance];
+        if !training {
+            return g.apply("", norm, &inputs);
+        }
+        let norm = norm.training(g, "", inputs)?;
+        g.assign(mean, norm.running_mean)?;
+        g.assign(variance, norm.running_var)?;
+        Ok(norm.y)
     })
 }
 

@@ -124,6 +124,37 @@ pub struct DropoutSeed {
     pub seed: NodeId,
 }
 
+impl DropoutSeed {
+    /// The layer `name`, whose masks are its own.
+    ///
+    /// # Errors
+    /// [`GraphError`] if the probability or the seed cannot be used.
+    pub fn apply(self, g: &mut Graph, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
+        let layer = fnv1a(g.scoped(name).as_bytes()) as u32;
+        g.apply(name, Dropout { p: self.p, layer }, &[x, self.seed])
+    }
+}
+
+/// What the blocks of a UNet are made of.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct BlockKind {
+    /// Groups of the norm.
+    pub norm_groups: usize,
+    /// What follows the norm.
+    pub activation: Activation,
+    /// Side of the convolution's kernel, odd.
+    pub kernel: usize,
+    /// Dropout before the convolution, in the second half of a residual block.
+    pub dropout: Option<DropoutSeed>,
+}
+
+impl BlockKind {
+    /// The blocks of DM-FNet's UNet, without dropout.
+    pub fn swish(norm_groups: usize) -> Self {
+        Self { norm_groups, activation: Activation::Silu, kernel: 3, dropout: None }
+    }
+}
+
 /// [`unet`] in training, with dropout in the second half of each residual block.
 ///
 /// # Errors
@@ -136,7 +167,8 @@ pub fn unet_with_dropout(
     dropout: Option<DropoutSeed>,
 ) -> Result<UnetOutputs, GraphError> {
     g.scope("denoise_fn", |g| {
-        let builder = Builder { cfg, embedding: noise_level_mlp(g, cfg.inner_channel, level)?, dropout };
+        let kind = BlockKind { dropout, ..BlockKind::swish(cfg.norm_groups) };
+        let builder = Builder { cfg, embedding: noise_level_mlp(g, cfg.inner_channel, level)?, kind };
         let mut skips = Vec::new();
         let x = builder.encoder(g, x, &mut skips)?;
         let x =
@@ -146,7 +178,7 @@ pub fn unet_with_dropout(
         let x = builder.decoder(g, x, skips, &mut decoder)?;
         decoder.reverse();
         let x_final = g.scope("final_conv", |g| {
-            let out = builder.norm_act_conv(g, x, cfg.out_channel)?;
+            let out = norm_act_conv(g, x, cfg.out_channel, BlockKind::swish(cfg.norm_groups))?;
             Ok(g.mark(out))
         })?;
         Ok(UnetOutputs { x_final, decoder })
@@ -167,29 +199,23 @@ pub fn noise_level_mlp(g: &mut Graph, inner_channel: usize, level: NodeId) -> Re
     })
 }
 
-/// GroupNorm, SiLU, dropout if there is any, and a 3x3 convolution (`Block` of the reference).
+/// GroupNorm, activation, dropout if there is any, and a convolution (`Block` of the reference).
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn norm_act_conv(
-    g: &mut Graph,
-    x: NodeId,
-    out: usize,
-    norm_groups: usize,
-    dropout: Option<DropoutSeed>,
-) -> Result<NodeId, GraphError> {
+pub fn norm_act_conv(g: &mut Graph, x: NodeId, out: usize, kind: BlockKind) -> Result<NodeId, GraphError> {
     g.scope("block", |g| {
-        let h = group_norm(g, "0", x, norm_groups)?;
-        let mut h = act(g, h, Activation::Silu)?;
-        if let Some(DropoutSeed { p, seed }) = dropout {
-            let layer = fnv1a(g.scoped("2").as_bytes()) as u32;
-            h = g.apply("2", Dropout { p, layer }, &[h, seed])?;
+        let h = group_norm(g, "0", x, kind.norm_groups)?;
+        let mut h = act(g, h, kind.activation)?;
+        if let Some(dropout) = kind.dropout {
+            h = dropout.apply(g, "2", h)?;
         }
-        conv(g, "3", h, out, ConvSpec::same(3))
+        conv(g, "3", h, out, ConvSpec::same(kind.kernel))
     })
 }
 
-/// A residual block with the noise level's embedding added in its middle (`ResnetBlock` of the reference).
+/// A residual block, with the noise level's embedding added in its middle if there is one (`ResnetBlock` of the
+/// reference).
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
@@ -198,14 +224,13 @@ pub fn resnet_block(
     x: NodeId,
     embedding: Option<NodeId>,
     out: usize,
-    norm_groups: usize,
-    dropout: Option<DropoutSeed>,
+    kind: BlockKind,
 ) -> Result<NodeId, GraphError> {
-    let mut h = g.scope("block1", |g| norm_act_conv(g, x, out, norm_groups, None))?;
+    let mut h = g.scope("block1", |g| norm_act_conv(g, x, out, BlockKind { dropout: None, ..kind }))?;
     if let Some(embedding) = embedding {
         h = g.scope("noise_func", |g| feature_wise_affine(g, h, embedding))?;
     }
-    let h = g.scope("block2", |g| norm_act_conv(g, h, out, norm_groups, dropout))?;
+    let h = g.scope("block2", |g| norm_act_conv(g, h, out, kind))?;
     let skip = if g.shape(x).c() == out { x } else { conv(g, "res_conv", x, out, ConvSpec::same(1))? };
     add(g, h, skip)
 }
@@ -235,24 +260,19 @@ pub fn self_attention(g: &mut Graph, x: NodeId, norm_groups: usize) -> Result<No
 struct Builder<'a> {
     cfg: &'a UnetConfig,
     embedding: NodeId,
-    dropout: Option<DropoutSeed>,
+    kind: BlockKind,
 }
 
 impl Builder<'_> {
-    fn norm_act_conv(&self, g: &mut Graph, x: NodeId, out: usize) -> Result<NodeId, GraphError> {
-        norm_act_conv(g, x, out, self.cfg.norm_groups, None)
-    }
-
     /// A residual block and, where the level has it, self-attention (`ResnetBlocWithAttn`).
     fn block(&self, g: &mut Graph, name: &str, x: NodeId, out: usize, attention: bool) -> Result<NodeId, GraphError> {
-        let groups = self.cfg.norm_groups;
         g.scope(name, |g| {
             let mut x = g.scope("res_block", |g| {
-                let h = resnet_block(g, x, Some(self.embedding), out, groups, self.dropout)?;
+                let h = resnet_block(g, x, Some(self.embedding), out, self.kind)?;
                 Ok(g.mark(h))
             })?;
             if attention {
-                x = g.scope("attn", |g| self_attention(g, x, groups))?;
+                x = g.scope("attn", |g| self_attention(g, x, self.kind.norm_groups))?;
             }
             Ok(g.mark(x))
         })
@@ -275,8 +295,7 @@ impl Builder<'_> {
             }
             if level + 1 < cfg.channel_mults.len() {
                 x = g.scope(&format!("downs.{index}"), |g| {
-                    let halved = ConvSpec { stride: [2, 2], ..ConvSpec::same(3) };
-                    let x = conv(g, "conv", x, g.shape(x).c(), halved)?;
+                    let x = downsample(g, x)?;
                     Ok(g.mark(x))
                 })?;
                 skips.push(x);
@@ -323,4 +342,13 @@ impl Builder<'_> {
 pub fn upsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
     let up = g.apply("up", UpsampleNearest2, &[x])?;
     conv(g, "conv", up, g.shape(x).c(), ConvSpec::same(3))
+}
+
+/// A 3x3 convolution at every second pixel of every second row (`Downsample` of the reference).
+///
+/// # Errors
+/// None for any shape; the signature is that of the other layers.
+pub fn downsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+    let halved = ConvSpec { stride: [2, 2], ..ConvSpec::same(3) };
+    conv(g, "conv", x, g.shape(x).c(), halved)
 }

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod init;
+pub mod lkc;
 pub mod log;
 pub mod loss;
 pub mod optim;

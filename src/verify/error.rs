@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use crate::device::RunError;
 use crate::graph::GraphError;
 use crate::imaging::ImagingError;
-use crate::models::dm_fnet::ModelError;
+use crate::models::checkpoint::ModelError;
 use crate::models::fusion_head::NotAHead;
+use crate::models::lkc_funet::NotAnLkcFunet;
 use crate::models::unet::NotAUnet;
 use crate::train::step::StepError;
 use crate::weights::WeightsError;
@@ -67,6 +68,9 @@ pub enum CaseError {
     /// The head's size cannot be told.
     #[error(transparent)]
     Head(#[from] NotAHead),
+    /// The size of an LKC-FUNet cannot be told.
+    #[error(transparent)]
+    Lkc(#[from] NotAnLkcFunet),
     /// The network does not take these shapes.
     #[error(transparent)]
     Graph(#[from] GraphError),

@@ -182,7 +182,8 @@ impl<'a> Subject<'a> {
             Self::Optimiser => training::run_optimiser(case, device),
             Self::Stage1 => training::run_stage1(case, device),
             Self::Stage2 => training::run_stage2(case, device),
-            Self::Lkc => Err(CaseError::Unimplemented("LKC-FUNet".into())),
+            Self::Lkc if self.is_training(case) => training::run_lkc(case, device),
+            Self::Lkc => models::run_lkc(case, device),
             Self::Unknown(name) => Err(CaseError::Unknown(name.clone())),
         }
     }

@@ -14,6 +14,7 @@ use crate::graph::Graph;
 use crate::imaging::{Channels, FusionPair, Image, Samples, ycrcb_from_rgb};
 use crate::models::dm_fnet::{DmFnet, Fuser, FusionNoise, MODALITIES, ModelFile};
 use crate::models::fusion_head::{HeadConfig, fusion_head};
+use crate::models::lkc_funet::{LkcConfig, Mode, lkc_funet};
 use crate::models::unet::{UnetConfig, unet};
 use crate::tensor::Shape;
 use crate::weights::Weights;
@@ -51,6 +52,17 @@ pub(super) fn run_unet(case: &Case, device: &Device) -> Result<Results, CaseErro
         results.insert("in.x_noisy", shape, q_sample_batch(x_0, levels, noise));
     }
     Ok(results)
+}
+
+/// Computes the case of an LKC-FUNet: `in.img_cat` to `out.fused`.
+pub(super) fn run_lkc(case: &Case, device: &Device) -> Result<Results, CaseError> {
+    let weights = weights(case, 1)?.swap_remove(0);
+    let config = LkcConfig::from_weights(&weights, Config(&case.config).count("norm_groups")?)?;
+    let mut network = Network { params: params(&weights), prefix: "model.", ..Network::default() };
+    let img_cat = network.input(case, "img_cat")?;
+    let fused = lkc_funet(&mut network.graph, &config, img_cat, Mode::Inference)?;
+    network.outputs.push(("out.fused".into(), fused));
+    network.run(case, device, Scale::Model)
 }
 
 /// Computes the case of a fusion head: `in.MODALITY.STEP.sSCALE` to `out.fused`.

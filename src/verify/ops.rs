@@ -5,10 +5,12 @@ use super::compare::Scale;
 use super::error::CaseError;
 use super::network::{Network, Results};
 use crate::device::Device;
-use crate::graph::NodeId;
+use crate::graph::{Kind, NodeId};
 use crate::models::fusion_head::{attention_block, head_block, three_att_block};
-use crate::models::layers::conv as conv_layer;
-use crate::models::unet::{feature_wise_affine, noise_level_mlp, resnet_block, self_attention, upsample};
+use crate::models::lkc_funet::{multi_scale_gated_attn, replk_block};
+use crate::models::unet::{
+    BlockKind, downsample, feature_wise_affine, noise_level_mlp, resnet_block, self_attention, upsample,
+};
 use crate::ops::Op;
 use crate::ops::activation::Activation;
 use crate::ops::batch_norm::BatchNorm;
@@ -27,9 +29,6 @@ use crate::train::loss;
 const NORM_GROUPS: usize = 32;
 
 type Built = Result<NodeId, CaseError>;
-
-/// Blocks of LKC-FUNet.
-const UNIMPLEMENTED: [&str; 3] = ["lkc_resnet_block", "multi_scale_gated_attn", "replk_block"];
 
 /// Whether an operation exists for training alone.
 pub(super) fn is_for_training(op: &str) -> bool {
@@ -87,6 +86,9 @@ impl Block<'_> {
             "noise_level_mlp" => self.noise_level_mlp(),
             "feature_wise_affine" => self.feature_wise_affine(),
             "resnet_block" => self.resnet_block(),
+            "lkc_resnet_block" => self.lkc_resnet_block(),
+            "replk_block" => self.replk_block(),
+            "multi_scale_gated_attn" => self.multi_scale_gated_attn(),
             "self_attention" => self.self_attention(),
             "unet_upsample" => self.unet_upsample(),
             "unet_downsample" => self.unet_downsample(),
@@ -95,7 +97,6 @@ impl Block<'_> {
             "attention_block2" => self.attention_block2(),
             "sobel_abs" => self.sobel_abs(),
             "ssim" => self.ssim(),
-            _ if UNIMPLEMENTED.contains(&op) => Err(CaseError::Unimplemented(op.to_owned())),
             _ => Err(CaseError::Unknown(op.to_owned())),
         }
     }
@@ -288,7 +289,29 @@ impl Block<'_> {
         let groups = self.config.count_or("norm_groups", NORM_GROUPS)?;
         let x = self.input("x")?;
         let embedding = if self.has("in.emb") { Some(self.input("emb")?) } else { None };
-        Ok(resnet_block(&mut self.network.graph, x, embedding, out, groups, None)?)
+        Ok(resnet_block(&mut self.network.graph, x, embedding, out, BlockKind::swish(groups))?)
+    }
+
+    fn lkc_resnet_block(&mut self) -> Built {
+        let (out, norm_groups) = (self.config.count("dim_out")?, self.config.count("groups")?);
+        let kernel = self.config.count("kernel")?;
+        let kind = BlockKind { norm_groups, activation: Activation::Relu, kernel, dropout: None };
+        let x = self.input("x")?;
+        Ok(resnet_block(&mut self.network.graph, x, None, out, kind)?)
+    }
+
+    fn replk_block(&mut self) -> Built {
+        let kernel = self.config.count("kernel")?;
+        let x = self.input("x")?;
+        Ok(replk_block(&mut self.network.graph, x, kernel, None)?)
+    }
+
+    fn multi_scale_gated_attn(&mut self) -> Built {
+        let (x, skip) = (self.input("x")?, self.input("g")?);
+        let y = multi_scale_gated_attn(&mut self.network.graph, x, skip, self.case.train)?;
+        let moved = self.network.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign));
+        self.network.outputs.extend(moved.map(|node| (format!("after.{}", node.name), node.inputs[0])));
+        Ok(y)
     }
 
     fn self_attention(&mut self) -> Built {
@@ -307,10 +330,7 @@ impl Block<'_> {
 
     fn unet_downsample(&mut self) -> Built {
         let x = self.input("x")?;
-        let halved = ConvSpec { stride: [2, 2], ..ConvSpec::same(3) };
-        let g = &mut self.network.graph;
-        let channels = g.shape(x).c();
-        Ok(conv_layer(g, "conv", x, channels, halved)?)
+        Ok(downsample(&mut self.network.graph, x)?)
     }
 
     fn head_block(&mut self) -> Built {

@@ -12,15 +12,18 @@ use super::models::{head, params, weights};
 use super::network::{Network, Results};
 use crate::device::Device;
 use crate::diffusion::q_sample_batch;
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, Kind, NodeId};
+use crate::models::lkc_funet::LkcConfig;
 use crate::models::unet::UnetConfig;
 use crate::ops::pointwise::Pointwise;
 use crate::tensor::{Shape, Tensor};
 use crate::train::config::{Optimiser, OptimiserKind};
+use crate::train::lkc;
 use crate::train::loss::{FusionLossConfig, constants, fusion_loss, lkc_loss, local_variance};
 use crate::train::optim::{self, EXP_AVG, EXP_AVG_SQ, NUMBERS, NumberNodes, Update, WEIGHTS};
 use crate::train::stage1;
 use crate::train::step::{Layout, LossGraph, TrainStep};
+use crate::weights::is_buffer;
 
 /// How close the losses of training steps and the final weights must come, relative to them.
 const CLOSE: f64 = 1e-4;
@@ -195,6 +198,21 @@ pub(super) fn run_stage2(case: &Case, device: &Device) -> Result<Results, CaseEr
     training.run("act.fused.step0", Some(fused), &|_| Ok(given.clone()))
 }
 
+/// Computes the case of LKC-FUNet's training: the network learns from pairs that are given.
+pub(super) fn run_lkc(case: &Case, device: &Device) -> Result<Results, CaseError> {
+    let weights = weights(case, 1)?.swap_remove(0);
+    let config = LkcConfig::from_weights(&weights, Config(&case.config["net"]).count("norm_groups")?)?;
+    let (shape, _) = case.nchw("in.mri.step0")?;
+    let loss = lkc::loss_graph(&config, 0.0, shape.n(), shape.h())?;
+    let prediction = loss.graph.marks().iter().find(|(name, _)| name == "model.final_conv").map(|(_, id)| *id);
+    let inputs = |step: usize| {
+        let of = |name: &str| Ok((name.to_owned(), case.f32(&format!("in.{name}.step{step}"))?.1.to_vec()));
+        ["mri", "other"].into_iter().map(of).collect()
+    };
+    let network = Network { graph: loss.graph.clone(), params: params(&weights), ..Network::default() };
+    Training { case, device, loss, network, losses: "out.losses" }.run("act.fused.step0", prediction, &inputs)
+}
+
 /// The inputs of a step by name.
 type Inputs = Result<Vec<(String, Vec<f32>)>, CaseError>;
 
@@ -216,7 +234,7 @@ impl Training<'_> {
         prediction: Option<NodeId>,
         inputs: &dyn Fn(usize) -> Inputs,
     ) -> Result<Results, CaseError> {
-        let layout = Layout::new(&self.loss, |name| self.network.params.contains_key(name));
+        let layout = Layout::new(&self.loss, |name| self.network.params.contains_key(name) && !is_buffer(name));
         self.network.params.extend(constants());
         self.network.inputs = inputs(0)?;
         self.network.outputs = prediction.map(|id| (act.to_owned(), id)).into_iter().collect();
@@ -261,7 +279,8 @@ impl Training<'_> {
         Ok(gradients)
     }
 
-    /// Trains for as many steps as the case has losses, compares those, and returns the row of weights.
+    /// Trains for as many steps as the case has losses, compares those, and returns the row of weights. The results get the
+    /// weights that the graph itself assigns.
     fn steps(
         &self,
         layout: &Layout,
@@ -289,6 +308,9 @@ impl Training<'_> {
         let each = each.map(|(a, b)| Comparison::new(&[*a], &[f64::from(*b)], Tolerance::RelativeL2(CLOSE), floor));
         if let Some(worst) = each.max_by(|a, b| a.share().abs().total_cmp(&b.share().abs())) {
             results.outcomes.insert(self.losses.to_owned(), Outcome::Compared(worst));
+        }
+        for node in self.loss.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign)) {
+            results.insert(format!("out.final.{}", node.name), node.shape, step.row(&node.name)?);
         }
         Ok(step.row(WEIGHTS)?)
     }

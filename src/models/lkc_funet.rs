@@ -1,0 +1,484 @@
+//! LKC-FUNet (arXiv 2411.10036, `models/UNets/DFMNet_UNet_skl4.py` of its repository): fuses two images in one pass of a
+//! UNet with large kernels, dense and depthwise, and gated attention where the encoder's features come back.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{
+    ModelError, check_model_json, check_names, parse_json, read_model_json, save_model_json, weights_file,
+};
+use super::fusing::{PairFuser, PlanCache};
+use super::fusion_head::{channel_attention, mean_and_max};
+use super::layers::{act, add, batch_norm, conv, conv_without_bias, group_norm};
+use super::unet::{BlockKind, DropoutSeed, downsample, norm_act_conv, resnet_block, upsample};
+use crate::device::{Device, Executable, ParamSource};
+use crate::graph::{Graph, GraphError, NodeId};
+use crate::imaging::{FusionPair, Image, Padding, pad_to_multiple};
+use crate::ops::activation::Activation;
+use crate::ops::conv2d::ConvSpec;
+use crate::ops::pointwise::Pointwise;
+use crate::ops::reduce::GlobalAvgPool;
+use crate::tensor::{Shape, Tensor};
+use crate::weights::Weights;
+
+/// Side of the kernel between the first convolution and the first level (`IN_conv`).
+const IN_KERNEL: usize = 15;
+
+/// The size of an LKC-FUNet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LkcConfig {
+    /// Channels of the input: the two images.
+    pub in_channel: usize,
+    /// Channels of the output.
+    pub out_channel: usize,
+    /// Channels of the first convolution.
+    pub inner_channel: usize,
+    /// Channels of every level, as a multiple of the first convolution's.
+    pub channel_mult: usize,
+    /// Side of the kernels of each level, finest first, and of the middle; odd.
+    pub conv_sizes: Vec<usize>,
+    /// Groups of the norms in the residual blocks. The norms of the blocks with depthwise kernels have one group.
+    pub norm_groups: usize,
+    /// Blocks of each level on the way down; one more on the way up.
+    pub res_blocks: usize,
+}
+
+/// Why a checkpoint is not that of an LKC-FUNet.
+#[derive(Debug, thiserror::Error)]
+#[error("these weights are not an LKC-FUNet: {0}")]
+pub struct NotAnLkcFunet(String);
+
+impl LkcConfig {
+    /// The published size: inner_channel 32, 41,174,438 parameters.
+    pub fn published() -> Self {
+        Self {
+            in_channel: 2,
+            out_channel: 1,
+            inner_channel: 32,
+            channel_mult: 4,
+            conv_sizes: vec![15, 11, 5, 5],
+            norm_groups: 32,
+            res_blocks: 2,
+        }
+    }
+
+    /// Reads the size off a checkpoint with keys `model.*`. The number of norm groups is not in it.
+    ///
+    /// # Errors
+    /// [`NotAnLkcFunet`] if layers are missing that every LKC-FUNet has, or its levels differ in channels or blocks.
+    pub fn from_weights(weights: &Weights, norm_groups: usize) -> Result<Self, NotAnLkcFunet> {
+        let dims = |name: &str| {
+            let name = format!("model.{name}");
+            let tensor = weights.get(&name).filter(|t| t.dims().len() == 4);
+            let dims = tensor.and_then(|t| <[usize; 4]>::try_from(t.dims()).ok());
+            dims.ok_or_else(|| NotAnLkcFunet(format!("{name} is missing or not a convolution")))
+        };
+        let [inner_channel, in_channel, ..] = dims("init_conv.weight")?;
+        let [channels, ..] = dims("IN_conv.3.weight")?;
+        let [out_channel, ..] = dims("final_conv.block.3.weight")?;
+        let [_, _, middle, _] = dims("mid.0.res_block.large_kernel.lkb_origin.conv.weight")?;
+        // Kernel, channels and blocks: the first block of each level is dense.
+        let mut levels: Vec<[usize; 3]> = Vec::new();
+        for i in 0.. {
+            if let Ok([out, _, kernel, _]) = dims(&format!("downs.{i}.res_block.block1.block.3.weight")) {
+                levels.push([kernel, out, 1]);
+            } else if let (Ok(_), Some(level)) =
+                (dims(&format!("downs.{i}.res_block.pw1.conv.weight")), levels.last_mut())
+            {
+                level[2] += 1;
+            } else if dims(&format!("downs.{i}.conv.weight")).is_err() {
+                break;
+            }
+        }
+        let res_blocks = levels.first().map_or(0, |level| level[2]);
+        let even = inner_channel > 0 && channels > 0 && channels % inner_channel == 0;
+        if !even || res_blocks == 0 || levels.iter().any(|level| level[1..] != [channels, res_blocks]) {
+            return Err(NotAnLkcFunet("its levels differ in their channels or blocks".into()));
+        }
+        Ok(Self {
+            in_channel,
+            out_channel,
+            inner_channel,
+            channel_mult: channels / inner_channel,
+            conv_sizes: levels.iter().map(|level| level[0]).chain([middle]).collect(),
+            norm_groups,
+            res_blocks,
+        })
+    }
+
+    /// Resolutions, of which each is half the one before.
+    pub fn levels(&self) -> usize {
+        self.conv_sizes.len().saturating_sub(1)
+    }
+
+    /// Channels of every level.
+    pub fn channels(&self) -> usize {
+        self.inner_channel * self.channel_mult
+    }
+
+    /// Height and width must be multiples of this.
+    pub fn multiple(&self) -> usize {
+        1 << self.levels().saturating_sub(1)
+    }
+}
+
+/// What a network is written for.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Mode {
+    /// Batch norms use their running statistics.
+    Inference,
+    /// Batch norms use the batch's statistics and move the running ones (weights that the graph assigns). With a seed
+    /// there is dropout in the dense blocks, and whole branches of the others are dropped with the same probability.
+    Training(Option<DropoutSeed>),
+}
+
+/// Writes the network: `img_cat` is the other image and the MRI `[n, 2, h, w]`, the result the fused image `[n, 1, h, w]`.
+///
+/// # Errors
+/// [`GraphError`] if height or width is not a multiple of [`LkcConfig::multiple`] or the groups do not divide the channels.
+pub fn lkc_funet(g: &mut Graph, cfg: &LkcConfig, img_cat: NodeId, mode: Mode) -> Result<NodeId, GraphError> {
+    let (training, dropout) = match mode {
+        Mode::Inference => (false, None),
+        Mode::Training(dropout) => (true, dropout),
+    };
+    g.scope("model", |g| {
+        let drop_path = dropout.map(|seed| DropPath::new(g, img_cat, seed)).transpose()?;
+        let builder = Builder { cfg, training, dropout, drop_path };
+        let mut skips = Vec::new();
+        let mut x = builder.encoder(g, img_cat, &mut skips)?;
+        let middle = cfg.conv_sizes[cfg.levels()];
+        for i in 0..2 {
+            x = builder.large_kernel(g, &format!("mid.{i}"), x, middle)?;
+        }
+        x = builder.decoder(g, x, skips)?;
+        builder.layer(g, "final_conv", |g| {
+            let kind = BlockKind { dropout: None, ..builder.kind(3) };
+            norm_act_conv(g, x, cfg.out_channel, kind)
+        })
+    })
+}
+
+/// Stochastic depth (Huang et al. 2016): a branch is dropped for whole batch items, as timm's `DropPath` does.
+#[derive(Clone, Copy, Debug)]
+pub struct DropPath {
+    /// A one for each item, `[n, 1, 1, 1]`.
+    ones: NodeId,
+    dropout: DropoutSeed,
+}
+
+impl DropPath {
+    /// Stochastic depth for networks on `input`, with the probability and the seed of `dropout`.
+    ///
+    /// # Errors
+    /// None for any shape; the signature is that of the other layers.
+    pub fn new(g: &mut Graph, input: NodeId, dropout: DropoutSeed) -> Result<Self, GraphError> {
+        // Any tensor of a number for each item will do.
+        let channel = g.slice("ones", input, 0, 1)?;
+        let mean = g.apply("ones", GlobalAvgPool, &[channel])?;
+        let ones = g.apply("ones", Pointwise::build(|[x]| x.affine(0.0, 1.0)), &[mean])?;
+        Ok(Self { ones, dropout })
+    }
+}
+
+/// Pointwise and depthwise convolutions with norms over all channels, added to their input (`RepLKBlock`).
+///
+/// # Errors
+/// [`GraphError`] if the shapes do not fit.
+pub fn replk_block(g: &mut Graph, x: NodeId, kernel: usize, drop_path: Option<DropPath>) -> Result<NodeId, GraphError> {
+    let channels = g.shape(x).c();
+    let wide = channels + channels / 2;
+    let norm = |g: &mut Graph, name: &str, h| group_norm(g, name, h, 1);
+    let h = norm(g, "prelkb_bn", x)?;
+    let h = conv_without_bias(g, "pw1.conv", h, wide, ConvSpec::same(1))?;
+    let h = norm(g, "pw1.bn", h)?;
+    let h = act(g, h, Activation::Relu)?;
+    let depthwise = ConvSpec { groups: wide, ..ConvSpec::same(kernel) };
+    let h = conv_without_bias(g, "large_kernel.lkb_origin.conv", h, wide, depthwise)?;
+    let h = norm(g, "large_kernel.lkb_origin.bn", h)?;
+    let h = act(g, h, Activation::Relu)?;
+    let h = conv_without_bias(g, "pw2.conv", h, channels, ConvSpec::same(1))?;
+    let h = norm(g, "pw2.bn", h)?;
+    let Some(DropPath { ones, dropout }) = drop_path else {
+        return add(g, x, h);
+    };
+    let kept = dropout.apply(g, "drop_path", ones)?;
+    g.apply("", Pointwise::build(|[x, kept, h]| x + kept * h), &[x, kept, h])
+}
+
+/// The decoder's features `x` and the encoder's, `skip`, each weighted by what both show: twice the channels of `x`
+/// (`MultiScaleGatedAttn`).
+///
+/// # Errors
+/// [`GraphError`] if the shapes differ or `x` has fewer than eight channels.
+pub fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, training: bool) -> Result<NodeId, GraphError> {
+    let channels = g.shape(x).c();
+    let both = g.scope("multi", |g| {
+        let by_channel = g.scope("local", |g| channel_attention(g, x))?;
+        let by_place = g.scope("global_", |g| {
+            let both = mean_and_max(g, skip)?;
+            let h = conv(g, "proj.0", both, 1, ConvSpec::same(1))?;
+            batch_norm(g, "proj.1", h, training)
+        })?;
+        let sum = add(g, by_channel, by_place)?;
+        batch_norm(g, "bn", sum, training)
+    })?;
+    let paths = conv(g, "selection", both, 2, ConvSpec::same(1))?;
+    let [of_x, of_skip] = [0, 1].map(|path| g.slice("paths", paths, path, 1));
+    // The softmax of two numbers is the sigmoid of their difference and what that lacks to one.
+    let interaction = Pointwise::build(|[of_x, of_skip, x, skip]| {
+        let weight = (of_x - of_skip).act(Activation::Sigmoid);
+        let x = x * weight.clone().affine(1.0, 1.0);
+        let skip = skip * weight.affine(-1.0, 2.0);
+        x.clone() * skip.clone().act(Activation::Sigmoid) + skip * x.act(Activation::Sigmoid)
+    });
+    let h = g.apply("interaction", interaction, &[of_x?, of_skip?, x, skip])?;
+    let h = conv(g, "proj", h, channels, ConvSpec::same(1))?;
+    let h = batch_norm(g, "bn", h, training)?;
+    let gated = Pointwise::build(|[h, x]| h.act(Activation::Sigmoid) * x);
+    let h = g.apply("weighted", gated, &[h, x])?;
+    conv(g, "conv_block.0", h, 2 * channels, ConvSpec::same(1))
+}
+
+struct Builder<'a> {
+    cfg: &'a LkcConfig,
+    training: bool,
+    dropout: Option<DropoutSeed>,
+    drop_path: Option<DropPath>,
+}
+
+impl Builder<'_> {
+    fn kind(&self, kernel: usize) -> BlockKind {
+        let (norm_groups, dropout) = (self.cfg.norm_groups, self.dropout);
+        BlockKind { norm_groups, activation: Activation::Relu, kernel, dropout }
+    }
+
+    /// A module under the scope `name`, its result marked.
+    fn layer(
+        &self,
+        g: &mut Graph,
+        name: &str,
+        build: impl FnOnce(&mut Graph) -> Result<NodeId, GraphError>,
+    ) -> Result<NodeId, GraphError> {
+        g.scope(name, |g| build(g).map(|id| g.mark(id)))
+    }
+
+    /// A residual block with dense kernels, for where the channels change or a level begins.
+    fn dense(&self, g: &mut Graph, name: &str, x: NodeId, kernel: usize) -> Result<NodeId, GraphError> {
+        let (channels, kind) = (self.cfg.channels(), self.kind(kernel));
+        self.layer(g, name, |g| g.scope("res_block", |g| resnet_block(g, x, None, channels, kind)))
+    }
+
+    fn large_kernel(&self, g: &mut Graph, name: &str, x: NodeId, kernel: usize) -> Result<NodeId, GraphError> {
+        self.layer(g, name, |g| g.scope("res_block", |g| replk_block(g, x, kernel, self.drop_path)))
+    }
+
+    /// The skips are the first convolution's result and each level's.
+    fn encoder(&self, g: &mut Graph, x: NodeId, skips: &mut Vec<NodeId>) -> Result<NodeId, GraphError> {
+        let cfg = self.cfg;
+        let first = self.layer(g, "init_conv", |g| conv(g, "", x, cfg.inner_channel, ConvSpec::same(3)))?;
+        skips.push(first);
+        let mut x = self.layer(g, "IN_conv", |g| {
+            let h = batch_norm(g, "0", first, self.training)?;
+            let mut h = act(g, h, Activation::Relu)?;
+            if let Some(dropout) = self.dropout {
+                h = dropout.apply(g, "2", h)?;
+            }
+            conv(g, "3", h, cfg.channels(), ConvSpec::same(IN_KERNEL))
+        })?;
+        let mut names = (0..).map(|index| format!("downs.{index}"));
+        let mut next = || names.next().unwrap_or_default();
+        for level in 0..cfg.levels() {
+            let kernel = cfg.conv_sizes[level];
+            x = self.dense(g, &next(), x, kernel)?;
+            for _ in 1..cfg.res_blocks {
+                x = self.large_kernel(g, &next(), x, kernel)?;
+            }
+            skips.push(x);
+            if level + 1 < cfg.levels() {
+                x = self.layer(g, &next(), |g| downsample(g, x))?;
+            }
+        }
+        Ok(x)
+    }
+
+    fn decoder(&self, g: &mut Graph, mut x: NodeId, mut skips: Vec<NodeId>) -> Result<NodeId, GraphError> {
+        let cfg = self.cfg;
+        let mut names = (0..).map(|index| format!("ups.{index}"));
+        let mut next = || names.next().unwrap_or_default();
+        for level in (0..cfg.levels()).rev() {
+            let kernel = cfg.conv_sizes[level];
+            let skip = skips.pop().expect("a skip for each level and the first convolution's");
+            x = self.layer(g, &next(), |g| multi_scale_gated_attn(g, x, skip, self.training))?;
+            x = self.dense(g, &next(), x, kernel)?;
+            for _ in 1..cfg.res_blocks + usize::from(level > 0) {
+                x = self.large_kernel(g, &next(), x, kernel)?;
+            }
+            if level > 0 {
+                x = self.layer(g, &next(), |g| upsample(g, x))?;
+            }
+        }
+        let name = next();
+        skips.insert(0, x);
+        let joined = g.concat(&name, &skips)?;
+        self.dense(g, &name, joined, cfg.conv_sizes[0])
+    }
+}
+
+/// The range of a network's images.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ValueRange {
+    /// From 0 to 1, as the reference fuses.
+    #[default]
+    Unit,
+    /// From -1 to 1, as the reference trains.
+    Signed,
+}
+
+/// What a checkpoint does not say of an LKC-FUNet: the file `model.json` beside the weights.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LkcFile {
+    /// The network's name.
+    pub model: String,
+    /// Groups of the norms in the residual blocks.
+    pub norm_groups: usize,
+    /// The range of the images, in and out.
+    pub range: ValueRange,
+}
+
+impl Default for LkcFile {
+    fn default() -> Self {
+        Self { model: "lkc-funet".into(), norm_groups: 32, range: ValueRange::Unit }
+    }
+}
+
+impl LkcFile {
+    /// Writes `model.json` into a folder.
+    ///
+    /// # Errors
+    /// No such folder, no permission, disk full.
+    pub fn save(&self, folder: &Path) -> std::io::Result<()> {
+        save_model_json(self, folder)
+    }
+}
+
+/// LKC-FUNet with its weights.
+#[derive(Clone, Debug)]
+pub struct LkcFunet {
+    /// Its size.
+    pub config: LkcConfig,
+    /// The range of its images, in and out.
+    pub range: ValueRange,
+    weights: Weights,
+}
+
+impl ParamSource for LkcFunet {
+    fn param(&self, name: &str) -> Option<&Tensor> {
+        self.weights.get(name)
+    }
+}
+
+impl LkcFunet {
+    /// Loads `lkc-funet` (`.safetensors` or `.pth`) and `model.json`, if it is there, from a folder.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a file is missing, unreadable or of another architecture, or a weight is not finite.
+    pub fn load(folder: impl AsRef<Path>) -> Result<Self, ModelError> {
+        let folder = folder.as_ref();
+        let file = read_model_json(folder, |text, name| {
+            let file: LkcFile = parse_json(text, name)?;
+            check_model_json(name, &file.model, "lkc-funet", file.norm_groups)?;
+            Ok(file)
+        })?;
+        Self::new(Weights::load(weights_file(folder, "lkc-funet", "lkc-funet")?)?, &file)
+    }
+
+    /// The model of a checkpoint with keys `model.*`. How many batches its batch norms have seen may be in it or not.
+    ///
+    /// # Errors
+    /// [`ModelError`] if it does not fit the architecture or a weight is not finite.
+    pub fn new(mut weights: Weights, file: &LkcFile) -> Result<Self, ModelError> {
+        let path = weights.path().display().to_string();
+        let fail = |source| ModelError::Lkc { path: path.clone(), source };
+        let config = LkcConfig::from_weights(&weights, file.norm_groups).map_err(fail)?;
+        if (config.in_channel, config.out_channel) != (2, 1) {
+            return Err(fail(NotAnLkcFunet("it does not make one image of two".into())));
+        }
+        weights.retain(|name| !name.ends_with(".num_batches_tracked"));
+        weights.check_finite()?;
+        let model = Self { config, range: file.range, weights };
+        let side = model.config.multiple();
+        check_names(&model.weights, &model.graph(side, side)?.0, |_| true, &[])?;
+        Ok(model)
+    }
+
+    /// The network for images of `height` x `width` and its output, see [`lkc_funet`]. Its input is `img_cat`.
+    ///
+    /// # Errors
+    /// [`GraphError`] if the size is not a multiple of [`LkcConfig::multiple`].
+    pub fn graph(&self, height: usize, width: usize) -> Result<(Graph, NodeId), GraphError> {
+        let mut g = Graph::new();
+        let img_cat = g.input("img_cat", Shape::new(1, self.config.in_channel, height, width));
+        let fused = lkc_funet(&mut g, &self.config, img_cat, Mode::Inference)?;
+        Ok((g, fused))
+    }
+}
+
+/// LKC-FUNet on a device, fusing images one after the other.
+#[derive(Debug)]
+pub struct LkcFuser {
+    model: LkcFunet,
+    device: Device,
+    plans: PlanCache,
+}
+
+impl LkcFuser {
+    /// A fuser of `model` on `device`.
+    pub fn new(model: LkcFunet, device: Device) -> Self {
+        Self { model, device, plans: PlanCache::default() }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &LkcFunet {
+        &self.model
+    }
+
+    /// The plan for padded images of this size, made at its first use.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the network does not fit the device.
+    pub fn executable(&self, height: usize, width: usize) -> Result<Arc<Executable>, ModelError> {
+        self.plans.executable([height, width], |h, w| self.model.graph(h, w), &self.device, &self.model)
+    }
+
+    /// Fuses two planes in [-1, 1] (row-major, `height` x `width`), whatever range the model has.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the network does not fit the device or fails on it.
+    pub fn fuse_planes(&self, mri: &[f32], other: &[f32], height: usize, width: usize) -> Result<Vec<f32>, ModelError> {
+        let multiple = self.model.config.multiple();
+        let padded = [other, mri].map(|plane| pad_to_multiple(plane, height, width, multiple, multiple).0);
+        let padding = Padding::new(height, width, multiple, multiple);
+        let mut img_cat = padded.concat();
+        let unit = self.model.range == ValueRange::Unit;
+        if unit {
+            img_cat.iter_mut().for_each(|v| *v = 0.5 * *v + 0.5);
+        }
+        let executable = self.executable(padding.padded_height, padding.padded_width)?;
+        let mut fused = padding.crop(&executable.run(&[("img_cat", &img_cat)])?.swap_remove(0));
+        if unit {
+            fused.iter_mut().for_each(|v| *v = 2.0 * *v - 1.0);
+        }
+        Ok(fused)
+    }
+}
+
+impl PairFuser for LkcFuser {
+    fn fuse(&self, pair: &FusionPair, _seed: u64) -> Result<Image, ModelError> {
+        let fused = self.fuse_planes(&pair.mri_input(), &pair.other_input(), pair.height(), pair.width())?;
+        Ok(pair.fused_image(&fused)?)
+    }
+}
