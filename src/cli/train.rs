@@ -1,4 +1,4 @@
-//! `medfuse train stage1` and `medfuse train stage2`: a DM-FNet from folders of registered pairs.
+//! `medfuse train`: the networks from folders of registered pairs.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,15 +13,17 @@ use crate::device::Device;
 use crate::files::folder_of;
 use crate::hash::fnv1a;
 use crate::models::dm_fnet::read_model_file;
-use crate::train::config::{Data, Optimiser, Run, Stage, Stage1Config, Stage2Config};
+use crate::train::config::{Data, LkcConfig, Optimiser, Run, Stage, Stage1Config, Stage2Config};
 use crate::train::data::Dataset;
+use crate::train::lkc::LkcTraining;
 use crate::train::optim::Update;
 use crate::train::run::{self, CHECKPOINT, Ending, RunConfig, Task, TrainError};
 use crate::train::stage1::Stage1;
 use crate::train::stage2::Stage2;
 use crate::weights::Weights;
 
-/// Train a DM-FNet on folders of registered pairs: first the diffusion UNet, then the fusion head on its features
+/// Train on folders of registered pairs: a DM-FNet (first the diffusion UNet, then the fusion head on its features) or an
+/// LKC-FUNet
 ///
 /// A run writes into one folder: its configuration, a log with a loss curve, sample pictures, checkpoints and the model.
 /// Killed at any moment it goes on with --resume from its last checkpoint, with the bytes it would have had.
@@ -43,9 +45,11 @@ enum StageArgs {
         #[command(flatten)]
         run: RunArgs,
     },
+    /// Train an LKC-FUNet
+    LkcFunet(RunArgs),
 }
 
-/// What both stages take. Flags go before the configuration file, which goes before the defaults.
+/// What all runs take. Flags go before the configuration file, which goes before the defaults.
 #[derive(Debug, Args)]
 struct RunArgs {
     /// Folder of pairs: subfolders such as MRI-CT, each with a folder MRI and one other, matched by file name
@@ -125,6 +129,14 @@ pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
                 _ => Ok(ExitCode::SUCCESS),
             }
         }
+        StageArgs::LkcFunet(args) => {
+            let mut config: LkcConfig = args.base_config()?;
+            args.override_config(&mut config.data, &mut config.optimiser, &mut config.run);
+            match args.prepare(&config)? {
+                Some(job) => start(&LkcTraining::new(&config, &job.dataset, &job.device)?, &config, &job, ""),
+                None => Ok(ExitCode::SUCCESS),
+            }
+        }
     }
 }
 
@@ -168,8 +180,8 @@ fn start(task: &dyn Task, config: &impl Stage, job: &Job, shared: &str) -> anyho
     let stop = stop_flag("stopping after this step with a checkpoint")?;
     let mut progress = Progress::new(&job.out, task, config, stop)?;
     let ending = run::run(task, &settings, &job.device, &mut progress)?;
-    progress.finish()?;
     let (done, steps, out) = (progress.done(), common.run.steps, job.out.display());
+    progress.finish()?;
     Ok(match ending {
         Ending::Done => {
             eprintln!("{steps} steps done, the model is in {out}");

@@ -125,6 +125,11 @@ pub struct DropoutSeed {
 }
 
 impl DropoutSeed {
+    /// The seed of batch `number` of a run: whole numbers that f32 holds.
+    pub fn values(run: u64, number: u64) -> Vec<f32> {
+        [run, number].map(|v| (v % (1 << 24)) as f32).to_vec()
+    }
+
     /// The layer `name`, whose masks are its own.
     ///
     /// # Errors

@@ -10,7 +10,6 @@ use ::safetensors::SafeTensors;
 use ::safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::optim::row;
 use super::step::Layout;
 use crate::files::write_whole;
 use crate::tensor::Tensor;
@@ -64,7 +63,8 @@ pub struct Progress {
 pub struct Checkpoint {
     /// How far it is.
     pub progress: Progress,
-    /// The weights and the optimiser's state by name, each a row `[1, 1, 1, len]`.
+    /// The weights and the optimiser's state by name, each a row `[1, 1, 1, len]`, and the weights that the network itself
+    /// assigns.
     pub rows: BTreeMap<String, Tensor>,
 }
 
@@ -102,17 +102,18 @@ impl Checkpoint {
         let file = SafeTensors::deserialize(&bytes).map_err(|e| format(e.to_string()))?;
         let mut rows = BTreeMap::new();
         for (name, view) in file.iter() {
-            if view.dtype() != Dtype::F32 || view.data().len() != 4 * progress.layout.len() {
-                return Err(format(format!("row {name} does not fit the weights")));
+            if view.dtype() != Dtype::F32 {
+                return Err(format(format!("{name} is not float32")));
             }
             let values: Vec<f32> =
                 view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            rows.insert(name.to_owned(), row(values));
+            rows.insert(name.to_owned(), Tensor::new(view.shape(), values));
         }
         Ok(Self { progress, rows })
     }
 
-    /// Fails if the checkpoint is not of this stage, network and settings, or lacks one of `rows`.
+    /// Fails if the checkpoint is not of this stage, network and settings, or lacks one of `rows` or has it in another
+    /// shape.
     ///
     /// # Errors
     /// [`CheckpointError::Other`] saying what differs.
@@ -122,7 +123,7 @@ impl Checkpoint {
         stage: &str,
         settings: &str,
         layout: &Layout,
-        rows: &[&str],
+        rows: &BTreeMap<String, Tensor>,
     ) -> Result<(), CheckpointError> {
         let fail = |reason: String| Err(CheckpointError::Other { path: path.to_path_buf(), reason });
         let found = &self.progress;
@@ -144,8 +145,9 @@ impl Checkpoint {
             };
             return fail(reason);
         }
-        match rows.iter().find(|name| !self.rows.contains_key(**name)) {
-            Some(name) => fail(format!("it has no {name}")),
+        let fits = |name: &str, row: &Tensor| self.rows.get(name).is_some_and(|found| found.dims() == row.dims());
+        match rows.iter().find(|(name, row)| !fits(name, row)) {
+            Some((name, row)) => fail(format!("it has no {name} of shape {:?}", row.dims())),
             None => Ok(()),
         }
     }
@@ -154,7 +156,7 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::optim::WEIGHTS;
+    use crate::train::optim::{WEIGHTS, row};
 
     fn sample() -> Checkpoint {
         let layout = Layout::from_entries(vec![("a".into(), vec![2, 1]), ("b".into(), vec![1])]);
@@ -179,15 +181,17 @@ mod tests {
     fn other_runs_are_told_apart() {
         let (saved, path) = (sample(), Path::new("c"));
         let Progress { settings, layout, .. } = saved.progress.clone();
-        let check = |stage: &str, settings: &str, layout: &Layout, rows: &[&str]| {
-            saved.check(path, stage, settings, layout, rows).map_err(|e| e.to_string())
+        let check = |stage: &str, settings: &str, layout: &Layout, rows: &[(&str, usize)]| {
+            let rows = rows.iter().map(|(name, len)| ((*name).to_owned(), row(vec![0.0; *len]))).collect();
+            saved.check(path, stage, settings, layout, &rows).map_err(|e| e.to_string())
         };
-        assert_eq!(check("stage1", &settings, &layout, &[WEIGHTS]), Ok(()));
+        assert_eq!(check("stage1", &settings, &layout, &[(WEIGHTS, 3)]), Ok(()));
+        assert!(check("stage1", &settings, &layout, &[(WEIGHTS, 4)]).unwrap_err().contains("no weights of shape"));
         assert!(check("stage2", &settings, &layout, &[]).unwrap_err().contains("it is of stage1"));
         let error = check("stage1", "lr = 1\nseed = 3", &layout, &[]).unwrap_err();
         assert!(error.contains("`seed = 2`, this run has `seed = 3`"), "{error}");
         let wider = Layout::from_entries(vec![("a".into(), vec![2, 1]), ("b".into(), vec![2])]);
         assert!(check("stage1", &settings, &wider, &[]).unwrap_err().contains("first in b"));
-        assert!(check("stage1", &settings, &layout, &["ema"]).unwrap_err().contains("no ema"));
+        assert!(check("stage1", &settings, &layout, &[("ema", 3)]).unwrap_err().contains("no ema"));
     }
 }

@@ -1,7 +1,7 @@
-//! What a training run is configured by: two TOML files' worth of values, those of the reference by default.
+//! What a training run is configured by: a TOML file's worth of values, those of the reference by default.
 //!
-//! The reference's values are those of `config/ddpm_train_MMIF.json` (stage I), `config/fusion_train.json` (stage II) and
-//! PyTorch's own for what these leave out.
+//! The reference's values are those of `config/ddpm_train_MMIF.json` (stage I), `config/fusion_train.json` (stage II),
+//! LKC-FUNet's `train.py`, and PyTorch's own for what these leave out.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,8 @@ use toml::{Table, Value};
 use super::data::Sampling;
 use super::loss::FusionLossConfig;
 use crate::diffusion::{ScheduleConfig, ScheduleKind};
+use crate::models::lkc_funet as models;
+use crate::models::lkc_funet::ValueRange;
 use crate::models::unet::UnetConfig;
 
 /// Longest noise schedule.
@@ -204,6 +206,32 @@ section! {
         /// Whether flat pixels, where rounding makes a variance negative, take the other image's structure, as they do in
         /// the reference by way of NaN.
         nan_switch: bool = true,
+    }
+}
+
+section! {
+    /// The LKC-FUNet.
+    LkcNet {
+        /// Channels of the first convolution; the levels have four times as many.
+        inner_channel: usize = 32,
+        /// Groups of the norms in the residual blocks.
+        norm_groups: usize = 32,
+        /// Probability, 0 to 1, that a feature of a dense block, or the branch of a block with depthwise kernels, is dropped.
+        dropout: f64 = 0.2,
+        /// signed (-1 to 1) or unit (0 to 1): the range of the images, in and out. The reference trains signed and tests unit.
+        range: ValueRange = ValueRange::Signed,
+    }
+}
+
+section! {
+    /// The weights of the parts of LKC-FUNet's loss.
+    LkcLossWeights {
+        /// Mean absolute difference to the brighter of both images.
+        intensity: f64 = 1.0,
+        /// Mean absolute difference of the Sobel gradients to the larger of both images'.
+        gradient: f64 = 1.0,
+        /// 1 - the mean of the SSIM to both images.
+        ssim: f64 = 1.0,
     }
 }
 
@@ -423,6 +451,25 @@ stage! {
     }
 }
 
+stage! {
+    /// LKC-FUNet. The reference runs 1,000 epochs, 22 steps each for 715 pairs.
+    LkcConfig {
+        /// The network.
+        net: LkcNet = LkcNet::default(),
+        /// The loss.
+        loss: LkcLossWeights = LkcLossWeights::default(),
+        /// The batches.
+        data: Data = Data { crop: 64, batch: 32, ..Data::default() },
+        /// The update.
+        optimiser: Optimiser =
+            Optimiser { kind: OptimiserKind::Adam, lr: 2e-4, weight_decay: 0.0, ..Optimiser::default() },
+        /// The learning rate's schedule.
+        rate: Rate = Rate::default(),
+        /// The run.
+        run: Run = Run { steps: 22_000, log_every: 20, sample_every: 1000, checkpoint_every: 200, ..Run::default() },
+    }
+}
+
 /// The error of a value out of range, unless it is in it.
 fn need(key: &'static str, in_range: bool, reason: impl Into<String>) -> Result<(), ConfigError> {
     if in_range { Ok(()) } else { Err(ConfigError::Value { key, reason: reason.into() }) }
@@ -564,6 +611,37 @@ impl LossWeights {
     }
 }
 
+impl LkcNet {
+    /// The network's size, of the published one's kernels and blocks.
+    pub fn size(&self) -> models::LkcConfig {
+        let Self { inner_channel, norm_groups, .. } = *self;
+        models::LkcConfig { inner_channel, norm_groups, ..models::LkcConfig::published() }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let (channels, groups) = (self.inner_channel, self.norm_groups);
+        need("net.norm_groups", (1..=1024).contains(&groups), "must be from 1 to 1024")?;
+        // The channel attention has an eighth of the levels' channels, the last block's norm five times as many as the first.
+        let fits = (2..=1024).contains(&channels) && channels.is_multiple_of(2) && channels.is_multiple_of(groups);
+        need("net.inner_channel", fits, format!("must be even, a multiple of norm_groups ({groups}), at most 1024"))?;
+        decay("net.dropout", self.dropout)
+    }
+}
+
+impl LkcLossWeights {
+    /// The weights in the order of the fields.
+    pub fn weights(&self) -> [f32; 3] {
+        [self.intensity, self.gradient, self.ssim].map(|weight| weight as f32)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        not_negative("loss.intensity", self.intensity)?;
+        not_negative("loss.gradient", self.gradient)?;
+        not_negative("loss.ssim", self.ssim)?;
+        need("loss.intensity", self.intensity + self.gradient + self.ssim > 0.0, "and the other weights are all 0")
+    }
+}
+
 impl Run {
     fn check(&self) -> Result<(), ConfigError> {
         at_least_one("run.steps", self.steps)?;
@@ -577,6 +655,15 @@ impl Stage1Config {
     fn check_together(&self) -> Result<(), ConfigError> {
         let multiple = self.unet.size().multiple();
         let reason = format!("must be a multiple of {multiple}, for the UNet halves it at each level");
+        need("data.crop", self.data.crop.is_multiple_of(multiple), reason)?;
+        need("rate.warmup", self.rate.warmup < self.run.steps, "must be less than run.steps")
+    }
+}
+
+impl LkcConfig {
+    fn check_together(&self) -> Result<(), ConfigError> {
+        let multiple = self.net.size().multiple();
+        let reason = format!("must be a multiple of {multiple}, for the network halves it twice");
         need("data.crop", self.data.crop.is_multiple_of(multiple), reason)?;
         need("rate.warmup", self.rate.warmup < self.run.steps, "must be less than run.steps")
     }
@@ -610,6 +697,7 @@ mod tests {
     fn printed_defaults_are_commented_and_read_back() {
         every_key_is_commented::<Stage1Config>();
         every_key_is_commented::<Stage2Config>();
+        every_key_is_commented::<LkcConfig>();
     }
 
     #[test]

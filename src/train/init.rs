@@ -2,10 +2,11 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use rand_distr::{Distribution, StandardNormal};
+use rand_distr::{Distribution, StandardNormal, Uniform};
 
+use super::step::Layout;
 use crate::hash::fnv1a;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// First values by the reference's rule (`weights_init_orthogonal`): orthogonal matrices for convolutions and linear
 /// layers (dimensions of at least two), zero for biases, one for the scales of norms, which are the only vectors called
@@ -40,6 +41,35 @@ pub fn orthogonal(name: &str, dims: &[usize], seed: u64) -> Tensor {
     let at = |row: usize, column: usize| if rows <= columns { vectors[row][column] } else { vectors[column][row] };
     let values = (0..len).map(|i| at(i / columns, i % columns) as f32).collect();
     Tensor::new(dims, values)
+}
+
+/// First values by PyTorch's own rule, in the layout's order: weights of convolutions and their biases are uniform in
+/// plus and minus one over the root of the number of inputs; norms begin as the identity. Each weight has its own generator.
+pub fn pytorch_default(layout: &Layout, seed: u64) -> Vec<f32> {
+    let inputs = |name: &str| {
+        let entry = layout.entries().iter().find(|(n, dims)| n == name && dims.len() > 1);
+        entry.map(|(_, dims)| dims[1..].iter().product::<usize>())
+    };
+    let mut values = Vec::with_capacity(layout.len());
+    for (name, dims) in layout.entries() {
+        let weight = name.strip_suffix("bias").map_or_else(|| name.clone(), |module| format!("{module}weight"));
+        let count = dims.iter().product();
+        let Some(inputs) = inputs(&weight) else {
+            values.extend(orthogonal(name, dims, seed).into_data());
+            continue;
+        };
+        let bound = 1.0 / (inputs as f64).sqrt();
+        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ fnv1a(name.as_bytes()));
+        let uniform = Uniform::new(-bound, bound).expect("the bound is positive");
+        values.extend((0..count).map(|_| uniform.sample(&mut rng) as f32));
+    }
+    values
+}
+
+/// The first value of a running statistic: means of zero, variances of one.
+pub fn statistic(name: &str, shape: Shape) -> Tensor {
+    let value = if name.ends_with(".running_var") { 1.0 } else { 0.0 };
+    Tensor::new([shape.numel()], vec![value; shape.numel()])
 }
 
 #[cfg(test)]

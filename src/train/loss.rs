@@ -234,16 +234,25 @@ pub struct LkcLoss {
     pub ssim: NodeId,
 }
 
-/// The loss that LKC-FUNet is trained with (`losses/DMFNet_loss.py` of its repository): images `[n, 1, h, w]`.
+/// The loss that LKC-FUNet is trained with (`losses/DMFNet_loss.py` of its repository): images `[n, 1, h, w]`. `weights`,
+/// one each in the reference, are those of intensity, gradient and similarity in the total.
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ.
-pub fn lkc_loss(g: &mut Graph, fused: NodeId, mri: NodeId, other: NodeId) -> Result<LkcLoss, GraphError> {
+pub fn lkc_loss(
+    g: &mut Graph,
+    weights: [f32; 3],
+    fused: NodeId,
+    mri: NodeId,
+    other: NodeId,
+) -> Result<LkcLoss, GraphError> {
     let intensity = intensity_distance(g, fused, mri, other)?;
     let gradient = edge_distance(g, fused, mri, other)?;
     let (like_m, like_o) = (ssim(g, mri, fused)?, ssim(g, other, fused)?);
     let lack = Pointwise::build(|[m, o]| m.affine(-0.5, 0.5) + o.affine(-0.5, 0.5));
     let ssim = g.apply("ssim", lack, &[like_m, like_o])?;
-    let total = g.apply("total", Pointwise::build(|[a, b, c]| a + b + c), &[intensity, ssim, gradient])?;
+    let [of_i, of_g, of_s] = weights;
+    let sum = Pointwise::build(|[i, g, s]| i.affine(of_i, 0.0) + g.affine(of_g, 0.0) + s.affine(of_s, 0.0));
+    let total = g.apply("total", sum, &[intensity, gradient, ssim])?;
     Ok(LkcLoss { total, intensity, gradient, ssim })
 }

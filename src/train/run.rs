@@ -6,16 +6,19 @@ use std::time::{Duration, Instant};
 
 use super::checkpoint::{Checkpoint, CheckpointError, Progress};
 use super::config::Rate;
-use super::init::orthogonal;
+use super::data::Pair;
+use super::init;
 use super::optim::{EMA, Update, WEIGHTS, learning_rate, row};
 use super::step::{BatchReport, Layout, LossGraph, StepError, TrainStep};
 use crate::device::{Device, ParamSource, RunError};
-use crate::imaging::{Image, montage};
+use crate::imaging::{Channels, FusionPair, Image, Samples, montage};
+use crate::metrics::{Grey, Metrics, evaluate};
+use crate::models::fusing::PairFuser;
 use crate::tensor::Tensor;
 
 /// What is trained: the parts of a run in which the stages differ.
 pub trait Task {
-    /// `stage1` or `stage2`.
+    /// The run's name: `stage1`, `stage2` or `lkc-funet`.
     fn stage(&self) -> &'static str;
 
     /// The graph of the loss on one batch.
@@ -26,6 +29,12 @@ pub trait Task {
 
     /// Whether a weight is trained; the others come from [`Task::frozen`].
     fn is_trained(&self, name: &str) -> bool;
+
+    /// The first weights, in the layout's order.
+    fn first_weights(&self, layout: &Layout, seed: u64) -> Vec<f32> {
+        let entries = layout.entries().iter();
+        entries.flat_map(|(name, dims)| init::orthogonal(name, dims, seed).into_data()).collect()
+    }
 
     /// Weights that are read but not trained.
     fn frozen(&self) -> &dyn ParamSource;
@@ -64,6 +73,37 @@ pub(super) fn save_strip(folder: &Path, step: u64, pictures: &[(String, Image)])
     std::fs::create_dir_all(&folder)?;
     let pictures: Vec<(&str, &Image)> = pictures.iter().map(|(label, image)| (label.as_str(), image)).collect();
     Ok(montage(&pictures)?.save(folder.join(format!("step-{step:08}.png")), 95)?)
+}
+
+/// Seed of the noise that validation pairs are fused with.
+const VALIDATION_SEED: u64 = 0;
+
+/// Fuses the validation pairs: their mean metrics, and a strip of the first pair of each modality.
+pub(super) fn sample_fused(
+    folder: &Path,
+    step: u64,
+    pairs: &[Pair],
+    fuser: &dyn PairFuser,
+) -> Result<Figures, PublishError> {
+    let (mut all, mut strip, mut shown) = (Vec::new(), Vec::new(), "");
+    let plane =
+        |pair: &Pair, levels: &[u8]| Image::new(pair.width, pair.height, Channels::Grey, Samples::U8(levels.to_vec()));
+    for pair in pairs {
+        let (mri, other) = (plane(pair, &pair.mri)?, plane(pair, &pair.other)?);
+        let fused = fuser.fuse(&FusionPair::new(mri.clone(), other.clone())?, VALIDATION_SEED)?;
+        let grey = [&mri, &other, &fused].map(Grey::from);
+        all.push(evaluate(&grey[0], &grey[1], &grey[2])?);
+        if shown != pair.modality {
+            shown = &pair.modality;
+            strip.extend([(pair.label(), mri), (String::new(), other), ("fused".to_owned(), fused)]);
+        }
+    }
+    save_strip(folder, step, &strip)?;
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (mean, _) = Metrics::mean_and_std(&all);
+    Ok(mean.iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 /// The settings of the loop itself.
@@ -230,6 +270,8 @@ struct Run<'a> {
     task: &'a dyn Task,
     config: &'a RunConfig,
     layout: Layout,
+    /// Names of the weights that the graph assigns.
+    assigned: Vec<String>,
     step: TrainStep,
     done: u64,
     /// Seconds of the parts before this one.
@@ -243,10 +285,13 @@ impl<'a> Run<'a> {
         let path = config.out.join(CHECKPOINT);
         let graph = task.graph()?;
         let layout = Layout::new(&graph, |name| task.is_trained(name));
+        let mut first = config.update.first_rows(task.first_weights(&layout, config.seed));
+        first.extend(graph.assigned().map(|(name, shape)| (name.to_owned(), init::statistic(name, shape))));
+        let assigned = graph.assigned().map(|(name, _)| name.to_owned()).collect();
         let (rows, done, before) = match (config.resume, path.exists()) {
             (true, true) => {
                 let saved = Checkpoint::load(&path)?;
-                saved.check(&path, task.stage(), &config.settings, &layout, &config.update.rows())?;
+                saved.check(&path, task.stage(), &config.settings, &layout, &first)?;
                 if saved.progress.step > config.steps {
                     return Err(TrainError::Shorter { done: saved.progress.step, steps: config.steps });
                 }
@@ -254,15 +299,11 @@ impl<'a> Run<'a> {
             }
             (true, false) => return Err(TrainError::NothingToResume(config.out.clone())),
             (false, true) => return Err(TrainError::Exists(config.out.clone())),
-            (false, false) => {
-                let entries = layout.entries().iter();
-                let weights = entries.flat_map(|(name, dims)| orthogonal(name, dims, config.seed).into_data());
-                (config.update.first_rows(weights.collect()), 0, 0.0)
-            }
+            (false, false) => (first, 0, 0.0),
         };
         let step = TrainStep::new(device, &graph, &layout, config.update.clone(), &rows, task.frozen())?;
         let now = Instant::now();
-        Ok(Self { task, config, layout, step, done, before, started: now, saved: now })
+        Ok(Self { task, config, layout, assigned, step, done, before, started: now, saved: now })
     }
 
     fn seconds(&self) -> f64 {
@@ -324,6 +365,7 @@ impl<'a> Run<'a> {
         for name in self.config.update.rows() {
             rows.insert(name.to_owned(), row(self.row(name)?));
         }
+        rows.extend(self.statistics()?);
         let progress = Progress {
             stage: self.task.stage().to_owned(),
             step: self.done,
@@ -340,10 +382,21 @@ impl<'a> Run<'a> {
         self.step.row(name).map_err(|source| TrainError::Run { step: self.done, source })
     }
 
-    /// The moving average of the weights where there is one, else the weights.
+    /// The weights that the graph assigns.
+    fn statistics(&self) -> Result<BTreeMap<String, Tensor>, TrainError> {
+        let named = self.assigned.iter().map(|name| {
+            let values = self.row(name)?;
+            Ok((name.clone(), Tensor::new([values.len()], values)))
+        });
+        named.collect()
+    }
+
+    /// The moving average of the weights where there is one, else the weights; and those that the graph assigns.
     fn weights(&self) -> Result<BTreeMap<String, Tensor>, TrainError> {
         let name = if self.config.update.optimiser.ema_decay > 0.0 { EMA } else { WEIGHTS };
-        Ok(self.layout.tensors(&self.row(name)?))
+        let mut weights = self.layout.tensors(&self.row(name)?);
+        weights.extend(self.statistics()?);
+        Ok(weights)
     }
 }
 

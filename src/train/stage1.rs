@@ -137,9 +137,7 @@ impl Task for Stage1<'_> {
     fn inputs(&self, number: u64) -> BTreeMap<String, Vec<f32>> {
         let mut noise = NoiseSource::numbered(self.config.run.seed, number);
         let mut inputs = inputs(&self.batches.batch(number).images(), &self.schedule, &mut noise);
-        // Whole numbers that f32 holds, as the masks' seed has to be.
-        let seed = [self.config.run.seed, number].map(|v| (v % (1 << 24)) as f32);
-        inputs.insert("dropout".to_owned(), seed.to_vec());
+        inputs.insert("dropout".to_owned(), DropoutSeed::values(self.config.run.seed, number));
         inputs
     }
 

@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::config::Stage2Config;
-use super::data::{Batch, Batches, DataError, Dataset, Pair};
+use super::data::{Batch, Batches, DataError, Dataset};
 use super::loss::{FusionLossConfig, constants, fusion_loss};
-use super::run::{Figures, PublishError, Task, save_strip};
+use super::run::{Figures, PublishError, Task, sample_fused};
 use super::step::{Layout, LossGraph, StepError};
 use crate::device::{Device, ParamSource};
 use crate::diffusion::{NoiseSchedule, NoiseSource, q_sample};
 use crate::graph::{Graph, GraphError};
-use crate::imaging::{Channels, FusionPair, Image, ImagingError, Samples};
-use crate::metrics::{Grey, Metrics, evaluate};
 use crate::models::dm_fnet::{DmFnet, Fuser, MODALITIES, ModelFile, dm_fnet};
 use crate::models::fusion_head::{HeadConfig, MIN_COARSE_SIDE};
 use crate::models::unet::UnetConfig;
@@ -80,9 +78,6 @@ fn noisy(images: &Tensor, schedule: &NoiseSchedule, t: usize, noise: &mut NoiseS
     }
     (x_t, levels)
 }
-
-/// Seed of the noise that validation pairs are fused with.
-const VALIDATION_SEED: u64 = 0;
 
 /// Why stage II cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -192,11 +187,6 @@ impl<'a> Stage2<'a> {
     }
 }
 
-/// One of a pair's planes as a picture.
-fn plane(pair: &Pair, levels: &[u8]) -> Result<Image, ImagingError> {
-    Image::new(pair.width, pair.height, Channels::Grey, Samples::U8(levels.to_vec()))
-}
-
 impl Task for Stage2<'_> {
     fn stage(&self) -> &'static str {
         "stage2"
@@ -226,26 +216,7 @@ impl Task for Stage2<'_> {
     }
 
     fn sample(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<Figures, PublishError> {
-        let fuser = self.fuser(weights)?;
-        let (mut all, mut strip, mut shown) = (Vec::new(), Vec::new(), "");
-        for pair in &self.data.validation {
-            let (mri, other) = (plane(pair, &pair.mri)?, plane(pair, &pair.other)?);
-            let fused = fuser.fuse(&FusionPair::new(mri.clone(), other.clone())?, VALIDATION_SEED)?;
-            let grey = [&mri, &other, &fused].map(Grey::from);
-            all.push(evaluate(&grey[0], &grey[1], &grey[2])?);
-            if shown != pair.modality {
-                shown = &pair.modality;
-                strip.push((pair.label(), mri));
-                strip.push((String::new(), other));
-                strip.push(("fused".to_owned(), fused));
-            }
-        }
-        save_strip(folder, step, &strip)?;
-        if all.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (mean, _) = Metrics::mean_and_std(&all);
-        Ok(mean.iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        sample_fused(folder, step, &self.data.validation, &self.fuser(weights)?)
     }
 
     fn publish(&self, folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<(), PublishError> {

@@ -13,7 +13,7 @@ use crate::graph::{Graph, GraphError, Kind, Node, NodeId, Plan, gradients_in_seg
 use crate::ops::conv2d::Conv2d;
 use crate::ops::linear::Linear;
 use crate::ops::pointwise::Pointwise;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// A graph that ends in a loss.
 #[derive(Clone, Debug)]
@@ -27,6 +27,14 @@ pub struct LossGraph {
     /// Whether the backward pass computes most of the forward pass again in place of keeping it: about a third more time
     /// for a fraction of the memory.
     pub recompute: bool,
+}
+
+impl LossGraph {
+    /// The weights that the graph itself assigns, such as running statistics, with their shapes.
+    pub fn assigned(&self) -> impl Iterator<Item = (&str, Shape)> {
+        let nodes = self.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign));
+        nodes.map(|node| (node.name.as_str(), node.shape))
+    }
 }
 
 /// Why a step cannot be built or run.
@@ -183,7 +191,7 @@ pub struct TrainStep {
 
 impl TrainStep {
     /// Plans the step that trains the weights of `layout`. `state` holds the rows [`WEIGHTS`] and
-    /// [`Update::rows`], `frozen` whatever else the graph reads.
+    /// [`Update::rows`] and what [`LossGraph::assigned`] names, `frozen` whatever else the graph reads.
     ///
     /// # Errors
     /// [`StepError`] if an operation has no gradient or the step does not fit the device.
@@ -224,7 +232,7 @@ impl TrainStep {
         Ok(BatchReport { loss: value(0), grad_norm: value(1), others })
     }
 
-    /// The present values of a row: [`WEIGHTS`] or one of [`Update::rows`].
+    /// The present values of a row, [`WEIGHTS`] or one of [`Update::rows`], or of a weight that the graph assigns.
     ///
     /// # Errors
     /// [`RunError`] if there is no such row or the GPU fails.
@@ -278,7 +286,6 @@ fn training_graph(loss: &LossGraph, layout: &Layout, update: &Update) -> Result<
 mod tests {
     use super::*;
     use crate::ops::testing::{gpu, random};
-    use crate::tensor::Shape;
     use crate::train::config::{Optimiser, OptimiserKind};
     use crate::train::loss::mse;
     use crate::train::optim::{EMA, EXP_AVG, EXP_AVG_SQ};

@@ -12,7 +12,7 @@ use super::models::{head, params, weights};
 use super::network::{Network, Results};
 use crate::device::Device;
 use crate::diffusion::q_sample_batch;
-use crate::graph::{Graph, Kind, NodeId};
+use crate::graph::{Graph, NodeId};
 use crate::models::lkc_funet::LkcConfig;
 use crate::models::unet::UnetConfig;
 use crate::ops::pointwise::Pointwise;
@@ -77,7 +77,7 @@ fn run_lkc_loss(case: &Case, device: &Device) -> Result<Results, CaseError> {
     let mut network = Network { params: constants(), ..Network::default() };
     let fused = network.input(case, "fused")?;
     let (mri, other) = (network.input(case, "mri")?, network.input(case, "other")?);
-    let loss = lkc_loss(&mut network.graph, fused, mri, other)?;
+    let loss = lkc_loss(&mut network.graph, [1.0; 3], fused, mri, other)?;
     let parts = [("total", loss.total), ("loss_in", loss.intensity), ("loss_grad", loss.gradient)];
     run_parts(&mut network, case, device, fused, &[&parts[..], &[("loss_ssim", loss.ssim)]].concat(), "")
 }
@@ -203,7 +203,7 @@ pub(super) fn run_lkc(case: &Case, device: &Device) -> Result<Results, CaseError
     let weights = weights(case, 1)?.swap_remove(0);
     let config = LkcConfig::from_weights(&weights, Config(&case.config["net"]).count("norm_groups")?)?;
     let (shape, _) = case.nchw("in.mri.step0")?;
-    let loss = lkc::loss_graph(&config, 0.0, shape.n(), shape.h())?;
+    let loss = lkc::loss_graph(&config, [1.0; 3], 0.0, shape.n(), shape.h())?;
     let prediction = loss.graph.marks().iter().find(|(name, _)| name == "model.final_conv").map(|(_, id)| *id);
     let inputs = |step: usize| {
         let of = |name: &str| Ok((name.to_owned(), case.f32(&format!("in.{name}.step{step}"))?.1.to_vec()));
@@ -309,8 +309,8 @@ impl Training<'_> {
         if let Some(worst) = each.max_by(|a, b| a.share().abs().total_cmp(&b.share().abs())) {
             results.outcomes.insert(self.losses.to_owned(), Outcome::Compared(worst));
         }
-        for node in self.loss.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign)) {
-            results.insert(format!("out.final.{}", node.name), node.shape, step.row(&node.name)?);
+        for (name, shape) in self.loss.assigned() {
+            results.insert(format!("out.final.{name}"), shape, step.row(name)?);
         }
         Ok(step.row(WEIGHTS)?)
     }
