@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use super::activation::Activation;
 use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::view::{View, ViewMut};
+use crate::cpu::wide::wide_fn;
 use crate::graph::Graph;
 use crate::tensor::Shape;
 
@@ -335,13 +336,11 @@ impl Op for Pointwise {
         let plane = shape.plane();
         let strides: Vec<[usize; 3]> = inputs.iter().map(|v| strides(v.batch_stride, v.shape, shape)).collect();
         let fold = |registers: &mut Vec<[f32; BLOCK]>, [n, c, first]: [usize; 3], part: &mut [f32]| {
-            for (b, block) in part.chunks_mut(BLOCK).enumerate() {
-                let at = |k: usize| {
-                    let [sn, sc, sp] = strides[k];
-                    (&inputs[k].data[n * sn + c * sc + (first + b * BLOCK) * sp..], sp)
-                };
-                self.evaluate(registers, block, at);
+            let mut operands: [Operand; MAX_INPUTS] = [(&[], 0); MAX_INPUTS];
+            for ((operand, input), &[sn, sc, sp]) in operands.iter_mut().zip(inputs).zip(&strides) {
+                *operand = (&input.data[n * sn + c * sc + first * sp..], sp);
             }
+            evaluate(&self.program, &operands, registers, part);
         };
         let registers = || vec![[0f32; BLOCK]; self.program.len()];
         for n in 0..shape.n() {
@@ -375,57 +374,59 @@ impl Op for Pointwise {
     }
 }
 
-impl Pointwise {
-    /// Evaluates one block; `at(k)` is input `k` from the block's first element on and its pixel stride.
-    fn evaluate<'a>(&self, registers: &mut [[f32; BLOCK]], out: &mut [f32], at: impl Fn(usize) -> (&'a [f32], usize)) {
-        let len = out.len();
-        for (i, instr) in self.program.iter().enumerate() {
-            let (done, rest) = registers.split_at_mut(i);
-            let value = &mut rest[0][..len];
-            let binary = |value: &mut [f32], a: usize, b: usize, f: fn(f32, f32) -> f32| {
-                for ((v, a), b) in value.iter_mut().zip(&done[a]).zip(&done[b]) {
-                    *v = f(*a, *b);
-                }
-            };
-            let unary = |value: &mut [f32], a: usize, f: fn(f32) -> f32| {
-                for (v, a) in value.iter_mut().zip(&done[a]) {
-                    *v = f(*a);
-                }
-            };
-            match *instr {
-                Instr::Input(k) => match at(k) {
-                    (data, 0) => value.fill(data[0]),
-                    (data, _) => value.copy_from_slice(&data[..len]),
-                },
-                Instr::Affine { a, scale, shift } => {
-                    for (v, a) in value.iter_mut().zip(&done[a]) {
-                        *v = a.mul_add(scale, shift);
+/// An input from a part's first element on, and its pixel stride, 0 or 1.
+type Operand<'a> = (&'a [f32], usize);
+
+wide_fn! {
+    /// Evaluates a part of a plane, a block after the other.
+    fn evaluate<'a>(
+        program: &'a [Instr],
+        inputs: &'a [Operand<'a>],
+        registers: &'a mut [[f32; BLOCK]],
+        out: &'a mut [f32],
+    ) -> () {
+        for (b, out) in out.chunks_mut(BLOCK).enumerate() {
+            for (i, instr) in program.iter().enumerate() {
+                let (done, rest) = registers.split_at_mut(i);
+                let value = &mut rest[0];
+                match *instr {
+                    Instr::Input(k) => match inputs[k] {
+                        (data, 0) => value.fill(data[0]),
+                        (data, _) => value[..out.len()].copy_from_slice(&data[b * BLOCK..][..out.len()]),
+                    },
+                    Instr::Act(activation, a) => {
+                        *value = done[a];
+                        activation.apply_slice(&mut value[..out.len()]);
                     }
-                }
-                Instr::Act(activation, a) => {
-                    value.copy_from_slice(&done[a][..len]);
-                    activation.apply_slice(value);
-                }
-                Instr::Add(a, b) => binary(value, a, b, |a, b| a + b),
-                Instr::Sub(a, b) => binary(value, a, b, |a, b| a - b),
-                Instr::Mul(a, b) => binary(value, a, b, |a, b| a * b),
-                Instr::Div(a, b) => binary(value, a, b, |a, b| a / b),
-                Instr::Sqrt(a) => unary(value, a, f32::sqrt),
-                Instr::Abs(a) => unary(value, a, f32::abs),
-                Instr::Step { a, at_zero } => {
-                    for (v, &a) in value.iter_mut().zip(&done[a]) {
-                        *v = if a > 0.0 {
-                            1.0
-                        } else if a == 0.0 {
-                            at_zero
-                        } else {
-                            0.0
-                        };
-                    }
+                    Instr::Affine { a, scale, shift } => unary(value, &done[a], |a| a.mul_add(scale, shift)),
+                    Instr::Add(a, b) => binary(value, &done[a], &done[b], |a, b| a + b),
+                    Instr::Sub(a, b) => binary(value, &done[a], &done[b], |a, b| a - b),
+                    Instr::Mul(a, b) => binary(value, &done[a], &done[b], |a, b| a * b),
+                    Instr::Div(a, b) => binary(value, &done[a], &done[b], |a, b| a / b),
+                    Instr::Sqrt(a) => unary(value, &done[a], f32::sqrt),
+                    Instr::Abs(a) => unary(value, &done[a], f32::abs),
+                    Instr::Step { a, at_zero } => unary(value, &done[a], |a| {
+                        let at_most_zero = if a == 0.0 { at_zero } else { 0.0 };
+                        if a > 0.0 { 1.0 } else { at_most_zero }
+                    }),
                 }
             }
+            out.copy_from_slice(&registers[program.len() - 1][..out.len()]);
         }
-        out.copy_from_slice(&registers[self.program.len() - 1][..len]);
+    }
+}
+
+#[inline(always)]
+fn unary(value: &mut [f32; BLOCK], a: &[f32; BLOCK], f: impl Fn(f32) -> f32) {
+    for (value, a) in value.iter_mut().zip(a) {
+        *value = f(*a);
+    }
+}
+
+#[inline(always)]
+fn binary(value: &mut [f32; BLOCK], a: &[f32; BLOCK], b: &[f32; BLOCK], f: impl Fn(f32, f32) -> f32) {
+    for ((value, a), b) in value.iter_mut().zip(a).zip(b) {
+        *value = f(*a, *b);
     }
 }
 
