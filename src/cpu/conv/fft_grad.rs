@@ -96,7 +96,9 @@ impl WithSimd for Rows<'_> {
         let source = Source::new(&plain, self.run.dy);
         let step = self.tiling.step;
         let mut tile = Scratch::take(tile_len(lanes));
-        let mut near = Scratch::take(4 * lanes);
+        // Whole blocks, also of vectors that are shorter.
+        let near_stride = lanes.max(COMPLEX_BLOCK);
+        let mut near = Scratch::take(4 * near_stride);
         let oc = self.run.weight.n();
         for first in (0..oc).step_by(lanes) {
             let channels = first..oc.min(first + lanes);
@@ -109,19 +111,38 @@ impl WithSimd for Rows<'_> {
                 for (point, [f, g]) in HALF.iter().enumerate() {
                     let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
                     for (k, at) in [f, f + lanes, g, g + lanes].into_iter().enumerate() {
-                        store::<S>(&mut near, k * lanes, load::<S>(&tile, at));
+                        store::<S>(&mut near, k * near_stride, load::<S>(&tile, at));
                     }
-                    for (lane, c) in channels.clone().enumerate() {
-                        let [re, im, other_re, other_im] = [0, 1, 2, 3].map(|k| near[k * lanes + lane]);
+                    for block in (0..channels.len()).step_by(COMPLEX_BLOCK) {
+                        let c = first + block;
                         let row = (point * self.blocks + c / COMPLEX_BLOCK) * 2 * PIECE + 4 * i;
-                        let place = row * OC_BLOCK + 2 * (c % COMPLEX_BLOCK);
-                        let values = [[re, -im], [im, re], [other_re, other_im], [-other_im, other_re]];
-                        for (k, value) in values.iter().enumerate() {
-                            self.rows[place + k * OC_BLOCK..][..2].copy_from_slice(value);
-                        }
+                        let to = &mut self.rows[row * OC_BLOCK + 2 * (c % COMPLEX_BLOCK)..];
+                        let count = COMPLEX_BLOCK.min(channels.len() - block);
+                        write_block(&near[block..], near_stride, count, to);
                     }
                 }
             }
+        }
+    }
+}
+
+/// Writes four terms of `count` complex rows: a frequency's real and imaginary part, conjugated, and its negative's, whose
+/// values are `stride` apart.
+#[inline(always)]
+fn write_block(near: &[f32], stride: usize, count: usize, to: &mut [f32]) {
+    let mut terms = [[0.0; OC_BLOCK]; 4];
+    for lane in 0..COMPLEX_BLOCK {
+        let [re, im, other_re, other_im] = [0, 1, 2, 3].map(|k| near[k * stride + lane]);
+        let values = [[re, -im], [im, re], [other_re, other_im], [-other_im, other_re]];
+        for (term, value) in terms.iter_mut().zip(values) {
+            term[2 * lane..][..2].copy_from_slice(&value);
+        }
+    }
+    for (k, term) in terms.iter().enumerate() {
+        if count == COMPLEX_BLOCK {
+            to[k * OC_BLOCK..][..OC_BLOCK].copy_from_slice(term);
+        } else {
+            to[k * OC_BLOCK..][..2 * count].copy_from_slice(&term[..2 * count]);
         }
     }
 }
