@@ -1,6 +1,6 @@
 // Batched matrix product on the layouts of `gemm_subgroup`, for any adapter.
 // An invocation computes 8 rows by 4 columns of two blocks; a workgroup 32 rows by 4 blocks of 32 columns.
-// weight[batch][row_blocks][depth][32 rows], columns[blocks][batch][depth + 1][32], result[blocks][batch][rows + 1][32].
+// weight[row_blocks][batch][depth + 1][32 rows], columns[blocks][batch][depth + 1][32], result[blocks][batch][rows + 1][32].
 // Workgroups: x over row blocks, y over fours of column blocks, z over the batch.
 
 struct Params {
@@ -23,7 +23,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
     }
     // A last block without a partner is computed twice.
     let other = min(block + 1u, p.blocks - 1u);
-    var w = (group.z * p.row_blocks + group.x) * p.depth * 8u + id.y * 2u;
+    var w = (group.x * p.batch + group.z) * (p.depth + 1u) * 8u + id.y * 2u;
     var left = (block * p.batch + group.z) * (p.depth + 1u) * 8u + id.x;
     var right = (other * p.batch + group.z) * (p.depth + 1u) * 8u + id.x;
     var sums: array<vec4<f32>, 16>;

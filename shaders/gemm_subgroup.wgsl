@@ -2,7 +2,7 @@
 // much as dozens of multiply-adds whether its index is uniform or not: every lane loads other weights, and broadcasts
 // hand them round.
 // A workgroup (one subgroup) computes 32 rows by 2 blocks of 32 columns of one product.
-// weight[batch][row_blocks][depth][32 rows], columns[blocks][batch][depth + 1][32], result[blocks][batch][rows + 1][32].
+// weight[row_blocks][batch][depth + 1][32 rows], columns[blocks][batch][depth + 1][32], result[blocks][batch][rows + 1][32].
 // Workgroups: x over row blocks, y over pairs of column blocks, z over the batch.
 
 struct Params {
@@ -34,7 +34,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
     let block = group.y * 2u;
     // A last block without a partner is computed twice, and stored once.
     let other = min(block + 1u, p.blocks - 1u);
-    var w = (group.z * p.row_blocks + group.x) * p.depth * 8u + id.x;
+    var w = (group.x * p.batch + group.z) * (p.depth + 1u) * 8u + id.x;
     var left = (block * p.batch + group.z) * (p.depth + 1u) * 8u + id.x;
     var right = (other * p.batch + group.z) * (p.depth + 1u) * 8u + id.x;
     // The depth is even.

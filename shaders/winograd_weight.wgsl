@@ -1,5 +1,5 @@
 // Winograd F(4x4, 3x3): weights [oc][ic][3][3], transformed (G g G^T in Lavin and Gray 2016) and laid out for the GEMM:
-// transformed[36][row_blocks][depth][32 rows], zero where there is no such channel.
+// transformed[row_blocks][36][depth + 1][32 rows], zero where there is no such channel.
 // An invocation transforms the weights of one pair of channels. Workgroups: x over depth, y over row blocks.
 
 struct Params {
@@ -7,7 +7,6 @@ struct Params {
     weight_batch_stride: u32,
     out_channels: u32,
     in_channels: u32,
-    row_blocks: u32,
     depth: u32,
 }
 
@@ -37,8 +36,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
     for (var i = 0u; i < 3u; i++) {
         columns[i] = transform(vec3(g[i], g[3u + i], g[6u + i]));
     }
-    let stride = p.row_blocks * p.depth * 32u;
-    var at = (group.y * p.depth + ic) * 32u + lane.x;
+    let stride = (p.depth + 1u) * 32u;
+    var at = (group.y * 36u * (p.depth + 1u) + ic) * 32u + lane.x;
     for (var j = 0u; j < 6u; j++) {
         let row = transform(vec3(columns[0][j], columns[1][j], columns[2][j]));
         for (var i = 0u; i < 6u; i++) {

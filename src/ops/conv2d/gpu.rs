@@ -1,6 +1,7 @@
 //! Convolutions on a GPU: which method for which shape, weights packed once, and the launches.
 
 mod direct;
+mod fft;
 mod product;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use super::{Conv2d, ConvSpec, Operands, PaddingMode};
 use crate::cpu::view::{View, ViewMut};
 use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot, Specialized};
 use crate::tensor::Shape;
+use fft::Fft;
 use product::Product;
 
 /// How a convolution is computed on a GPU.
@@ -20,6 +22,8 @@ use product::Product;
 pub enum Method {
     /// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, 2016): 36 matrix products over 4x4 tiles of the output.
     Winograd,
+    /// Fourier transforms of 32x32 tiles, and a matrix product for each of their frequencies.
+    Fft,
     /// One matrix product over gathered pixels.
     Gemm,
     /// By definition, 4 output channels of a group at a time.
@@ -36,6 +40,12 @@ mod cost {
     pub const GEMM: [f64; 2] = [25.0, 30.0];
     /// A multiply-add of a matrix product.
     pub const PRODUCT: f64 = 0.54;
+    /// Fourier transforms of a pair of input tiles and of a pair of output tiles.
+    pub const FFT: [f64; 2] = [20_000.0, 22_000.0];
+    /// The Fourier transform of a kernel.
+    pub const FFT_KERNEL: f64 = 10_000.0;
+    /// A multiply-add of a tile of the gradient by the weight.
+    pub const WEIGHT_GRAD: f64 = 15.0;
     /// A multiply-add of a tile of 4 output channels.
     pub const DIRECT: f64 = 3.6;
 }
@@ -64,18 +74,26 @@ impl Method {
                 }
             }
         }
-        best.0
+        match Fft::new(spec, weight, output, max_bytes) {
+            Some(fft) if fft.cost < best.1 => Self::Fft,
+            _ => best.0,
+        }
     }
 
     /// Elements of the packed form of a weight, `None` if the weight is used as it is.
     fn packed_len(self, spec: &ConvSpec, weight: Shape) -> Option<usize> {
         match self {
-            Self::Winograd => Some(36 * weight.n().next_multiple_of(32) * even(weight.c())),
-            Self::Gemm => Some(weight.n().next_multiple_of(32) * even(weight.item())),
+            Self::Winograd => Some(36 * weight.n().next_multiple_of(32) * (even(weight.c()) + 1)),
+            Self::Gemm => Some(weight.n().next_multiple_of(32) * (even(weight.item()) + 1)),
             Self::Direct => Some(4 * direct::tiles(spec, weight) * weight.item()),
-            Self::Depthwise => None,
+            Self::Fft | Self::Depthwise => None,
         }
     }
+}
+
+/// The largest buffer that kernels can see.
+fn max_bytes(traits: &GpuTraits) -> u64 {
+    traits.max_binding.min(traits.max_buffer)
 }
 
 fn even(n: usize) -> usize {
@@ -89,15 +107,14 @@ fn direct_cost(spec: &ConvSpec, weight: Shape, output: Shape) -> f64 {
 
 /// The form of `conv` that suits its shapes.
 pub fn specialize(conv: Conv2d, traits: &GpuTraits, inputs: &[Shape]) -> Specialized {
-    let max_bytes = traits.max_binding.min(traits.max_buffer);
-    let method = Method::choose(&conv.spec, inputs[0], inputs[1], max_bytes);
+    let method = Method::choose(&conv.spec, inputs[0], inputs[1], max_bytes(traits));
     with_method(conv, method, inputs[1])
 }
 
 fn with_method(conv: Conv2d, method: Method, weight: Shape) -> Specialized {
     let pack = Pack { method, spec: conv.spec, weight };
     let prepared: Vec<(usize, Arc<dyn Op>)> = match method {
-        Method::Depthwise => Vec::new(),
+        Method::Fft | Method::Depthwise => Vec::new(),
         _ => vec![(1, Arc::new(pack))],
     };
     Specialized { op: Arc::new(GpuConv2d { conv, method, weight }), prepared }
@@ -123,6 +140,14 @@ struct GpuConv2d {
     conv: Conv2d,
     method: Method,
     weight: Shape,
+}
+
+impl GpuConv2d {
+    /// The transforms, if that is the method.
+    fn fft(&self, traits: &GpuTraits, output: Shape) -> Option<Fft> {
+        let fft = || Fft::new(&self.conv.spec, self.weight, output, max_bytes(traits));
+        (self.method == Method::Fft).then(fft).flatten()
+    }
 }
 
 /// Neither operation is ever planned for the CPU.
@@ -154,14 +179,14 @@ impl Op for Pack {
         let params = Params::new().slot(&inputs[0]);
         if self.method == Method::Winograd {
             let (row_blocks, depth) = (weight.n().div_ceil(32), even(weight.c()));
-            let params = params.u(weight.n()).u(weight.c()).u(row_blocks).u(depth);
+            let params = params.u(weight.n()).u(weight.c()).u(depth);
             let kernel = Kernel::new("winograd_weight");
             return vec![Dispatch::new(kernel, params, binds, [depth, row_blocks, 1])];
         }
         let group_out = weight.n() / self.spec.groups;
         let products = weight.item();
         let (rows, depth) = match self.method {
-            Method::Gemm => (32, even(products)),
+            Method::Gemm => (32, even(products) + 1),
             _ => (4, products),
         };
         let elements = output.shape.numel();
@@ -191,6 +216,7 @@ impl Op for GpuConv2d {
         let [_, group_in, kh, kw] = self.weight.0;
         match self.method {
             Method::Gemm | Method::Winograd => 64 + even(self.weight.item()),
+            Method::Fft => 512 + even(group_in),
             Method::Direct | Method::Depthwise => group_in * (4 + kh * (4 + kw)),
         }
     }
@@ -203,7 +229,10 @@ impl Op for GpuConv2d {
         self
     }
 
-    fn scratch(&self, _traits: &GpuTraits, _inputs: &[Shape], output: Shape) -> Vec<usize> {
+    fn scratch(&self, traits: &GpuTraits, _inputs: &[Shape], output: Shape) -> Vec<usize> {
+        if let Some(fft) = self.fft(traits, output) {
+            return fft.scratch();
+        }
         Product::new(self.method, &self.conv.spec, self.weight, output)
             .map_or(Vec::new(), |product| product.scratch().to_vec())
     }
@@ -214,6 +243,9 @@ impl Op for GpuConv2d {
 
     fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
         let call = Call { conv: &self.conv, weight: self.weight, of: self.conv.operands(inputs), output };
+        if let Some(fft) = self.fft(traits, output.shape) {
+            return fft.dispatches(&call, traits);
+        }
         match Product::new(self.method, &self.conv.spec, self.weight, output.shape) {
             Some(product) => product.dispatches(&call, traits),
             None => direct::dispatches(&call, self.method),

@@ -61,8 +61,8 @@ impl Op for Conv2dWeightGrad {
         self
     }
 
-    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
-        vec![gpu::weight_grad::partial_len(self.weight, inputs[1])]
+    fn scratch(&self, traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
+        gpu::weight_grad::scratch(traits, &self.spec, self.weight, inputs[1])
     }
 
     fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
@@ -76,8 +76,8 @@ impl Op for Conv2dWeightGrad {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        gpu::weight_grad::dispatches(&self.spec, inputs[0], inputs[1], output)
+    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        gpu::weight_grad::dispatches(traits, &self.spec, inputs[0], inputs[1], output)
     }
 }
 

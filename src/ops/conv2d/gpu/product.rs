@@ -142,9 +142,10 @@ impl Product {
         let mut stored = vec![Bind::Scratch(1)];
         stored.extend(call.epilogue_binds());
         let gathered = vec![Bind::Input(0), Bind::Scratch(0)];
+        let operands = [Bind::Input(1), Bind::Scratch(0), Bind::Scratch(1)];
         [
             Dispatch::new(before, params.clone(), gathered, before_counts),
-            self.multiply(traits, blocks),
+            multiply(traits, operands, self.depth, [self.row_blocks, blocks, self.batch]),
             Dispatch::new(after, params, stored, [blocks, after_rows, 1]),
         ]
     }
@@ -170,15 +171,16 @@ impl Product {
         };
         (four(x) && rows, four(&call.output) && residual && lines)
     }
+}
 
-    fn multiply(&self, traits: &GpuTraits, blocks: usize) -> Dispatch {
-        let (kernel, at_once) = match traits.subgroup {
-            Some(8) => ("gemm_subgroup", 2),
-            _ => ("gemm", 4),
-        };
-        let params = Params::new().u(self.depth).u(self.row_blocks).u(blocks).u(self.batch);
-        let binds = vec![Bind::Input(1), Bind::Scratch(0), Bind::Scratch(1)];
-        let counts = [self.row_blocks, blocks.div_ceil(at_once), self.batch];
-        Dispatch::new(Kernel::new(kernel), params, binds, counts)
-    }
+/// The launch of a batch of matrix products on the layouts of `gemm.wgsl`: of two operands, the result third. `counts` are
+/// the blocks of 32 rows, those of 32 columns and the batch.
+pub fn multiply(traits: &GpuTraits, operands: [Bind; 3], depth: usize, counts: [usize; 3]) -> Dispatch {
+    let (kernel, at_once) = match traits.subgroup {
+        Some(8) => ("gemm_subgroup", 2),
+        _ => ("gemm", 4),
+    };
+    let [rows, columns, batch] = counts;
+    let params = Params::new().u(depth).u(rows).u(columns).u(batch);
+    Dispatch::new(Kernel::new(kernel), params, operands.to_vec(), [rows, columns.div_ceil(at_once), batch])
 }

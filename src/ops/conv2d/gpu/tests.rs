@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use crate::device::Device;
 use crate::graph::Graph;
 use crate::ops::Target;
+use crate::ops::conv2d::Conv2dWeightGrad;
 use crate::ops::conv2d::PaddingMode::{Reflect, Zeros};
-use crate::ops::testing::{check_kernels, check_twins, gpu, random, relative_l2};
+use crate::ops::testing::{check_kernels, check_twins, check_views, gpu, random, relative_l2};
 use crate::tensor::Tensor;
 
 /// A convolution that one method computes on a GPU, whatever its shapes.
@@ -16,9 +17,12 @@ struct Forced {
     method: Method,
 }
 
-/// A convolution as adapters compute it whose subgroups are of no fixed size.
+/// A convolution as adapters compute it whose subgroups are of no fixed size, and whose buffers are small.
 #[derive(Debug)]
 struct WithoutSubgroups(GpuConv2d);
+
+/// Bytes of a buffer that holds two blocks of 64 of the Fourier transforms' products.
+const SMALL: u64 = 26 << 20;
 
 impl Op for WithoutSubgroups {
     fn name(&self) -> &'static str {
@@ -34,7 +38,8 @@ impl Op for WithoutSubgroups {
     }
 
     fn scratch(&self, traits: &GpuTraits, inputs: &[Shape], output: Shape) -> Vec<usize> {
-        self.0.scratch(traits, inputs, output)
+        let traits = GpuTraits { max_binding: SMALL, ..traits.clone() };
+        self.0.scratch(&traits, inputs, output)
     }
 
     fn cpu(&self, _inputs: &[View], _out: ViewMut) {
@@ -42,7 +47,7 @@ impl Op for WithoutSubgroups {
     }
 
     fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let traits = GpuTraits { subgroup: None, ..traits.clone() };
+        let traits = GpuTraits { subgroup: None, max_binding: SMALL, ..traits.clone() };
         self.0.gpu(&traits, inputs, output)
     }
 }
@@ -155,7 +160,7 @@ fn products_on_whole_quads() {
 #[test]
 fn products_without_subgroups() {
     let shape = Shape::new(2, 7, 19, 37);
-    for (method, kernel) in [(Method::Winograd, 3), (Method::Gemm, 3), (Method::Gemm, 1)] {
+    for (method, kernel) in [(Method::Winograd, 3), (Method::Gemm, 3), (Method::Gemm, 1), (Method::Fft, 7)] {
         let conv = everything(ConvSpec::same(kernel), Activation::Relu);
         check_twins(Plain(Forced { conv, method }), &shapes(&conv, shape, 70), 1e-5);
     }
@@ -192,6 +197,43 @@ fn gemm_on_odd_shapes() {
 }
 
 #[test]
+fn fft_on_odd_shapes() {
+    let large = |kernel| ConvSpec { kernel, padding: [kernel[0] / 2, kernel[1] / 2], ..ConvSpec::same(5) };
+    let valid = ConvSpec { padding: [0; 2], ..large([5, 5]) };
+    let mirrored = ConvSpec { padding_mode: Reflect, padding: [3, 9], ..large([11, 11]) };
+    let enlarged = ConvSpec { upsample: true, ..large([17, 17]) };
+    check(Method::Fft, Conv2d::new(large([15, 15])), Shape::new(1, 1, 18, 18), 1);
+    check(Method::Fft, everything(large([15, 15]), Activation::Silu), Shape::new(3, 33, 19, 37), 35);
+    check(Method::Fft, everything(valid, Activation::Tanh), Shape::new(2, 6, 30, 67), 5);
+    check(Method::Fft, everything(mirrored, Activation::LeakyRelu(0.2)), Shape::new(1, 5, 21, 43), 64);
+    check(Method::Fft, Conv2d::with_bias(enlarged), Shape::new(3, 9, 13, 22), 17);
+    check(Method::Fft, everything(large([4, 15]), Activation::Relu), Shape::new(2, 7, 61, 38), 9);
+}
+
+#[test]
+fn fft_in_parts() {
+    // Two parts of output channels by two of tiles: either is gone through again, whichever costs less.
+    for (oc, expected) in [(66, [4, 2]), (128, [2, 4])] {
+        let x = Shape::new(3, 17, 150, 95);
+        let conv = everything(ConvSpec::same(5), Activation::Relu);
+        let shapes = shapes(&conv, x, oc);
+        let output = shapes[4];
+        let fft = Fft::new(&conv.spec, shapes[1], output, SMALL).expect("it fits");
+        assert!(fft.scratch().iter().all(|len| 4 * *len as u64 <= SMALL));
+        let slots: Vec<Slot> = shapes.iter().map(|s| Slot::contiguous(*s)).collect();
+        let of = conv.operands(&slots);
+        let call = Call { conv: &conv, weight: shapes[1], of, output: Slot::contiguous(output) };
+        let traits = GpuTraits { max_binding: SMALL, ..gpu().traits().clone() };
+        let launches = fft.dispatches(&call, &traits);
+        let count =
+            |file: &str, input| launches.iter().filter(|d| d.kernel.file == file && d.binds[0] == input).count();
+        let made = [1, 0].map(|input| count("fft_operand", Bind::Input(input)));
+        assert_eq!((count("fft_output", Bind::Scratch(2)), made), (4, expected));
+        check_twins(Plain(Forced { conv, method: Method::Fft }), &shapes, 1e-5);
+    }
+}
+
+#[test]
 fn direct_and_depthwise_on_odd_shapes() {
     let mirrored = ConvSpec { padding_mode: Reflect, ..ConvSpec::same(7) };
     let strided = ConvSpec { stride: [2, 3], dilation: [1, 2], ..ConvSpec::same(3) };
@@ -220,9 +262,14 @@ fn every_variant_is_valid() {
     ];
     let strided = ConvSpec { stride: [2; 2], ..ConvSpec::same(3) };
     for activation in activations {
-        for spec in [ConvSpec::same(3), ConvSpec::same(1), strided] {
-            for method in [Method::Winograd, Method::Gemm, Method::Direct, Method::Depthwise] {
-                if method == Method::Winograd && spec != ConvSpec::same(3) {
+        for spec in [ConvSpec::same(3), ConvSpec::same(1), ConvSpec::same(5), strided] {
+            for method in [Method::Winograd, Method::Fft, Method::Gemm, Method::Direct, Method::Depthwise] {
+                let suits = match method {
+                    Method::Winograd => spec == ConvSpec::same(3),
+                    Method::Fft => spec == ConvSpec::same(5),
+                    _ => true,
+                };
+                if !suits {
                     continue;
                 }
                 for residual in [false, true] {
@@ -247,6 +294,8 @@ fn methods_suit_their_shapes() {
     let three = ConvSpec::same(3);
     assert_eq!(choose(&three, [1, 128, 128, 128], 128), Method::Winograd);
     assert_eq!(choose(&three, [1, 32, 256, 256], 32), Method::Winograd);
+    assert_eq!(choose(&ConvSpec::same(15), [4, 128, 64, 64], 128), Method::Fft);
+    assert_eq!(choose(&ConvSpec::same(5), [1, 32, 256, 256], 32), Method::Fft);
     assert_eq!(choose(&ConvSpec::same(1), [1, 128, 64, 64], 128), Method::Gemm);
     assert_eq!(choose(&ConvSpec { stride: [2; 2], ..three }, [1, 128, 128, 128], 128), Method::Gemm);
     assert_eq!(choose(&ConvSpec { groups: 64, ..three }, [1, 128, 64, 64], 64), Method::Depthwise);
@@ -258,7 +307,7 @@ fn methods_suit_their_shapes() {
 /// Convolutions that read one part of a concatenation and write another, at offsets that are no multiples of 4.
 #[test]
 fn parts_of_concatenations() {
-    for kernel in [1, 3] {
+    for kernel in [1, 3, 5] {
         let spec = ConvSpec::same(kernel);
         let mut graph = Graph::new();
         let mut weights = BTreeMap::new();
@@ -272,7 +321,7 @@ fn parts_of_concatenations() {
             let forced = Forced { conv, method };
             graph.apply(&name, forced, &[input, param]).expect("the shapes fit")
         };
-        let method = if kernel == 3 { Method::Winograd } else { Method::Gemm };
+        let method = [Method::Gemm, Method::Winograd, Method::Fft][kernel / 2];
         let a = conv(&mut graph, method, x, 5);
         let b = conv(&mut graph, method, a, 6);
         let c = conv(&mut graph, Method::Direct, b, 3);
@@ -287,4 +336,66 @@ fn parts_of_concatenations() {
         let error = relative_l2(&run(Device::Gpu(gpu())), &run(Device::Cpu));
         assert!(error < 1e-5, "{kernel}x{kernel}: {error:e}");
     }
+}
+
+/// A gradient by a weight by Fourier transforms, with buffers of at most so many bytes.
+#[derive(Clone, Copy, Debug)]
+struct ForcedGrad(Conv2dWeightGrad, u64);
+
+impl ForcedGrad {
+    fn fft(&self, dy: Shape) -> Fft {
+        Fft::of_weight(&self.0.spec, self.0.weight, dy, self.1).expect("it suits")
+    }
+}
+
+impl Op for ForcedGrad {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        self.0.infer(inputs)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
+        self.fft(inputs[1]).scratch()
+    }
+
+    fn cpu(&self, inputs: &[View], out: ViewMut) {
+        self.0.cpu(inputs, out);
+    }
+
+    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        self.fft(inputs[1].shape).of_weight_dispatches(traits, &self.0.spec, [inputs[0], inputs[1], output])
+    }
+}
+
+#[test]
+fn fft_of_weight_gradients() {
+    let mirrored = ConvSpec { padding_mode: Reflect, padding: [3, 9], ..ConvSpec::same(11) };
+    let enlarged = ConvSpec { upsample: true, kernel: [4, 15], padding: [0, 7], ..ConvSpec::same(5) };
+    let cases = [
+        (ConvSpec::same(15), [2, 33, 37, 40], 35, 128 << 20),
+        (ConvSpec::same(17), [3, 1, 17, 17], 1, 128 << 20),
+        (mirrored, [1, 5, 21, 43], 3, 128 << 20),
+        (enlarged, [2, 6, 20, 19], 9, 128 << 20),
+        // Several parts of tiles, of output channels and of input channels.
+        (ConvSpec::same(5), [2, 70, 200, 140], 70, SMALL),
+    ];
+    for (spec, x, oc, max_bytes) in cases {
+        let x = Shape(x);
+        let weight = Shape::new(oc, x.c(), spec.kernel[0], spec.kernel[1]);
+        let dy = spec.output_shape(x, weight).expect("the shapes fit");
+        let grad = ForcedGrad(Conv2dWeightGrad { spec, weight }, max_bytes);
+        assert!(grad.fft(dy).scratch().iter().all(|len| 4 * *len as u64 <= max_bytes));
+        check_twins(grad, &[x, dy], 1e-5);
+        check_kernels(&grad, &[x, dy]);
+    }
+    let weight = Shape::new(3, 4, 5, 5);
+    let grad = ForcedGrad(Conv2dWeightGrad { spec: ConvSpec::same(5), weight }, 128 << 20);
+    check_views(grad, &[Shape::new(2, 4, 31, 33), Shape::new(2, 3, 31, 33)], 1e-5);
 }

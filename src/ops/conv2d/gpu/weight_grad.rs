@@ -1,8 +1,9 @@
 //! The launches of the gradient by the weight: partial sums over chunks of pixels, then their sums.
 
-use super::{Call, Launch};
+use super::fft::Fft;
+use super::{Call, Launch, cost, max_bytes};
 use crate::ops::conv2d::{Conv2d, ConvSpec, Operands};
-use crate::ops::{Bind, Dispatch, Kernel, Slot};
+use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Slot};
 use crate::tensor::Shape;
 
 /// Pixels of a chunk, at least and at most: an invocation's loops make two rounds for each.
@@ -18,20 +19,33 @@ fn chunks(weight: Shape, dy: Shape) -> [usize; 2] {
     [pixels.div_ceil(count).next_multiple_of(16), count]
 }
 
-/// Elements of the scratch buffer.
-pub fn partial_len(weight: Shape, dy: Shape) -> usize {
-    chunks(weight, dy)[1] * weight.numel()
+/// The gradient by Fourier transforms, where they are faster.
+fn transforms(traits: &GpuTraits, spec: &ConvSpec, weight: Shape, dy: Shape) -> Option<Fft> {
+    let tiles = weight.n().next_multiple_of(32) * weight.item().next_multiple_of(32) / 8;
+    let sums = (dy.n() * dy.plane() * tiles) as f64 * cost::WEIGHT_GRAD;
+    Fft::of_weight(spec, weight, dy, max_bytes(traits)).filter(|fft| fft.cost < sums)
 }
 
-/// See [`Op::loop_rounds`](crate::ops::Op::loop_rounds).
+/// Elements of the scratch buffers.
+pub fn scratch(traits: &GpuTraits, spec: &ConvSpec, weight: Shape, dy: Shape) -> Vec<usize> {
+    match transforms(traits, spec, weight, dy) {
+        Some(fft) => fft.scratch(),
+        None => vec![chunks(weight, dy)[1] * weight.numel()],
+    }
+}
+
+/// See [`Op::loop_rounds`](crate::ops::Op::loop_rounds); transforms need fewer.
 pub fn loop_rounds(weight: Shape, dy: Shape) -> usize {
     let [chunk, count] = chunks(weight, dy);
     2 * chunk + count + 64
 }
 
 /// The launches for an input, the gradient by the convolution's result and the gradient by the weight.
-pub fn dispatches(spec: &ConvSpec, x: Slot, dy: Slot, grad: Slot) -> Vec<Dispatch> {
+pub fn dispatches(traits: &GpuTraits, spec: &ConvSpec, x: Slot, dy: Slot, grad: Slot) -> Vec<Dispatch> {
     let weight = grad.shape;
+    if let Some(fft) = transforms(traits, spec, weight, dy.shape) {
+        return fft.of_weight_dispatches(traits, spec, [x, dy, grad]);
+    }
     let of = Operands { x, weight: grad, bias: None, channel_add: None, residual: None };
     let call = Call { conv: &Conv2d::new(*spec), weight, of, output: dy };
     let [chunk, count] = chunks(weight, dy.shape);

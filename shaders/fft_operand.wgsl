@@ -1,0 +1,112 @@
+// Convolution by Fourier transforms, first stage: spectra as operands of matrix products,
+// operand[blocks][3 * 514][depth + 1][32]. A complex product is three real ones (Gauss): the planes of a frequency are
+// a, b - a, a + b of the left value a + i b, which is conjugated, and c + d, c, d of the right one.
+// A workgroup transforms two tiles of an image's channel in one, as a + i b, or one kernel [oc][ic][kernel_h][kernel_w].
+// Tiles are 32x32 and step by what is computed of them, 33 less the kernel's size. In the parameters quads are tiles,
+// numbered along rows, down the image, along the batch.
+// Workgroups: x over pairs of tiles, y over channels; for kernels x over output channels, y over the depth.
+//#use conv2d
+//#use fft
+
+// Whether it is the left operand.
+override LEFT: bool = false;
+// Whether these are kernels: the depth is input channels, the 32 are output channels.
+override KERNELS: bool = false;
+// Whether the depth is tiles, and the 32 are channels; otherwise it is the other way round.
+override SUMMED: bool = false;
+// Whether tiles are cut to their steps.
+override CUT: bool = false;
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> operand: array<f32>;
+
+// A column of a tile: where it begins in its channel's first line, the tile's first line; whether there is anything.
+struct Column {
+    base: u32,
+    top: i32,
+    used: bool,
+}
+
+var<private> columns: array<Column, 2>;
+// Where this lane's row of the spectrum goes, and how much further the second frequencies of pairs.
+var<private> row: u32;
+var<private> side: u32;
+
+fn column_of(tile: u32, channel: u32) -> Column {
+    let t = min(tile, p.quads - 1u);
+    let line = t / p.row_quads;
+    let step = vec2(33u - p.kernel_w, 33u - p.kernel_h);
+    let column = source_line(i32(t % p.row_quads * step.x + lane) - p.pad_w, p.in_w);
+    let base = p.in_offset + line / p.image_rows * p.in_batch_stride + min(channel, p.in_channels - 1u) * in_plane();
+    let used = tile < p.quads && channel < p.in_channels && column >= 0 && !(CUT && lane >= step.x);
+    return Column(base + u32(max(column, 0)), i32(line % p.image_rows * step.y) - p.pad_h, used);
+}
+
+fn kernel_column(oc: u32, ic: u32) -> Column {
+    let kernel = min(ic, p.in_channels - 1u) * p.kernel_h * p.kernel_w + min(lane, p.kernel_w - 1u);
+    return Column(p.weight_offset + oc * p.weight_batch_stride + kernel, 0, ic < p.in_channels && lane < p.kernel_w);
+}
+
+fn seen(column: Column, k: u32) -> f32 {
+    let line = source_line(column.top + i32(k), p.in_h);
+    let value = x[column.base + u32(max(line, 0)) * in_row()];
+    return select(0.0, value, column.used && line >= 0 && !(CUT && k >= 33u - p.kernel_h));
+}
+
+fn load(k: u32) {
+    if !KERNELS {
+        v[k] = vec2(seen(columns[0], k), seen(columns[1], k));
+    } else if k < 17u {
+        // Both transforms together multiply by 1,024.
+        let value = x[columns[0].base + min(k, p.kernel_h - 1u) * p.kernel_w] / 1024.0;
+        v[k] = vec2(select(0.0, value, columns[0].used && k < p.kernel_h), 0.0);
+    }
+}
+
+fn store(kx: u32) {
+    let stride = (p.depth + 1u) * 32u;
+    let spot = place_of(lane, kx);
+    let z = v[point(kx)];
+    let a = z.x;
+    let b = select(z.y, -z.y, spot.other != LEFT);
+    let to = row + spot.index * 3u * stride + select(0u, side, spot.other);
+    operand[to] = select(a + b, a, LEFT);
+    operand[to + stride] = select(a, b - a, LEFT);
+    operand[to + 2u * stride] = select(b, a + b, LEFT);
+    // Where a frequency is its own partner, both stand.
+    if SUMMED && kx % 16u == 0u && lane % 16u == 0u {
+        operand[to + side] = select(a - b, a, LEFT);
+        operand[to + side + stride] = select(a, -b - a, LEFT);
+        operand[to + side + 2u * stride] = select(-b, a - b, LEFT);
+    }
+}
+
+@compute @workgroup_size(32)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    lane = index;
+    var place = vec2(2u * group.x, group.y);
+    side = 1u;
+    if KERNELS {
+        columns[0] = kernel_column(group.x, group.y);
+        place = group.xy;
+        side = 0u;
+    } else {
+        let tile = p.first_quad + 2u * group.x;
+        columns = array(column_of(tile, group.y), column_of(tile + 1u, group.y));
+        if SUMMED {
+            place = place.yx;
+            side = 32u;
+        }
+    }
+    load_all();
+    fourier();
+    hand_round();
+    // The spectrum of a real kernel: lines from 17 on say nothing new.
+    if KERNELS && lane > 16u {
+        return;
+    }
+    fourier();
+    row = (place.x / 32u * 3u * FREQUENCIES * (p.depth + 1u) + place.y) * 32u + place.x % 32u;
+    store_all();
+}
