@@ -8,7 +8,7 @@ use medfuse::verify::{Counts, find_cases, verify};
 fn all_pass(device: &Device) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let cases = find_cases(&folder).unwrap();
-    assert_eq!(cases.len(), 47);
+    assert_eq!(cases.len(), 49);
     for case in cases {
         let report = verify(&case, device, false);
         let counts = report.counts();
