@@ -2,7 +2,6 @@
 //! UNet with large kernels, dense and depthwise, and gated attention where the encoder's features come back.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,18 +12,21 @@ use super::fusing::{PairFuser, PlanCache};
 use super::fusion_head::{channel_attention, mean_and_max};
 use super::layers::{act, add, batch_norm, conv, conv_without_bias, group_norm};
 use super::unet::{BlockKind, DropoutSeed, downsample, norm_act_conv, resnet_block, upsample};
-use crate::device::{Device, Executable, ParamSource};
+use crate::device::Device;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::imaging::{FusionPair, Image, Padding, pad_to_multiple};
 use crate::ops::activation::Activation;
 use crate::ops::conv2d::ConvSpec;
 use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce::GlobalAvgPool;
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::Shape;
 use crate::weights::Weights;
 
 /// Side of the kernel between the first convolution and the first level (`IN_conv`).
 const IN_KERNEL: usize = 15;
+
+/// A layer's result.
+type Built = Result<NodeId, GraphError>;
 
 /// The size of an LKC-FUNet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,7 +69,7 @@ impl LkcConfig {
     /// Reads the size off a checkpoint with keys `model.*`. The number of norm groups is not in it.
     ///
     /// # Errors
-    /// [`NotAnLkcFunet`] if layers are missing that every LKC-FUNet has, or its levels differ in channels or blocks.
+    /// [`NotAnLkcFunet`] if layers are missing that every LKC-FUNet has.
     pub fn from_weights(weights: &Weights, norm_groups: usize) -> Result<Self, NotAnLkcFunet> {
         let dims = |name: &str| {
             let name = format!("model.{name}");
@@ -79,42 +81,36 @@ impl LkcConfig {
         let [channels, ..] = dims("IN_conv.3.weight")?;
         let [out_channel, ..] = dims("final_conv.block.3.weight")?;
         let [_, _, middle, _] = dims("mid.0.res_block.large_kernel.lkb_origin.conv.weight")?;
-        // Kernel, channels and blocks: the first block of each level is dense.
-        let mut levels: Vec<[usize; 3]> = Vec::new();
+        // The first block of each level is dense, the others are depthwise.
+        let (mut conv_sizes, mut depthwise) = (Vec::new(), 0);
         for i in 0.. {
-            if let Ok([out, _, kernel, _]) = dims(&format!("downs.{i}.res_block.block1.block.3.weight")) {
-                levels.push([kernel, out, 1]);
-            } else if let (Ok(_), Some(level)) =
-                (dims(&format!("downs.{i}.res_block.pw1.conv.weight")), levels.last_mut())
-            {
-                level[2] += 1;
-            } else if dims(&format!("downs.{i}.conv.weight")).is_err() {
+            let of = |layer: &str| dims(&format!("downs.{i}.{layer}.weight"));
+            if let Ok([_, _, kernel, _]) = of("res_block.block1.block.3") {
+                conv_sizes.push(kernel);
+            } else if of("res_block.pw1.conv").is_ok() {
+                depthwise += 1;
+            } else if of("conv").is_err() {
                 break;
             }
         }
-        let res_blocks = levels.first().map_or(0, |level| level[2]);
-        let even = inner_channel > 0 && channels > 0 && channels % inner_channel == 0;
-        if !even || res_blocks == 0 || levels.iter().any(|level| level[1..] != [channels, res_blocks]) {
-            return Err(NotAnLkcFunet("its levels differ in their channels or blocks".into()));
-        }
+        let res_blocks = 1 + depthwise / conv_sizes.len().max(1);
+        conv_sizes.push(middle);
         Ok(Self {
             in_channel,
             out_channel,
             inner_channel,
-            channel_mult: channels / inner_channel,
-            conv_sizes: levels.iter().map(|level| level[0]).chain([middle]).collect(),
+            channel_mult: channels / inner_channel.max(1),
+            conv_sizes,
             norm_groups,
             res_blocks,
         })
     }
 
-    /// Resolutions, of which each is half the one before.
-    pub fn levels(&self) -> usize {
+    fn levels(&self) -> usize {
         self.conv_sizes.len().saturating_sub(1)
     }
 
-    /// Channels of every level.
-    pub fn channels(&self) -> usize {
+    fn channels(&self) -> usize {
         self.inner_channel * self.channel_mult
     }
 
@@ -138,69 +134,57 @@ pub enum Mode {
 ///
 /// # Errors
 /// [`GraphError`] if height or width is not a multiple of [`LkcConfig::multiple`] or the groups do not divide the channels.
-pub fn lkc_funet(g: &mut Graph, cfg: &LkcConfig, img_cat: NodeId, mode: Mode) -> Result<NodeId, GraphError> {
+pub fn lkc_funet(g: &mut Graph, cfg: &LkcConfig, img_cat: NodeId, mode: Mode) -> Built {
     let (training, dropout) = match mode {
         Mode::Inference => (false, None),
         Mode::Training(dropout) => (true, dropout),
     };
     g.scope("model", |g| {
-        let drop_path = dropout.map(|seed| DropPath::new(g, img_cat, seed)).transpose()?;
+        let drop_path = dropout.map(|dropout| Ok((ones(g, img_cat)?, dropout))).transpose()?;
         let builder = Builder { cfg, training, dropout, drop_path };
         let mut skips = Vec::new();
         let mut x = builder.encoder(g, img_cat, &mut skips)?;
-        let middle = cfg.conv_sizes[cfg.levels()];
-        for i in 0..2 {
-            x = builder.large_kernel(g, &format!("mid.{i}"), x, middle)?;
+        for name in ["mid.0", "mid.1"] {
+            x = builder.large_kernel(g, name, x, cfg.conv_sizes[cfg.levels()])?;
         }
         x = builder.decoder(g, x, skips)?;
-        builder.layer(g, "final_conv", |g| {
+        layer(g, "final_conv", |g| {
             let kind = BlockKind { dropout: None, ..builder.kind(3) };
             norm_act_conv(g, x, cfg.out_channel, kind)
         })
     })
 }
 
-/// Stochastic depth (Huang et al. 2016): a branch is dropped for whole batch items, as timm's `DropPath` does.
-#[derive(Clone, Copy, Debug)]
-pub struct DropPath {
-    /// A one for each item, `[n, 1, 1, 1]`.
-    ones: NodeId,
-    dropout: DropoutSeed,
+/// A one for each item of `x`, `[n, 1, 1, 1]`.
+fn ones(g: &mut Graph, x: NodeId) -> Built {
+    // Any tensor of one number for each item will do.
+    let channel = g.slice("ones", x, 0, 1)?;
+    let mean = g.apply("ones", GlobalAvgPool, &[channel])?;
+    g.apply("ones", Pointwise::build(|[x]| x.affine(0.0, 1.0)), &[mean])
 }
 
-impl DropPath {
-    /// Stochastic depth for networks on `input`, with the probability and the seed of `dropout`.
-    ///
-    /// # Errors
-    /// None for any shape; the signature is that of the other layers.
-    pub fn new(g: &mut Graph, input: NodeId, dropout: DropoutSeed) -> Result<Self, GraphError> {
-        // Any tensor of a number for each item will do.
-        let channel = g.slice("ones", input, 0, 1)?;
-        let mean = g.apply("ones", GlobalAvgPool, &[channel])?;
-        let ones = g.apply("ones", Pointwise::build(|[x]| x.affine(0.0, 1.0)), &[mean])?;
-        Ok(Self { ones, dropout })
-    }
-}
+/// Stochastic depth (Huang et al. 2016, timm's `DropPath`): a one for each batch item, `[n, 1, 1, 1]`, and with which
+/// probability and seed a branch is dropped for it.
+pub type DropPath = (NodeId, DropoutSeed);
 
 /// Pointwise and depthwise convolutions with norms over all channels, added to their input (`RepLKBlock`).
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn replk_block(g: &mut Graph, x: NodeId, kernel: usize, drop_path: Option<DropPath>) -> Result<NodeId, GraphError> {
+pub fn replk_block(g: &mut Graph, x: NodeId, kernel: usize, drop_path: Option<DropPath>) -> Built {
     let channels = g.shape(x).c();
     let wide = channels + channels / 2;
-    let norm = |g: &mut Graph, name: &str, h| group_norm(g, name, h, 1);
-    let h = norm(g, "prelkb_bn", x)?;
+    let h = group_norm(g, "prelkb_bn", x, 1)?;
     let h = conv_without_bias(g, "pw1.conv", h, wide, ConvSpec::same(1))?;
-    let h = norm(g, "pw1.bn", h)?;
+    let h = group_norm(g, "pw1.bn", h, 1)?;
     let h = act(g, h, Activation::Relu)?;
     let depthwise = ConvSpec { groups: wide, ..ConvSpec::same(kernel) };
     let h = conv_without_bias(g, "large_kernel.lkb_origin.conv", h, wide, depthwise)?;
-    let h = norm(g, "large_kernel.lkb_origin.bn", h)?;
+    let h = group_norm(g, "large_kernel.lkb_origin.bn", h, 1)?;
     let h = act(g, h, Activation::Relu)?;
     let h = conv_without_bias(g, "pw2.conv", h, channels, ConvSpec::same(1))?;
-    let h = norm(g, "pw2.bn", h)?;
-    let Some(DropPath { ones, dropout }) = drop_path else {
+    let h = group_norm(g, "pw2.bn", h, 1)?;
+    let Some((ones, dropout)) = drop_path else {
         return add(g, x, h);
     };
     let kept = dropout.apply(g, "drop_path", ones)?;
@@ -212,7 +196,7 @@ pub fn replk_block(g: &mut Graph, x: NodeId, kernel: usize, drop_path: Option<Dr
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ or `x` has fewer than eight channels.
-pub fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, training: bool) -> Result<NodeId, GraphError> {
+pub fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, training: bool) -> Built {
     let channels = g.shape(x).c();
     let both = g.scope("multi", |g| {
         let by_channel = g.scope("local", |g| channel_attention(g, x))?;
@@ -241,6 +225,11 @@ pub fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, training: 
     conv(g, "conv_block.0", h, 2 * channels, ConvSpec::same(1))
 }
 
+/// A module under the scope `name`, its result marked.
+fn layer(g: &mut Graph, name: &str, build: impl FnOnce(&mut Graph) -> Built) -> Built {
+    g.scope(name, |g| build(g).map(|id| g.mark(id)))
+}
+
 struct Builder<'a> {
     cfg: &'a LkcConfig,
     training: bool,
@@ -254,32 +243,22 @@ impl Builder<'_> {
         BlockKind { norm_groups, activation: Activation::Relu, kernel, dropout }
     }
 
-    /// A module under the scope `name`, its result marked.
-    fn layer(
-        &self,
-        g: &mut Graph,
-        name: &str,
-        build: impl FnOnce(&mut Graph) -> Result<NodeId, GraphError>,
-    ) -> Result<NodeId, GraphError> {
-        g.scope(name, |g| build(g).map(|id| g.mark(id)))
-    }
-
     /// A residual block with dense kernels, for where the channels change or a level begins.
-    fn dense(&self, g: &mut Graph, name: &str, x: NodeId, kernel: usize) -> Result<NodeId, GraphError> {
+    fn dense(&self, g: &mut Graph, name: &str, x: NodeId, kernel: usize) -> Built {
         let (channels, kind) = (self.cfg.channels(), self.kind(kernel));
-        self.layer(g, name, |g| g.scope("res_block", |g| resnet_block(g, x, None, channels, kind)))
+        layer(g, name, |g| g.scope("res_block", |g| resnet_block(g, x, None, channels, kind)))
     }
 
-    fn large_kernel(&self, g: &mut Graph, name: &str, x: NodeId, kernel: usize) -> Result<NodeId, GraphError> {
-        self.layer(g, name, |g| g.scope("res_block", |g| replk_block(g, x, kernel, self.drop_path)))
+    fn large_kernel(&self, g: &mut Graph, name: &str, x: NodeId, kernel: usize) -> Built {
+        layer(g, name, |g| g.scope("res_block", |g| replk_block(g, x, kernel, self.drop_path)))
     }
 
     /// The skips are the first convolution's result and each level's.
-    fn encoder(&self, g: &mut Graph, x: NodeId, skips: &mut Vec<NodeId>) -> Result<NodeId, GraphError> {
+    fn encoder(&self, g: &mut Graph, x: NodeId, skips: &mut Vec<NodeId>) -> Built {
         let cfg = self.cfg;
-        let first = self.layer(g, "init_conv", |g| conv(g, "", x, cfg.inner_channel, ConvSpec::same(3)))?;
+        let first = layer(g, "init_conv", |g| conv(g, "", x, cfg.inner_channel, ConvSpec::same(3)))?;
         skips.push(first);
-        let mut x = self.layer(g, "IN_conv", |g| {
+        let mut x = layer(g, "IN_conv", |g| {
             let h = batch_norm(g, "0", first, self.training)?;
             let mut h = act(g, h, Activation::Relu)?;
             if let Some(dropout) = self.dropout {
@@ -297,26 +276,26 @@ impl Builder<'_> {
             }
             skips.push(x);
             if level + 1 < cfg.levels() {
-                x = self.layer(g, &next(), |g| downsample(g, x))?;
+                x = layer(g, &next(), |g| downsample(g, x))?;
             }
         }
         Ok(x)
     }
 
-    fn decoder(&self, g: &mut Graph, mut x: NodeId, mut skips: Vec<NodeId>) -> Result<NodeId, GraphError> {
+    fn decoder(&self, g: &mut Graph, mut x: NodeId, mut skips: Vec<NodeId>) -> Built {
         let cfg = self.cfg;
         let mut names = (0..).map(|index| format!("ups.{index}"));
         let mut next = || names.next().unwrap_or_default();
         for level in (0..cfg.levels()).rev() {
             let kernel = cfg.conv_sizes[level];
             let skip = skips.pop().expect("a skip for each level and the first convolution's");
-            x = self.layer(g, &next(), |g| multi_scale_gated_attn(g, x, skip, self.training))?;
+            x = layer(g, &next(), |g| multi_scale_gated_attn(g, x, skip, self.training))?;
             x = self.dense(g, &next(), x, kernel)?;
             for _ in 1..cfg.res_blocks + usize::from(level > 0) {
                 x = self.large_kernel(g, &next(), x, kernel)?;
             }
             if level > 0 {
-                x = self.layer(g, &next(), |g| upsample(g, x))?;
+                x = layer(g, &next(), |g| upsample(g, x))?;
             }
         }
         let name = next();
@@ -373,12 +352,6 @@ pub struct LkcFunet {
     /// The range of its images, in and out.
     pub range: ValueRange,
     weights: Weights,
-}
-
-impl ParamSource for LkcFunet {
-    fn param(&self, name: &str) -> Option<&Tensor> {
-        self.weights.get(name)
-    }
 }
 
 impl LkcFunet {
@@ -440,45 +413,167 @@ impl LkcFuser {
     pub fn new(model: LkcFunet, device: Device) -> Self {
         Self { model, device, plans: PlanCache::default() }
     }
-
-    /// The model.
-    pub fn model(&self) -> &LkcFunet {
-        &self.model
-    }
-
-    /// The plan for padded images of this size, made at its first use.
-    ///
-    /// # Errors
-    /// [`ModelError`] if the network does not fit the device.
-    pub fn executable(&self, height: usize, width: usize) -> Result<Arc<Executable>, ModelError> {
-        self.plans.executable([height, width], |h, w| self.model.graph(h, w), &self.device, &self.model)
-    }
-
-    /// Fuses two planes in [-1, 1] (row-major, `height` x `width`), whatever range the model has.
-    ///
-    /// # Errors
-    /// [`ModelError`] if the network does not fit the device or fails on it.
-    pub fn fuse_planes(&self, mri: &[f32], other: &[f32], height: usize, width: usize) -> Result<Vec<f32>, ModelError> {
-        let multiple = self.model.config.multiple();
-        let padded = [other, mri].map(|plane| pad_to_multiple(plane, height, width, multiple, multiple).0);
-        let padding = Padding::new(height, width, multiple, multiple);
-        let mut img_cat = padded.concat();
-        let unit = self.model.range == ValueRange::Unit;
-        if unit {
-            img_cat.iter_mut().for_each(|v| *v = 0.5 * *v + 0.5);
-        }
-        let executable = self.executable(padding.padded_height, padding.padded_width)?;
-        let mut fused = padding.crop(&executable.run(&[("img_cat", &img_cat)])?.swap_remove(0));
-        if unit {
-            fused.iter_mut().for_each(|v| *v = 2.0 * *v - 1.0);
-        }
-        Ok(fused)
-    }
 }
 
 impl PairFuser for LkcFuser {
     fn fuse(&self, pair: &FusionPair, _seed: u64) -> Result<Image, ModelError> {
-        let fused = self.fuse_planes(&pair.mri_input(), &pair.other_input(), pair.height(), pair.width())?;
+        let (model, multiple) = (&self.model, self.model.config.multiple());
+        let padding = Padding::new(pair.height(), pair.width(), multiple, multiple);
+        let pad = |plane: Vec<f32>| pad_to_multiple(&plane, pair.height(), pair.width(), multiple, multiple).0;
+        let mut img_cat = [pad(pair.other_input()), pad(pair.mri_input())].concat();
+        let unit = model.range == ValueRange::Unit;
+        if unit {
+            img_cat.iter_mut().for_each(|v| *v = 0.5 * *v + 0.5);
+        }
+        let size = [padding.padded_height, padding.padded_width];
+        let executable = self.plans.executable(size, |h, w| model.graph(h, w), &self.device, &model.weights)?;
+        let mut fused = padding.crop(&executable.run(&[("img_cat", &img_cat)])?.swap_remove(0));
+        if unit {
+            fused.iter_mut().for_each(|v| *v = 2.0 * *v - 1.0);
+        }
         Ok(pair.fused_image(&fused)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::imaging::{Channels, Samples};
+    use crate::ops::testing::{gpu, random, relative_l2};
+    use crate::tensor::Tensor;
+
+    /// A network of 8 channels, with kernels of its own.
+    fn tiny() -> LkcConfig {
+        LkcConfig {
+            inner_channel: 4,
+            channel_mult: 2,
+            conv_sizes: vec![7, 5, 3],
+            norm_groups: 2,
+            ..LkcConfig::published()
+        }
+    }
+
+    /// Random weights with positive variances, and the counters that PyTorch saves beside them.
+    fn weights(config: &LkcConfig) -> Weights {
+        let mut g = Graph::new();
+        let img_cat = g.input("img_cat", Shape::new(1, 2, 8, 8));
+        lkc_funet(&mut g, config, img_cat, Mode::Inference).unwrap();
+        let value = |(i, (name, id)): (usize, (&String, &NodeId))| {
+            let shape = g.shape(*id);
+            let scale = (1.0 / shape.item() as f32).sqrt();
+            let mut values: Vec<f32> = random(shape.numel(), i as u64).iter().map(|v| v * scale).collect();
+            if name.ends_with("running_var") {
+                values.iter_mut().for_each(|v| *v = v.abs() + 0.5);
+            }
+            let vector = shape.n() == 1 && shape.plane() == 1 && !name.ends_with("proj.0.weight");
+            let dims = if vector { vec![shape.c()] } else { shape.0.to_vec() };
+            (name.clone(), Tensor::new(dims, values))
+        };
+        let mut weights: Weights = g.params().iter().enumerate().map(value).collect();
+        weights.insert("model.IN_conv.0.num_batches_tracked", Tensor::new([], vec![3.0]));
+        weights
+    }
+
+    #[test]
+    fn the_published_size() {
+        let config = LkcConfig::published();
+        let mut g = Graph::new();
+        let img_cat = g.input("img_cat", Shape::new(1, 2, 8, 8));
+        lkc_funet(&mut g, &config, img_cat, Mode::Inference).unwrap();
+        let (buffers, trained): (Vec<_>, Vec<_>) = g.params().iter().partition(|(name, _)| name.contains(".running_"));
+        let elements = |of: &[(&String, &NodeId)]| of.iter().map(|(_, id)| g.shape(**id).numel()).sum::<usize>();
+        assert_eq!((trained.len(), elements(&trained)), (246, 41_174_438));
+        assert_eq!((buffers.len(), elements(&buffers)), (20, 1606));
+        assert_eq!(config.multiple(), 4);
+    }
+
+    #[test]
+    fn sizes_are_read_off_the_names_and_other_names_refused() {
+        let (config, mut weights) = (tiny(), weights(&tiny()));
+        assert_eq!(LkcConfig::from_weights(&weights, 2).unwrap(), config);
+        let file = LkcFile { norm_groups: 2, ..LkcFile::default() };
+        assert_eq!(LkcFunet::new(weights.clone(), &file).unwrap().config, config);
+        let refused = |weights: &Weights, part: &str| {
+            let error = LkcFunet::new(weights.clone(), &file).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        weights.insert("model.mid.2.hello", Tensor::new([1], vec![0.0]));
+        refused(&weights, "1 unexpected: model.mid.2.hello");
+        weights.retain(|name| !name.starts_with("model.mid."));
+        refused(&weights, "not an LKC-FUNet: model.mid.0");
+        weights.retain(|_| false);
+        refused(&weights, "model.init_conv.weight is missing");
+    }
+
+    #[test]
+    fn both_devices_fuse_any_size_alike_in_either_range() {
+        let (width, height) = (19, 13);
+        let levels = |seed: u64| random(width * height, seed).iter().map(|v| ((v + 1.0) * 127.0) as u8).collect();
+        let image = |seed| Image::new(width, height, Channels::Grey, Samples::U8(levels(seed))).unwrap();
+        let pair = FusionPair::new(image(1), image(2)).unwrap();
+        let mut results = BTreeMap::new();
+        for range in [ValueRange::Unit, ValueRange::Signed] {
+            let file = LkcFile { norm_groups: 2, range, ..LkcFile::default() };
+            let model = LkcFunet::new(weights(&tiny()), &file).unwrap();
+            let fused = [Device::Cpu, Device::Gpu(gpu())].map(|device| {
+                let fused = LkcFuser::new(model.clone(), device).fuse(&pair, 0).unwrap();
+                assert_eq!((fused.width(), fused.height()), (width, height));
+                match fused.samples() {
+                    Samples::U8(samples) => samples.clone(),
+                    Samples::U16(_) => panic!("8-bit images give 8 bits"),
+                }
+            });
+            assert!(fused[0].iter().zip(&fused[1]).all(|(a, b)| a.abs_diff(*b) <= 1), "{fused:?}");
+            results.insert(format!("{range:?}"), fused[0].clone());
+        }
+        assert_ne!(results["Unit"], results["Signed"]);
+    }
+
+    /// What a network in training gives for a batch of `images`, with the share `p` dropped.
+    fn trained(images: &[f32], p: f32, seed: f32, device: &Device) -> Vec<f32> {
+        let mut g = Graph::new();
+        let img_cat = g.input("img_cat", Shape::new(images.len() / 128, 2, 8, 8));
+        let dropout = DropoutSeed { p, seed: g.input("dropout", Shape::new(1, 2, 1, 1)) };
+        let fused = lkc_funet(&mut g, &tiny(), img_cat, Mode::Training(Some(dropout))).unwrap();
+        let executable = device.compile(&g, &[fused], &weights(&tiny())).unwrap();
+        executable.run(&[("img_cat", images), ("dropout", &[seed, 1.0])]).unwrap().swap_remove(0)
+    }
+
+    #[test]
+    fn training_drops_by_its_seed_and_alike_on_both_devices() {
+        let images = random(3 * 128, 5);
+        let first = trained(&images, 0.3, 1.0, &Device::Cpu);
+        assert_eq!(first, trained(&images, 0.3, 1.0, &Device::Cpu));
+        assert!(relative_l2(&trained(&images, 0.3, 1.0, &Device::Gpu(gpu())), &first) < 1e-4);
+        assert!(relative_l2(&trained(&images, 0.3, 2.0, &Device::Cpu), &first) > 1e-2);
+        assert!(relative_l2(&trained(&images, 0.0, 1.0, &Device::Cpu), &first) > 1e-2);
+    }
+
+    #[test]
+    fn stochastic_depth_drops_whole_items_of_the_branch() {
+        let (n, shape) = (64, Shape::new(64, 8, 4, 4));
+        let mut g = Graph::new();
+        let x = g.input("x", shape);
+        let seed = g.input("dropout", Shape::new(1, 2, 1, 1));
+        let drop_path = Some((ones(&mut g, x).unwrap(), DropoutSeed { p: 0.25, seed }));
+        let outputs =
+            g.scope("model.mid.0.res_block", |g| Ok([replk_block(g, x, 3, None)?, replk_block(g, x, 3, drop_path)?]));
+        let executable = Device::Cpu.compile(&g, &outputs.unwrap(), &weights(&tiny())).unwrap();
+        let values = random(shape.numel(), 3);
+        let found = executable.run(&[("x", &values), ("dropout", &[1.0, 2.0])]).unwrap();
+        let item = |v: &[f32], i: usize| v[i * shape.item()..][..shape.item()].to_vec();
+        let mut dropped = 0;
+        for i in 0..n {
+            let [x, plain, found] = [&values, &found[0], &found[1]].map(|v| item(v, i));
+            let kept: Vec<f32> = x.iter().zip(&plain).map(|(x, y)| x + (y - x) / 0.75).collect();
+            if found == x {
+                dropped += 1;
+            } else {
+                assert!(relative_l2(&found, &kept) < 1e-5);
+            }
+        }
+        assert!((6..=26).contains(&dropped), "{dropped} of {n}");
     }
 }

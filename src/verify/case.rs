@@ -97,6 +97,27 @@ struct Sidecar {
     tensors: BTreeMap<String, (String, Vec<usize>)>,
     #[serde(default)]
     noise_floor: BTreeMap<String, NoiseFloor>,
+    /// Weights whose true gradient is zero, so that what float32 computes is rounding.
+    #[serde(default)]
+    zero_gradient_params: Vec<String>,
+}
+
+impl Sidecar {
+    /// The noise floors. The error of a single number that is nothing but rounding may be small by luck: gradients that
+    /// are zero but for rounding have the largest error of all of those in common.
+    fn noise_floors(&mut self) -> BTreeMap<String, NoiseFloor> {
+        let mut floors = std::mem::take(&mut self.noise_floor);
+        let is_rounding = |name: &str, floor: &NoiseFloor| {
+            let weight = name.strip_prefix("grad.step0.");
+            weight.is_some_and(|w| self.zero_gradient_params.iter().any(|zero| zero == w)) && floor.rel_l2 >= 1.0
+        };
+        let rounding = floors.iter().filter(|(name, floor)| is_rounding(name, floor));
+        let largest = rounding.map(|(_, floor)| floor.max_abs_err).fold(0.0, f64::max);
+        for (_, floor) in floors.iter_mut().filter(|(name, floor)| is_rounding(name, floor)) {
+            floor.max_abs_err = largest;
+        }
+        floors
+    }
 }
 
 /// A golden case in memory.
@@ -184,7 +205,8 @@ impl Case {
     pub fn load(path: &Path) -> Result<Self, CaseError> {
         let json = with_ending(path, ".json");
         let malformed = |path: &Path, reason: String| CaseError::Format { path: path.to_path_buf(), reason };
-        let sidecar: Sidecar = serde_json::from_slice(&read(&json)?).map_err(|e| malformed(&json, e.to_string()))?;
+        let mut sidecar: Sidecar =
+            serde_json::from_slice(&read(&json)?).map_err(|e| malformed(&json, e.to_string()))?;
         if is_weights(path) {
             return Err(malformed(&json, "it goes with a file of weights".into()));
         }
@@ -203,13 +225,14 @@ impl Case {
         }
         agree(&tensors, &sidecar.tensors)?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        let noise_floor = sidecar.noise_floors();
         let weights = match sidecar.weights {
             None => Vec::new(),
             Some(OneOrMany::One(path)) => vec![folder.join(path)],
             Some(OneOrMany::Many(paths)) => paths.iter().map(|p| folder.join(p)).collect(),
         };
         let features = sidecar.features.and_then(|f| f.rsplit(' ').next().map(|name| stem(&folder.join(name))));
-        let Sidecar { config, train, noise_floor, .. } = sidecar;
+        let Sidecar { config, train, .. } = sidecar;
         Ok(Self { config, train, weights, features, tensors, noise_floor })
     }
 

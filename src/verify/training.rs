@@ -28,7 +28,7 @@ use crate::weights::is_buffer;
 /// How close the losses of training steps and the final weights must come, relative to them.
 const CLOSE: f64 = 1e-4;
 /// How often the first step may begin again, see [`Training::begin`].
-const TRIES: u16 = 16;
+const TRIES: u16 = 32;
 /// A first gradient that is not this many times the reference's largest error of its tensor is of rounding size.
 const SURE: f64 = 100.0;
 

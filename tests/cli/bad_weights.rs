@@ -175,3 +175,25 @@ fn a_model_file_that_makes_no_sense_is_refused() {
     }
     model(&schedule("2000", "1.5"), &["model.json", "linear_end"]);
 }
+
+#[test]
+fn arguments_and_folders_of_another_model_are_refused() {
+    let lab = lab();
+    let weights = lab.text("weights");
+    let fails = |more: &[&str], parts: &[&str]| {
+        let (mri, ct) = ("MRI/phantom_0000.png", "CT/phantom_0000.png");
+        lab.fuse(mri, ct, "fused.png", &[more, &["--device", "cpu"]].concat()).fails_with(parts);
+        assert!(!lab.path("fused.png").exists());
+    };
+    let lkc = ["--model", "lkc-funet", "--weights", &weights];
+    fails(&["--range", "unit"], &["--range is for lkc-funet"]);
+    fails(&[&lkc[..], &["--steps", "5,10,20"]].concat(), &["--steps is for dm-fnet"]);
+    fails(&lkc, &["model.json", "describes the model \"dm-fnet\", not lkc-funet"]);
+    std::fs::write(lab.path("weights/model.json"), r#"{"model": "lkc-funet", "range": "signed"}"#).expect("written");
+    fails(&["--weights", &weights], &["no lkc-funet.safetensors or lkc-funet.pth", "takes a folder with lkc-funet"]);
+    fails(&["--model", "dm-fnet", "--weights", &weights], &["describes the model \"lkc-funet\", not dm-fnet"]);
+    std::fs::copy(lab.path("weights/unet.safetensors"), lab.path("weights/lkc-funet.safetensors")).expect("copied");
+    fails(&["--weights", &weights], &["lkc-funet.safetensors", "not an LKC-FUNet"]);
+    std::fs::write(lab.path("weights/model.json"), r#"{"model": "lkc-funet", "range": "percent"}"#).expect("written");
+    fails(&["--weights", &weights], &["model.json", "percent"]);
+}
