@@ -1,7 +1,7 @@
 // Convolution by Fourier transforms, first stage: spectra as operands of matrix products,
 // operand[blocks][3 * 514][depth + 1][32]. A complex product is three real ones (Gauss): the planes of a frequency are
 // a, b - a, a + b of the left value a + i b, which is conjugated, and c + d, c, d of the right one.
-// A workgroup transforms two tiles of an image's channel in one, as a + i b, or one kernel [oc][ic][kernel_h][kernel_w].
+// A workgroup transforms two tiles of an image's channel in one, as a + i b, or one kernel, an image of one tile.
 // Tiles are 32x32 and step by what is computed of them, 33 less the kernel's size. In the parameters quads are tiles,
 // numbered along rows, down the image, along the batch.
 // Workgroups: x over pairs of tiles, y over channels; for kernels x over output channels, y over the depth.
@@ -10,12 +10,11 @@
 
 // Whether it is the left operand.
 override LEFT: bool = false;
-// Whether these are kernels: the depth is input channels, the 32 are output channels.
-override KERNELS: bool = false;
 // Whether the depth is tiles, and the 32 are channels; otherwise it is the other way round.
 override SUMMED: bool = false;
-// Whether tiles are cut to their steps.
-override CUT: bool = false;
+// The left operand is kernels, or, where tiles are summed up, tiles cut to their steps.
+override KERNELS: bool = LEFT && !SUMMED;
+override CUT: bool = LEFT && SUMMED;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
@@ -29,9 +28,8 @@ struct Column {
 }
 
 var<private> columns: array<Column, 2>;
-// Where this lane's row of the spectrum goes, and how much further the second frequencies of pairs.
+// Where this lane's row of the spectrum goes.
 var<private> row: u32;
-var<private> side: u32;
 
 fn column_of(tile: u32, channel: u32) -> Column {
     let t = min(tile, p.quads - 1u);
@@ -41,11 +39,6 @@ fn column_of(tile: u32, channel: u32) -> Column {
     let base = p.in_offset + line / p.image_rows * p.in_batch_stride + min(channel, p.in_channels - 1u) * in_plane();
     let used = tile < p.quads && channel < p.in_channels && column >= 0 && !(CUT && lane >= step.x);
     return Column(base + u32(max(column, 0)), i32(line % p.image_rows * step.y) - p.pad_h, used);
-}
-
-fn kernel_column(oc: u32, ic: u32) -> Column {
-    let kernel = min(ic, p.in_channels - 1u) * p.kernel_h * p.kernel_w + min(lane, p.kernel_w - 1u);
-    return Column(p.weight_offset + oc * p.weight_batch_stride + kernel, 0, ic < p.in_channels && lane < p.kernel_w);
 }
 
 fn seen(column: Column, k: u32) -> f32 {
@@ -58,9 +51,7 @@ fn load(k: u32) {
     if !KERNELS {
         v[k] = vec2(seen(columns[0], k), seen(columns[1], k));
     } else if k < 17u {
-        // Both transforms together multiply by 1,024.
-        let value = x[columns[0].base + min(k, p.kernel_h - 1u) * p.kernel_w] / 1024.0;
-        v[k] = vec2(select(0.0, value, columns[0].used && k < p.kernel_h), 0.0);
+        v[k] = vec2(seen(columns[0], k), 0.0);
     }
 }
 
@@ -70,6 +61,8 @@ fn store(kx: u32) {
     let z = v[point(kx)];
     let a = z.x;
     let b = select(z.y, -z.y, spot.other != LEFT);
+    // The second frequency of a pair comes after the first; for a kernel it says nothing new.
+    let side = select(select(1u, 32u, SUMMED), 0u, KERNELS);
     let to = row + spot.index * 3u * stride + select(0u, side, spot.other);
     operand[to] = select(a + b, a, LEFT);
     operand[to + stride] = select(a, b - a, LEFT);
@@ -85,28 +78,16 @@ fn store(kx: u32) {
 @compute @workgroup_size(32)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     lane = index;
-    var place = vec2(2u * group.x, group.y);
-    side = 1u;
-    if KERNELS {
-        columns[0] = kernel_column(group.x, group.y);
-        place = group.xy;
-        side = 0u;
-    } else {
-        let tile = p.first_quad + 2u * group.x;
-        columns = array(column_of(tile, group.y), column_of(tile + 1u, group.y));
-        if SUMMED {
-            place = place.yx;
-            side = 32u;
-        }
-    }
+    let tile = select(2u, 1u, KERNELS) * group.x;
+    columns = array(column_of(p.first_quad + tile, group.y), column_of(p.first_quad + tile + 1u, group.y));
     load_all();
     fourier();
     hand_round();
-    // The spectrum of a real kernel: lines from 17 on say nothing new.
     if KERNELS && lane > 16u {
         return;
     }
     fourier();
+    let place = select(vec2(tile, group.y), vec2(group.y, tile), SUMMED);
     row = (place.x / 32u * 3u * FREQUENCIES * (p.depth + 1u) + place.y) * 32u + place.x % 32u;
     store_all();
 }

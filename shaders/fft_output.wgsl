@@ -60,13 +60,13 @@ fn store_pixel(value: f32, tile: u32, y: u32) {
 fn store_tap(value: f32, ic: u32, y: u32) {
     if ic < p.in_channels {
         let to = p.weight_offset + oc * p.weight_batch_stride + (ic * p.kernel_h + y) * p.kernel_w + lane;
-        // Products at both frequencies of a pair were summed, which doubles them.
-        out[to] = value / 2048.0 + select(0.0, out[to], ADDED);
+        out[to] = value + select(0.0, out[to], ADDED);
     }
 }
 
 fn store(y: u32) {
-    let value = v[point(y)];
+    // Both transforms together multiply by 1,024; of a gradient, products at both frequencies of a pair were summed.
+    let value = v[point(y)] / select(1024.0, 2048.0, GRADIENT);
     if GRADIENT && y < min(p.kernel_h, 17u) {
         store_tap(value.y, column, y);
         store_tap(value.x, column + 1u, y);
