@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::DeviceArgs;
 use crate::imaging::FusionPair;
-use crate::imaging::montage;
+use crate::imaging::contact_sheet;
 use crate::imaging::phantom::{Modality, head_pair};
 use crate::models::dm_fnet::{DmFnet, Fuser};
 
@@ -43,10 +43,9 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         let start = Instant::now();
         let fused = fuser.fuse(&FusionPair::new(mri.clone(), other.clone())?, args.seed)?;
         let seconds = start.elapsed().as_secs_f64();
-        let labels = ["MRI (synthetic)".to_owned(), format!("{modality} (synthetic)"), "fused".to_owned()];
-        let pictures: Vec<_> = labels.iter().map(String::as_str).zip([&mri, &other, &fused]).collect();
+        let labels = ["MRI (synthetic)", &format!("{modality} (synthetic)"), "fused"];
         let path = args.out.join(format!("synthetic_MRI_{modality}.png"));
-        montage(&pictures)?.save(&path, 95)?;
+        contact_sheet(&labels, &[(String::new(), vec![mri, other, fused])])?.save(&path, 95)?;
         super::say(format_args!("{}: MRI, {modality} and fused, {seconds:.1} s", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)

@@ -108,12 +108,12 @@ fn evaluate_files([mri, other, fused]: &[PathBuf; 3]) -> anyhow::Result<Metrics>
 }
 
 /// Figures by name.
-type Done = Vec<(String, Metrics)>;
+pub(super) type Done = Vec<(String, Metrics)>;
 /// Reasons by name.
-type Failed = Vec<(String, String)>;
+pub(super) type Failed = Vec<(String, String)>;
 
 /// Mean and standard deviation over the pairs, if there are any.
-fn summary(done: &Done) -> Option<(Metrics, Metrics)> {
+pub(super) fn summary(done: &Done) -> Option<(Metrics, Metrics)> {
     let all: Vec<Metrics> = done.iter().map(|(_, m)| *m).collect();
     (!all.is_empty()).then(|| Metrics::mean_and_std(&all))
 }
@@ -131,34 +131,40 @@ fn table(done: &Done) -> String {
         rows.push(row("mean", &mean));
         rows.push(row("std", &std));
     }
+    aligned(&rows)
+}
+
+/// Rows of equally many cells in columns: the first to the left, the others to the right.
+pub(super) fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..=NAMES.len()).map(width).collect();
+    let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in &rows {
-        text += &format!("{:<1$}", row[0], widths[0]);
-        for (cell, width) in row.iter().zip(&widths).skip(1) {
-            text += &format!("  {cell:>width$}");
+    for row in rows {
+        for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            text += &if i == 0 { format!("{cell:<width$}") } else { format!("  {cell:>width$}") };
         }
         text.push('\n');
     }
     text
 }
 
+/// A cell of a CSV file, in quotes if need be.
+pub(super) fn csv_cell(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}
+
 /// A header and one row per pair, at full precision.
-fn csv(done: &Done) -> String {
+pub(super) fn csv(done: &Done) -> String {
     let mut text = format!("name,{}\n", NAMES.join(","));
     for (name, metrics) in done {
         let figures = metrics.values().map(|v| v.to_string()).join(",");
-        if name.contains([',', '"', '\n', '\r']) {
-            text += &format!("\"{}\",{figures}\n", name.replace('"', "\"\""));
-        } else {
-            text += &format!("{name},{figures}\n");
-        }
+        text += &format!("{},{figures}\n", csv_cell(name));
     }
     text
 }
 
-fn report_json(done: &Done, failed: &Failed) -> Value {
+pub(super) fn report_json(done: &Done, failed: &Failed) -> Value {
     let pair = |(name, metrics): &(String, Metrics)| {
         let mut pair = json!(metrics);
         pair["name"] = json!(name);

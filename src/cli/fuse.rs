@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{DeviceArgs, ModelArgs};
 use crate::files::check_writable;
-use crate::imaging::pairs::match_folders;
+use crate::imaging::pairs::Group;
 use crate::imaging::{FusionPair, format_for};
 use crate::models::fusing::PairFuser;
 
@@ -93,7 +93,7 @@ type Outcome = (Job, Result<f64, String>);
 pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
     let (jobs, unpaired) = jobs(&args)?;
     for job in &jobs {
-        check_keeps_inputs(job)?;
+        super::check_keeps_inputs(&job.out, [&job.mri, &job.other])?;
     }
     let model = args.model.load()?;
     let device = args.device.open()?;
@@ -123,33 +123,13 @@ pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
 
 /// The pairs of the two arguments.
 fn jobs(args: &FuseArgs) -> anyhow::Result<Jobs> {
-    for path in [&args.mri, &args.other] {
-        if !path.exists() {
-            bail!("{}: no such file or folder", path.display());
+    let matched = super::source_pairs(&args.mri, &args.other)?;
+    if !args.mri.is_dir() {
+        if args.shard.is_some() {
+            bail!("--shard shares two folders among jobs, not two images");
         }
-    }
-    match (args.mri.is_dir(), args.other.is_dir()) {
-        (false, false) => {
-            if args.shard.is_some() {
-                bail!("--shard shares two folders among jobs, not two images");
-            }
-            let job = Job {
-                name: args.mri.display().to_string(),
-                mri: args.mri.clone(),
-                other: args.other.clone(),
-                out: args.out.clone(),
-            };
-            Ok((vec![job], Vec::new()))
-        }
-        (true, true) => folder_jobs(args),
-        _ => bail!("MRI and OTHER must be two images or two folders"),
-    }
-}
-
-fn folder_jobs(args: &FuseArgs) -> anyhow::Result<Jobs> {
-    let matched = match_folders([args.mri.as_path(), args.other.as_path()])?;
-    if matched.groups.is_empty() {
-        bail!("no file name is in both {} and {} (PNG, JPEG, BMP, TIFF)", args.mri.display(), args.other.display());
+        let job = |Group { name, paths: [mri, other] }| Job { name, mri, other, out: args.out.clone() };
+        return Ok((matched.groups.into_iter().map(job).collect(), Vec::new()));
     }
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot make the output folder {}", args.out.display()))?;
@@ -161,20 +141,6 @@ fn folder_jobs(args: &FuseArgs) -> anyhow::Result<Jobs> {
     });
     let unpaired = shard.of(matched.unmatched).into_iter().map(|u| (u.name, u.reason.to_string()));
     Ok((jobs.collect(), unpaired.collect()))
-}
-
-/// Refuses a result that would replace one of the images it is made of.
-fn check_keeps_inputs(job: &Job) -> anyhow::Result<()> {
-    // What cannot be resolved is not there yet.
-    let Ok(out) = job.out.canonicalize() else {
-        return Ok(());
-    };
-    for input in [&job.mri, &job.other] {
-        if input.canonicalize().is_ok_and(|path| path == out) {
-            bail!("the result would replace its own input {}: choose another --out", input.display());
-        }
-    }
-    Ok(())
 }
 
 fn fuse_files(fuser: &dyn PairFuser, job: &Job, seed: u64) -> anyhow::Result<f64> {

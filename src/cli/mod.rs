@@ -1,6 +1,7 @@
 //! The subcommands of `medfuse`, one file each.
 
 pub mod bench;
+pub mod compare;
 pub mod demo;
 pub mod devices;
 pub mod eval;
@@ -13,7 +14,7 @@ pub mod verify;
 pub mod weights;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::device::Device;
+use crate::imaging::pairs::{Group, Matched, match_folders};
 use crate::models::checkpoint::model_name;
 use crate::models::dm_fnet::{DmFnet, Fuser};
 use crate::models::fusing::PairFuser;
@@ -43,6 +45,7 @@ enum Command {
     Sample(sample::SampleArgs),
     Bench(bench::BenchArgs),
     Eval(eval::EvalArgs),
+    Compare(compare::CompareArgs),
     Verify(verify::VerifyArgs),
     Weights(weights::WeightsArgs),
     Demo(demo::DemoArgs),
@@ -62,6 +65,7 @@ impl Cli {
             Command::Sample(args) => sample::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Compare(args) => compare::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Weights(args) => weights::run(args),
             Command::Demo(args) => demo::run(args),
@@ -98,6 +102,44 @@ fn stop_flag(message: &'static str) -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+/// The pair of two images, named as the MRI, or the pairs of two folders.
+fn source_pairs(mri: &Path, other: &Path) -> anyhow::Result<Matched<2>> {
+    for path in [mri, other] {
+        if !path.exists() {
+            bail!("{}: no such file or folder", path.display());
+        }
+    }
+    match (mri.is_dir(), other.is_dir()) {
+        (false, false) => {
+            let name = mri.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let group = Group { name, paths: [mri.into(), other.into()] };
+            Ok(Matched { groups: vec![group], unmatched: Vec::new(), ignored: Vec::new() })
+        }
+        (true, true) => {
+            let matched = match_folders([mri, other])?;
+            if matched.groups.is_empty() {
+                bail!("no file name is in both {} and {} (PNG, JPEG, BMP, TIFF)", mri.display(), other.display());
+            }
+            Ok(matched)
+        }
+        _ => bail!("MRI and OTHER must be two images or two folders"),
+    }
+}
+
+/// Refuses an output that would replace one of the images it is made of.
+fn check_keeps_inputs<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
+    // What cannot be resolved is not there yet.
+    let Ok(out) = out.canonicalize() else {
+        return Ok(());
+    };
+    for input in inputs {
+        if input.canonicalize().is_ok_and(|path| path == out) {
+            bail!("the result would replace its own input {}: choose another --out", input.display());
+        }
+    }
+    Ok(())
+}
+
 /// The device of a command.
 #[derive(Debug, Args)]
 pub struct DeviceArgs {
@@ -128,7 +170,7 @@ pub enum ModelKind {
 /// The model of a command.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// The model [default: the one that model.json of --weights names, else dm-fnet]
+    /// The model [default: the one that model.json or the files of --weights name, else dm-fnet]
     #[arg(long, value_enum)]
     pub model: Option<ModelKind>,
     /// Folder with unet and head, or with lkc-funet (.safetensors or .pth), and, if not the reference's values, model.json

@@ -23,7 +23,7 @@ pub mod phantom;
 pub use colour::{Sample, rgb_from_ycrcb, ycrcb_from_rgb};
 pub use encode::format_for;
 pub use fusion_pair::FusionPair;
-pub use montage::montage;
+pub use montage::contact_sheet;
 pub use pad::{MIN_SIDE, Padding, pad_to_multiple};
 
 use std::path::PathBuf;

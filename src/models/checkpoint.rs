@@ -120,11 +120,14 @@ pub fn parse_json<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, Mode
     serde_json::from_str(text).map_err(|e| ModelError::ModelFile { path: name.to_owned(), reason: e.to_string() })
 }
 
-/// The model that a folder's `model.json` names, `dm-fnet` without one.
+/// The model that a folder's `model.json` names; without one `lkc-funet` if the weights are called so, else `dm-fnet`.
 ///
 /// # Errors
 /// [`ModelError::ModelFile`] if it cannot be read or understood.
 pub fn model_name(folder: &Path) -> Result<String, ModelError> {
+    if !folder.join("model.json").exists() && weights_file(folder, "lkc-funet", "lkc-funet").is_ok() {
+        return Ok("lkc-funet".into());
+    }
     Ok(read_model_json(folder, parse_json::<ModelFile>)?.model)
 }
 

@@ -11,7 +11,7 @@ use super::init;
 use super::optim::{EMA, Update, WEIGHTS, learning_rate, row};
 use super::step::{BatchReport, Layout, LossGraph, StepError, TrainStep};
 use crate::device::{Device, ParamSource, RunError};
-use crate::imaging::{Channels, FusionPair, Image, Samples, montage};
+use crate::imaging::{Channels, FusionPair, Image, Samples, contact_sheet};
 use crate::metrics::{Grey, Metrics, evaluate};
 use crate::models::fusing::PairFuser;
 use crate::tensor::Tensor;
@@ -71,8 +71,8 @@ pub(super) fn save_strip(folder: &Path, step: u64, pictures: &[(String, Image)])
     }
     let folder = folder.join("samples");
     std::fs::create_dir_all(&folder)?;
-    let pictures: Vec<(&str, &Image)> = pictures.iter().map(|(label, image)| (label.as_str(), image)).collect();
-    Ok(montage(&pictures)?.save(folder.join(format!("step-{step:08}.png")), 95)?)
+    let (labels, pictures): (Vec<&str>, Vec<Image>) = pictures.iter().map(|(l, i)| (l.as_str(), i.clone())).unzip();
+    Ok(contact_sheet(&labels, &[(String::new(), pictures)])?.save(folder.join(format!("step-{step:08}.png")), 95)?)
 }
 
 /// Seed of the noise that validation pairs are fused with.

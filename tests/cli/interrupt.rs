@@ -1,5 +1,6 @@
 //! Ctrl-C in a folder run.
 
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,4 +40,22 @@ fn ctrl_c_leaves_whole_files_and_nothing_else() {
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(json["stopped"], true);
     assert_eq!(json["pairs"].as_array().map(Vec::len), Some(names.len()));
+}
+
+#[test]
+fn ctrl_c_stops_a_comparison_without_a_table() {
+    let lab = Lab::heads(20, 64, "ct");
+    let [mri, ct, sheet] = ["MRI", "CT", "sheet.png"].map(|name| lab.text(name));
+    let args = ["compare", &mri, &ct, "--device", "cpu", "-o", &sheet];
+    let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+    let mut said = String::new();
+    // The model's line comes before the first pair.
+    stderr.read_line(&mut said).expect("UTF-8");
+    interrupt(&child);
+    stderr.read_to_string(&mut said).expect("UTF-8");
+    let output = child.wait_with_output().expect("a child");
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("nothing is written"), "{said}");
+    assert!(output.stdout.is_empty() && !lab.path("sheet.png").exists());
 }

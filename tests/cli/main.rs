@@ -3,6 +3,7 @@
 
 mod bad_images;
 mod bad_weights;
+mod compare;
 mod devices;
 mod fuse;
 #[cfg(unix)]

@@ -9,7 +9,8 @@ use super::{command, medfuse};
 fn every_subcommand_is_described() {
     let help = medfuse(&["--help"]).ok().stdout;
     assert!(help.starts_with("Fuses registered pairs"), "{help}");
-    for subcommand in ["fuse", "train", "sample", "eval", "verify", "weights", "demo", "phantom", "devices"] {
+    for subcommand in ["fuse", "train", "sample", "eval", "compare", "verify", "weights", "demo", "phantom", "devices"]
+    {
         let line = help.lines().find(|l| l.trim_start().starts_with(&format!("{subcommand} ")));
         assert!(line.is_some_and(|l| l.trim().len() > subcommand.len() + 20), "{subcommand}: {help}");
         let own = medfuse(&[subcommand, "--help"]).ok().stdout;
