@@ -24,8 +24,8 @@ use crate::metrics::{Grey, Metrics, evaluate};
 
 /// The models whose weights ship with medfuse.
 const SHIPPED: [&str; 1] = ["dm-fnet"];
-/// The rows that are always there, and what they make of the sources' luma.
-const YARDSTICKS: [(&str, fn(u8, u8) -> u8); 2] = [("maximum", Ord::max), ("average", u8::midpoint)];
+/// What a yardstick, a row that is always there, makes of the sources' luma.
+type Yardstick = fn(u8, u8) -> u8;
 
 /// Compare models and folders of fused images on the same pairs: a table of metrics and a contact sheet
 ///
@@ -170,7 +170,7 @@ fn rows(args: &CompareArgs, results: Vec<BTreeMap<String, PathBuf>>) -> anyhow::
     for ((label, _), files) in args.result.iter().zip(results) {
         rows.push((label.clone(), Box::new(move |name, _, _| Ok(Image::load(&files[name])?))));
     }
-    for (label, of) in YARDSTICKS {
+    for (label, of) in [("maximum", u8::max as Yardstick), ("average", u8::midpoint)] {
         let image = move |_: &str, pair: &FusionPair, [mri, other]: &[Grey; 2]| {
             let levels = mri.levels().iter().zip(other.levels()).map(|(&a, &b)| of(a, b));
             Ok(Image::new(pair.width(), pair.height(), Channels::Grey, Samples::U8(levels.collect()))?)
