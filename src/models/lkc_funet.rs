@@ -5,9 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{
-    ModelError, check_model_json, check_names, parse_json, read_model_json, save_model_json, weights_file,
-};
+use super::checkpoint::{ModelError, check_model_json, check_names, parse_json, read_model_json, weights_file};
 use super::fusing::{PairFuser, PlanCache};
 use super::fusion_head::{channel_attention, mean_and_max};
 use super::layers::{act, add, batch_norm, conv, conv_without_bias, group_norm};
@@ -73,8 +71,7 @@ impl LkcConfig {
     pub fn from_weights(weights: &Weights, norm_groups: usize) -> Result<Self, NotAnLkcFunet> {
         let dims = |name: &str| {
             let name = format!("model.{name}");
-            let tensor = weights.get(&name).filter(|t| t.dims().len() == 4);
-            let dims = tensor.and_then(|t| <[usize; 4]>::try_from(t.dims()).ok());
+            let dims = weights.get(&name).and_then(|t| <[usize; 4]>::try_from(t.dims()).ok());
             dims.ok_or_else(|| NotAnLkcFunet(format!("{name} is missing or not a convolution")))
         };
         let [inner_channel, in_channel, ..] = dims("init_conv.weight")?;
@@ -157,7 +154,6 @@ pub fn lkc_funet(g: &mut Graph, cfg: &LkcConfig, img_cat: NodeId, mode: Mode) ->
 
 /// A one for each item of `x`, `[n, 1, 1, 1]`.
 fn ones(g: &mut Graph, x: NodeId) -> Built {
-    // Any tensor of one number for each item will do.
     let channel = g.slice("ones", x, 0, 1)?;
     let mean = g.apply("ones", GlobalAvgPool, &[channel])?;
     g.apply("ones", Pointwise::build(|[x]| x.affine(0.0, 1.0)), &[mean])
@@ -220,8 +216,7 @@ pub fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, training: 
     let h = g.apply("interaction", interaction, &[of_x?, of_skip?, x, skip])?;
     let h = conv(g, "proj", h, channels, ConvSpec::same(1))?;
     let h = batch_norm(g, "bn", h, training)?;
-    let gated = Pointwise::build(|[h, x]| h.act(Activation::Sigmoid) * x);
-    let h = g.apply("weighted", gated, &[h, x])?;
+    let h = g.apply("weighted", Pointwise::build(|[h, x]| h.act(Activation::Sigmoid) * x), &[h, x])?;
     conv(g, "conv_block.0", h, 2 * channels, ConvSpec::same(1))
 }
 
@@ -260,10 +255,8 @@ impl Builder<'_> {
         skips.push(first);
         let mut x = layer(g, "IN_conv", |g| {
             let h = batch_norm(g, "0", first, self.training)?;
-            let mut h = act(g, h, Activation::Relu)?;
-            if let Some(dropout) = self.dropout {
-                h = dropout.apply(g, "2", h)?;
-            }
+            let h = act(g, h, Activation::Relu)?;
+            let h = self.dropout.map_or(Ok(h), |dropout| dropout.apply(g, "2", h))?;
             conv(g, "3", h, cfg.channels(), ConvSpec::same(IN_KERNEL))
         })?;
         let mut names = (0..).map(|index| format!("downs.{index}"));
@@ -331,16 +324,6 @@ pub struct LkcFile {
 impl Default for LkcFile {
     fn default() -> Self {
         Self { model: "lkc-funet".into(), norm_groups: 32, range: ValueRange::Unit }
-    }
-}
-
-impl LkcFile {
-    /// Writes `model.json` into a folder.
-    ///
-    /// # Errors
-    /// No such folder, no permission, disk full.
-    pub fn save(&self, folder: &Path) -> std::io::Result<()> {
-        save_model_json(self, folder)
     }
 }
 
@@ -421,16 +404,12 @@ impl PairFuser for LkcFuser {
         let padding = Padding::new(pair.height(), pair.width(), multiple, multiple);
         let pad = |plane: Vec<f32>| pad_to_multiple(&plane, pair.height(), pair.width(), multiple, multiple).0;
         let mut img_cat = [pad(pair.other_input()), pad(pair.mri_input())].concat();
-        let unit = model.range == ValueRange::Unit;
-        if unit {
-            img_cat.iter_mut().for_each(|v| *v = 0.5 * *v + 0.5);
-        }
+        let (scale, shift) = if model.range == ValueRange::Unit { (0.5, 0.5) } else { (1.0, 0.0) };
+        img_cat.iter_mut().for_each(|v| *v = scale * *v + shift);
         let size = [padding.padded_height, padding.padded_width];
         let executable = self.plans.executable(size, |h, w| model.graph(h, w), &self.device, &model.weights)?;
         let mut fused = padding.crop(&executable.run(&[("img_cat", &img_cat)])?.swap_remove(0));
-        if unit {
-            fused.iter_mut().for_each(|v| *v = 2.0 * *v - 1.0);
-        }
+        fused.iter_mut().for_each(|v| *v = (*v - shift) / scale);
         Ok(pair.fused_image(&fused)?)
     }
 }

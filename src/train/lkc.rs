@@ -11,6 +11,7 @@ use super::run::{Figures, PublishError, Task, sample_fused};
 use super::step::{Layout, LossGraph, StepError};
 use crate::device::{Device, ParamSource};
 use crate::graph::{Graph, GraphError};
+use crate::models::checkpoint::save_model_json;
 use crate::models::lkc_funet::{LkcConfig, LkcFile, LkcFunet, LkcFuser, Mode, ValueRange, lkc_funet};
 use crate::models::unet::DropoutSeed;
 use crate::tensor::{Shape, Tensor};
@@ -115,6 +116,6 @@ impl Task for LkcTraining<'_> {
     fn publish(&self, folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<(), PublishError> {
         let model: Weights = weights.into_iter().collect();
         model.save_safetensors(folder.join("lkc-funet.safetensors"), StoreType::F32)?;
-        Ok(self.model_file().save(folder)?)
+        Ok(save_model_json(&self.model_file(), folder)?)
     }
 }
