@@ -4,7 +4,7 @@
 // A workgroup transforms two tiles of an image's channel in one, as a + i b, or one kernel, an image of one tile.
 // Tiles are 32x32 and step by what is computed of them, 33 less the kernel's size. In the parameters quads are tiles,
 // numbered along rows, down the image, along the batch.
-// Workgroups: x over pairs of tiles, y over channels; for kernels x over output channels, y over the depth.
+// Workgroups: x over pairs of tiles or kernels, y over the depth, or x over channels, y over pairs of tiles.
 //#use conv2d
 //#use fft
 
@@ -12,8 +12,7 @@
 override LEFT: bool = false;
 // Whether the depth is tiles, and the 32 are channels; otherwise it is the other way round.
 override SUMMED: bool = false;
-// The left operand is kernels, or, where tiles are summed up, tiles cut to their steps.
-override KERNELS: bool = LEFT && !SUMMED;
+// Whether tiles are cut to their steps.
 override CUT: bool = LEFT && SUMMED;
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -78,8 +77,9 @@ fn store(kx: u32) {
 @compute @workgroup_size(32)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     lane = index;
-    let tile = select(2u, 1u, KERNELS) * group.x;
-    columns = array(column_of(p.first_quad + tile, group.y), column_of(p.first_quad + tile + 1u, group.y));
+    let tile = select(2u, 1u, KERNELS) * select(group.x, group.y, SUMMED);
+    let channel = select(group.y, group.x, SUMMED);
+    columns = array(column_of(p.first_quad + tile, channel), column_of(p.first_quad + tile + 1u, channel));
     load_all();
     fourier();
     hand_round();
@@ -87,7 +87,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     fourier();
-    let place = select(vec2(tile, group.y), vec2(group.y, tile), SUMMED);
+    // Workgroups one after the other write neighbours.
+    let place = select(vec2(tile, channel), vec2(channel, tile), SUMMED);
     row = (place.x / 32u * 3u * FREQUENCIES * (p.depth + 1u) + place.y) * 32u + place.x % 32u;
     store_all();
 }

@@ -40,10 +40,12 @@ mod cost {
     pub const GEMM: [f64; 2] = [25.0, 30.0];
     /// A multiply-add of a matrix product.
     pub const PRODUCT: f64 = 0.54;
+    /// Multiply-adds that storing a sum of them takes as long as.
+    pub const PRODUCT_SUM: usize = 24;
     /// Fourier transforms of a pair of input tiles and of a pair of output tiles.
-    pub const FFT: [f64; 2] = [20_000.0, 22_000.0];
+    pub const FFT: [f64; 2] = [18_000.0, 24_000.0];
     /// The Fourier transform of a kernel.
-    pub const FFT_KERNEL: f64 = 10_000.0;
+    pub const FFT_KERNEL: f64 = 9000.0;
     /// A multiply-add of a tile of the gradient by the weight.
     pub const WEIGHT_GRAD: f64 = 15.0;
     /// A multiply-add of a tile of 4 output channels.

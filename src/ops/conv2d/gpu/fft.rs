@@ -86,7 +86,7 @@ impl Fft {
             return None;
         }
         let again = if at_once[1] < columns { rows.div_ceil(at_once[0]) } else { 1 };
-        let sums = BATCH * self.depth * 32 * rows * 32 * columns.next_multiple_of(2) / 8;
+        let sums = BATCH * (self.depth + cost::PRODUCT_SUM) * 32 * rows * 32 * columns.next_multiple_of(2) / 8;
         let cost = operands[0] + again as f64 * operands[1] + sums as f64 * cost::PRODUCT + back;
         Some(Self { at_once, cost, ..self })
     }
@@ -164,7 +164,7 @@ impl Fft {
         let tiles = (0..self.count).step_by(self.depth);
         let launches = tiles.flat_map(|first| {
             let operand = |axis: usize, part: [Range; 2]| {
-                let (launch, counts) = (self.launch(part, first), [self.depth / 2, part[axis][1]]);
+                let (launch, counts) = (self.launch(part, first), [part[axis][1], self.depth / 2]);
                 match axis {
                     0 => operand(
                         axis,
@@ -191,6 +191,7 @@ impl Fft {
 /// Transforms the image that `call` reads.
 fn operand(axis: usize, call: &Call, launch: Launch, summed: bool, [x, y]: [usize; 2]) -> Dispatch {
     let kernel = Kernel::new("fft_operand").flag("LEFT", axis == 0).flag("SUMMED", summed);
+    let kernel = kernel.flag("KERNELS", axis == 0 && !summed);
     let binds = vec![Bind::Input(1 - axis), Bind::Scratch(axis)];
     Dispatch::new(kernel, call.params(call.extent(), launch), binds, [x, y, 1])
 }
