@@ -77,9 +77,10 @@ impl DmFnet {
     /// [`ModelError`] if a file is missing, unreadable or of another architecture, or a weight is not finite.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self, ModelError> {
         let folder = folder.as_ref();
+        // A folder of another model says so rather than that files are missing.
+        let config = read_model_file(folder)?;
         let [unet, head] = ["unet", "head"].map(|name| weights_file(folder, name, "unet and head"));
         let (unet, head) = (unet?, head?);
-        let config = read_model_file(folder)?;
         Self::new(Weights::load(unet)?, Weights::load(head)?, &config)
     }
 

@@ -168,3 +168,39 @@ fn a_run_is_refused_for_what_would_only_show_after_hours() {
     sample(&["--size", "32", "--steps", "5"]).ok();
     assert_eq!((lab.image("s.png").width(), lab.image("s.png").height()), (6 * 32, 32));
 }
+
+#[test]
+fn an_lkc_funet_resumes_with_its_running_statistics_and_fuses() {
+    let lab = Lab::heads(4, 64, "pet");
+    let small = "[net]\ninner_channel = 2\nnorm_groups = 2\ndropout = 0.1\n\
+                 [data]\ncrop = 32\nbatch = 2\nval_pairs = 1\n[optimiser]\nlr = 3e-2\n\
+                 [run]\nlog_every = 10\nsample_every = 20\ncheckpoint_every = 5\n";
+    std::fs::write(lab.path("c.toml"), small).expect("written");
+    let train = |out: &str, steps: &str, more: &[&str]| {
+        let [mri, pet, out, config] = ["MRI", "PET", out, "c.toml"].map(|name| lab.text(name));
+        let args = ["train", "lkc-funet", "--mri", &mri, "--other", &pet, "-o", &out, "--steps", steps];
+        medfuse(&[&args[..], &["--device", "cpu", "--config", &config], more].concat())
+    };
+    train("whole", "40", &[]).ok();
+    train("parts", "15", &[]).ok();
+    train("parts", "40", &["--resume"]).ok();
+    for file in ["lkc-funet.safetensors", "model.json", "checkpoint.safetensors"] {
+        let same = lab.bytes(&format!("whole/{file}")) == lab.bytes(&format!("parts/{file}"));
+        // A checkpoint tells its seconds.
+        assert_eq!(same, file != "checkpoint.safetensors", "{file}");
+    }
+    let log = String::from_utf8(lab.bytes("whole/log.csv")).expect("UTF-8");
+    let loss = |line: &str| line.split(',').nth(2).expect("a loss").parse::<f64>().expect("a number");
+    let losses: Vec<f64> = log.lines().skip(1).map(loss).collect();
+    assert!(losses.len() == 4 && losses[3] < 0.9 * losses[0], "{losses:?}");
+    let [mri, pet, out, weights] =
+        ["MRI/phantom_0001.png", "PET/phantom_0001.png", "f.png", "whole"].map(|name| lab.text(name));
+    let fuse = |more: &[&str]| medfuse(&[&["fuse", &mri, &pet, "-o", &out, "--device", "cpu"], more].concat());
+    fuse(&["--weights", &weights]).ok();
+    assert_eq!(lab.image("f.png").width(), 64);
+    fuse(&["--model", "dm-fnet", "--weights", &weights]).fails_with(&["lkc-funet"]);
+    std::fs::write(lab.path("bad.toml"), "[net]\ninner_channel = 3\n").expect("written");
+    let bad = lab.text("bad.toml");
+    medfuse(&["train", "lkc-funet", "--data", "x", "-o", "y", "--config", &bad])
+        .fails_with(&["net.inner_channel must"]);
+}
