@@ -188,7 +188,7 @@ pub struct ModelArgs {
 /// A model that was loaded.
 pub enum Model {
     /// DM-FNet.
-    DmFnet(DmFnet),
+    DmFnet(Box<DmFnet>),
     /// LKC-FUNet.
     LkcFunet(LkcFunet),
 }
@@ -197,7 +197,7 @@ impl Model {
     /// A fuser of the model on a device.
     pub fn on(self, device: Device) -> Box<dyn PairFuser> {
         match self {
-            Self::DmFnet(model) => Box::new(Fuser::new(model, device)),
+            Self::DmFnet(model) => Box::new(Fuser::new(*model, device)),
             Self::LkcFunet(model) => Box::new(LkcFuser::new(model, device)),
         }
     }
@@ -218,7 +218,7 @@ impl ModelArgs {
             ModelKind::DmFnet if self.range.is_some() => {
                 bail!("--range is for lkc-funet: dm-fnet has the range -1 to 1")
             }
-            ModelKind::DmFnet => Ok(Model::DmFnet(self.load_dm_fnet()?)),
+            ModelKind::DmFnet => Ok(Model::DmFnet(Box::new(self.load_dm_fnet()?))),
             ModelKind::LkcFunet if self.steps.is_some() => {
                 bail!("--steps is for dm-fnet: lkc-funet has no noise steps")
             }
