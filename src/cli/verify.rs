@@ -124,8 +124,9 @@ fn text(report: &Report, args: &VerifyArgs) -> String {
         _ => "----",
     };
     let mut text = format!("{verdict}  {}  {}", report.name, summary(report));
-    if let Some(error) = &report.error {
-        text += &format!("\n      {error}");
+    let error = report.error.as_ref().map(ToString::to_string);
+    for remark in error.iter().chain(&report.note) {
+        text += &format!("\n      {remark}");
     }
     let wanted = |check: &&Check| match check.outcome {
         Outcome::NotChecked => false,
@@ -237,6 +238,7 @@ fn report_json(report: &Report) -> Value {
     json!({
         "case": report.name,
         "error": report.error.as_ref().map(ToString::to_string),
+        "note": report.note,
         "seconds": report.seconds,
         "passed": passed,
         "failed": failed,

@@ -87,6 +87,8 @@ pub struct Report {
     pub error: Option<CaseError>,
     /// Its tensors: derived inputs, activations in the order of the graph, outputs, the rest.
     pub checks: Vec<Check>,
+    /// What a reader of the figures should know of how they came about.
+    pub note: Option<String>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -94,7 +96,7 @@ pub struct Report {
 impl Report {
     /// The report of what is no case.
     pub fn of_error(path: &Path, error: CaseError) -> Self {
-        Self { name: path.display().to_string(), error: Some(error), checks: Vec::new(), seconds: 0.0 }
+        Self { name: path.display().to_string(), error: Some(error), checks: Vec::new(), note: None, seconds: 0.0 }
     }
 
     /// How many tensors passed, failed and were not checked. A case that was not run, or in which nothing was checked
@@ -247,7 +249,8 @@ fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
     let rank = |name: &str| order.iter().position(|n| n == name).unwrap_or(usize::MAX);
     let group = |name: &str| ["in.", "act.", "out."].iter().position(|p| name.starts_with(p)).unwrap_or(3);
     checks.sort_by_key(|c| (group(&c.name), rank(&c.name)));
-    Report { name: String::new(), error: outcome.err(), checks, seconds: 0.0 }
+    let note = outcome.as_ref().ok().and_then(|results| results.note.clone());
+    Report { name: String::new(), error: outcome.err(), checks, note, seconds: 0.0 }
 }
 
 fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outcome {

@@ -23,12 +23,14 @@ pub(super) struct Results {
     pub outcomes: BTreeMap<String, Outcome>,
     /// The activations' names, in the order of the graph.
     pub order: Vec<String>,
+    /// What a reader of the figures should know of how they came about.
+    pub note: Option<String>,
 }
 
 impl Results {
     /// No results yet.
     pub fn new(scale: Scale) -> Self {
-        Self { scale, arrays: BTreeMap::new(), outcomes: BTreeMap::new(), order: Vec::new() }
+        Self { scale, arrays: BTreeMap::new(), outcomes: BTreeMap::new(), order: Vec::new(), note: None }
     }
 
     /// Adds a float32 result of this shape.
