@@ -17,8 +17,11 @@ use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::{GraphError, Plan, PlanError};
 use crate::models::checkpoint::ModelError;
 use crate::models::dm_fnet::DmFnet;
+use crate::models::lkc_funet::LkcFunet;
 use crate::train::step::StepError;
-use networks::{Asked, Network, convolution, head_pass, random_inputs, random_model, unet_pass, whole_pair};
+use networks::{
+    Asked, Network, convolution, head_pass, random_inputs, random_lkc_funet, random_model, unet_pass, whole_pair,
+};
 use rows::{Call, Peak, Row, gather, median, rate};
 use training::TrainingRow;
 use yardstick::{Yardstick, Yardsticks};
@@ -52,12 +55,24 @@ pub enum BenchError {
     NoTimestamps,
 }
 
+/// The model that is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measured {
+    /// DM-FNet: a UNet pass, the fusion head, a pair.
+    DmFnet,
+    /// LKC-FUNet: a pair.
+    LkcFunet,
+}
+
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Options {
-    /// Height and width of the images, a multiple of 16 from 64 on.
+    /// The model.
+    pub network: Measured,
+    /// Height and width of the images; of DM-FNet a multiple of 16 from 64 on, of LKC-FUNet a multiple of 4.
     pub size: usize,
-    /// Channels of the UNet's first level, a multiple of 32; 128 is the published width.
+    /// Channels of the first level, a multiple of 32; the published widths are 128 of DM-FNet's UNet and 32 of LKC-FUNet.
     pub channels: usize,
     /// Measurements of which the median is taken, at least 1.
     pub runs: usize,
@@ -67,7 +82,7 @@ pub struct Options {
     pub model: bool,
     /// Whether the whole pair and the whole UNet are run; otherwise they are only planned.
     pub pair: bool,
-    /// Whether a training step of the UNet is timed.
+    /// Whether a training step is timed, of DM-FNet its UNet's.
     pub training: bool,
 }
 
@@ -141,7 +156,7 @@ pub struct Report {
     pub kernels: Vec<KernelTable>,
     /// The networks.
     pub model: Vec<ModelRow>,
-    /// The training step of the UNet.
+    /// The training step.
     pub training: Option<TrainingRow>,
 }
 
@@ -154,7 +169,10 @@ pub fn run(device: &Device, options: &Options, progress: &mut dyn FnMut(&str)) -
     let mut bench = Bench {
         device,
         options: *options,
-        model: random_model(options.channels)?,
+        model: match options.network {
+            Measured::DmFnet => Model::DmFnet(Box::new(random_model(options.channels)?)),
+            Measured::LkcFunet => Model::LkcFunet(random_lkc_funet(options.channels)?),
+        },
         yardsticks: Yardsticks::new(device)?,
         progress,
     };
@@ -226,10 +244,53 @@ struct Timing {
     timed: Timed,
 }
 
+/// The model with random weights.
+enum Model {
+    DmFnet(Box<DmFnet>),
+    LkcFunet(LkcFunet),
+}
+
+impl Model {
+    fn weights(&self) -> &dyn ParamSource {
+        match self {
+            Self::DmFnet(model) => &**model,
+            Self::LkcFunet(model) => &model.weights,
+        }
+    }
+
+    /// The networks whose calls are timed.
+    fn parts(&self, size: usize) -> Result<Vec<Network>, GraphError> {
+        match self {
+            Self::DmFnet(model) => {
+                Ok(vec![unet_pass(&model.unet, size, Asked::Features)?, head_pass(&model.head, size)?])
+            }
+            Self::LkcFunet(model) => Ok(vec![whole_pair(model.graph(size, size)?)]),
+        }
+    }
+
+    /// The whole networks, each with how often it is run; those without are only planned.
+    fn networks(&self, options: &Options) -> Result<Vec<(Network, Option<usize>)>, GraphError> {
+        let Options { size, runs, pair, .. } = *options;
+        match self {
+            Self::DmFnet(model) => {
+                let unet = |asked| unet_pass(&model.unet, size, asked);
+                Ok(vec![
+                    (unet(Asked::Features)?, Some(runs)),
+                    (unet(Asked::Prediction)?, pair.then_some(runs)),
+                    (unet(Asked::Everything)?, None),
+                    (head_pass(&model.head, size)?, Some(runs)),
+                    (whole_pair(model.graph(size, size)?), pair.then_some(runs.min(PAIR_RUNS))),
+                ])
+            }
+            Self::LkcFunet(model) => Ok(vec![(whole_pair(model.graph(size, size)?), Some(runs))]),
+        }
+    }
+}
+
 struct Bench<'a> {
     device: &'a Device,
     options: Options,
-    model: DmFnet,
+    model: Model,
     yardsticks: Yardsticks<'a>,
     progress: &'a mut dyn FnMut(&str),
 }
@@ -243,13 +304,14 @@ impl Bench<'_> {
         Ok(Timing { inputs: random_inputs(plan), timed, exe })
     }
 
-    /// Times every call of a UNet pass and the head, and the single convolutions.
+    /// Times every call of the model's networks, and the single convolutions.
     fn kernels(&mut self) -> Result<Vec<KernelTable>, BenchError> {
         let Options { size, runs, .. } = self.options;
         (self.progress)("preparing kernels");
-        let unet = unet_pass(&self.model.unet, size, Asked::Features)?;
-        let head = head_pass(&self.model.head, size)?;
-        let mut timed = vec![self.timing(&unet, &self.model)?, self.timing(&head, &self.model)?];
+        let mut timed = Vec::new();
+        for network in self.model.parts(size)? {
+            timed.push(self.timing(&network, self.model.weights())?);
+        }
         for (kernel, channels, side) in CONVOLUTIONS {
             let (network, weights) = convolution(kernel, channels, side)?;
             timed.push(self.timing(&network, &weights)?);
@@ -272,15 +334,7 @@ impl Bench<'_> {
 
     /// Times whole networks, one after the other so that only one is in memory.
     fn networks(&mut self) -> Result<Vec<ModelRow>, BenchError> {
-        let Options { size, runs, pair, .. } = self.options;
-        let unet = |asked| unet_pass(&self.model.unet, size, asked);
-        let networks = [
-            (unet(Asked::Features)?, Some(runs)),
-            (unet(Asked::Prediction)?, pair.then_some(runs)),
-            (unet(Asked::Everything)?, None),
-            (head_pass(&self.model.head, size)?, Some(runs)),
-            (whole_pair(&self.model, size)?, pair.then_some(runs.min(PAIR_RUNS))),
-        ];
+        let networks = self.model.networks(&self.options)?;
         let row = |(network, runs): &(Network, Option<usize>)| self.network(network, *runs);
         networks.iter().map(row).collect()
     }
@@ -295,7 +349,7 @@ impl Bench<'_> {
             return Ok(row);
         };
         let start = Instant::now();
-        let exe = self.device.compile(&network.graph, &network.outputs, &self.model)?;
+        let exe = self.device.compile(&network.graph, &network.outputs, self.model.weights())?;
         row.compile_seconds = Some(start.elapsed().as_secs_f64());
         let inputs = random_inputs(&plan);
         let named: Vec<(&str, &[f32])> = inputs.iter().map(|(n, v)| (&n[..], &v[..])).collect();
@@ -362,8 +416,16 @@ mod tests {
     use super::*;
     use crate::ops::testing::gpu;
 
-    const SMALL: Options =
-        Options { size: 64, channels: 32, runs: 1, kernels: true, model: true, pair: false, training: true };
+    const SMALL: Options = Options {
+        network: Measured::DmFnet,
+        size: 64,
+        channels: 32,
+        runs: 1,
+        kernels: true,
+        model: true,
+        pair: false,
+        training: true,
+    };
 
     #[test]
     fn everything_is_measured_on_both_devices() {
@@ -380,9 +442,18 @@ mod tests {
             let phases = ["forward", "backward", "update"].map(|phase| format!("training step, {phase}"));
             assert!(tables[3..].iter().map(|(name, _)| *name).eq(&phases), "{tables:?}");
             let training = report.training.expect("it was asked for");
-            assert!(training.backward > training.forward && training.forward > 0.0 && training.update > 0.0);
+            assert!([training.forward, training.backward, training.update].iter().all(|seconds| *seconds > 0.0));
             assert!(report.model.iter().all(|r| r.run_mib > 0.0 && r.dispatches >= r.steps));
         }
+    }
+
+    #[test]
+    fn lkc_funet_is_measured_too() {
+        let options = Options { network: Measured::LkcFunet, size: 16, training: false, ..SMALL };
+        let report = run(&Device::Cpu, &options, &mut |_| {}).expect("it runs");
+        let rows = |table: &KernelTable| table.rows.iter().filter(|row| row.op.contains("15x15")).count();
+        assert!(report.kernels[0].network == "pair" && rows(&report.kernels[0]) >= 3, "{:?}", report.kernels[0]);
+        assert!(report.model.len() == 1 && report.model[0].seconds.is_some());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::models::checkpoint::ModelError;
 use crate::models::dm_fnet::{DmFnet, MODALITIES, ModelFile};
 use crate::models::fusion_head::{HeadConfig, fusion_head};
 use crate::models::layers::conv;
+use crate::models::lkc_funet::{LkcConfig, LkcFile, LkcFunet, Mode, lkc_funet};
 use crate::models::unet::{UnetConfig, unet};
 use crate::ops::conv2d::ConvSpec;
 use crate::tensor::{Shape, Tensor};
@@ -53,6 +54,20 @@ pub fn random_model(channels: usize) -> Result<DmFnet, ModelError> {
     let unet_weights = draw(unet_pass(&unet, side, Asked::Prediction)?);
     let head_weights = draw(head_pass(&head, side)?);
     DmFnet::new(unet_weights.into_iter().collect(), head_weights.into_iter().collect(), &ModelFile::default())
+}
+
+/// LKC-FUNet at the published architecture with weights drawn in the same way.
+///
+/// # Errors
+/// [`ModelError`] if the channels do not suit the norms' 32 groups.
+pub fn random_lkc_funet(channels: usize) -> Result<LkcFunet, ModelError> {
+    let config = LkcConfig { inner_channel: channels, ..LkcConfig::published() };
+    let mut graph = Graph::new();
+    let side = config.multiple();
+    let img_cat = graph.input("img_cat", Shape::new(1, config.in_channel, side, side));
+    lkc_funet(&mut graph, &config, img_cat, Mode::Inference)?;
+    let weights = random_weights(&graph, &mut ChaCha8Rng::seed_from_u64(SEED));
+    LkcFunet::new(weights.into_iter().collect(), &LkcFile::default())
 }
 
 fn random_weights(graph: &Graph, rng: &mut ChaCha8Rng) -> BTreeMap<String, Tensor> {
@@ -135,13 +150,9 @@ pub fn head_pass(config: &HeadConfig, size: usize) -> Result<Network, GraphError
     Ok(Network { name: "fusion head".into(), graph, outputs: vec![fused] })
 }
 
-/// A pair as `medfuse fuse` runs it: a UNet pass for each modality and noise step, and the head.
-///
-/// # Errors
-/// [`GraphError`] if the size does not suit the network.
-pub fn whole_pair(model: &DmFnet, size: usize) -> Result<Network, GraphError> {
-    let (graph, fused) = model.graph(size, size)?;
-    Ok(Network { name: "pair".into(), graph, outputs: vec![fused] })
+/// A pair as `medfuse fuse` runs it, of a model's graph and its output.
+pub fn whole_pair((graph, fused): (Graph, NodeId)) -> Network {
+    Network { name: "pair".into(), graph, outputs: vec![fused] }
 }
 
 /// One convolution of a `side` x `side` map with its weights.

@@ -11,7 +11,7 @@ use super::DeviceArgs;
 use crate::bench::rows::Row;
 use crate::bench::training::TrainingRow;
 use crate::bench::yardstick::Yardstick;
-use crate::bench::{KernelTable, ModelRow, Options, Report, run as measure};
+use crate::bench::{KernelTable, Measured, ModelRow, Options, Report, run as measure};
 
 /// Runs of `--quick`.
 const QUICK_RUNS: usize = 3;
@@ -20,18 +20,22 @@ const WORTH_A_LINE: f64 = 0.004;
 
 /// Time the kernels and the whole model, beside what the device can do at most
 ///
-/// DM-FNet at the published architecture with random weights: every operation of a UNet pass and of the fusion head,
-/// then the networks whole. The yardsticks, a pure multiply-add kernel and a copy, are measured in the same run.
+/// A model at the published architecture with random weights: every operation (of DM-FNet those of a UNet pass and of the
+/// fusion head), then the networks whole. The yardsticks, a pure multiply-add kernel and a copy, are measured in the same run.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(flatten)]
     device: DeviceArgs,
-    /// Height and width of the images, a multiple of 16 from 64 on [default: 256, with --training 160]
+    /// The model
+    #[arg(long, value_enum, default_value = "dm-fnet", value_name = "MODEL")]
+    network: Measured,
+    /// Height and width of the images: of dm-fnet a multiple of 16 from 64 on, of lkc-funet a multiple of 4
+    /// [default: 256; with --training 160, of lkc-funet 64]
     #[arg(long)]
     size: Option<usize>,
-    /// Channels of the UNet's first level, a multiple of 32
-    #[arg(long, default_value_t = 128)]
-    channels: usize,
+    /// Channels of the first level, a multiple of 32 [default: the published width, 128 of dm-fnet's UNet, 32 of lkc-funet]
+    #[arg(long)]
+    channels: Option<usize>,
     /// Runs of which the median is taken
     #[arg(long, default_value_t = 5)]
     runs: usize,
@@ -41,7 +45,8 @@ pub struct BenchArgs {
     /// Time whole networks only
     #[arg(long)]
     model_only: bool,
-    /// Time a training step of the UNet instead, a batch of 2: forward, backward and update apart
+    /// Time a training step instead, of dm-fnet its UNet's on a batch of 2, of lkc-funet on a batch of 4: forward, backward
+    /// and update apart
     #[arg(long, conflicts_with_all = ["kernels_only", "model_only"])]
     training: bool,
     /// At most 3 runs, and plan the whole pair without running it
@@ -59,8 +64,16 @@ pub struct BenchArgs {
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     ensure!(args.runs > 0, "--runs must be at least 1");
     let options = Options {
-        size: args.size.unwrap_or(if args.training { 160 } else { 256 }),
-        channels: args.channels,
+        network: args.network,
+        size: args.size.unwrap_or(match (args.training, args.network) {
+            (false, _) => 256,
+            (true, Measured::DmFnet) => 160,
+            (true, Measured::LkcFunet) => 64,
+        }),
+        channels: args.channels.unwrap_or(match args.network {
+            Measured::DmFnet => 128,
+            Measured::LkcFunet => 32,
+        }),
         runs: if args.quick { args.runs.min(QUICK_RUNS) } else { args.runs },
         kernels: !args.model_only && !args.training,
         model: !args.kernels_only && !args.training,

@@ -334,7 +334,8 @@ pub struct LkcFunet {
     pub config: LkcConfig,
     /// The range of its images, in and out.
     pub range: ValueRange,
-    weights: Weights,
+    /// Its weights, keys `model.*`.
+    pub weights: Weights,
 }
 
 impl LkcFunet {
