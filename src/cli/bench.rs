@@ -103,9 +103,14 @@ fn spinner() -> ProgressBar {
 /// The whole report for people.
 fn text(report: &Report) -> String {
     let options = &report.options;
+    let Options { size, channels, runs, .. } = *options;
+    let network = match options.network {
+        Measured::DmFnet => "DM-FNet",
+        Measured::LkcFunet => "LKC-FUNet",
+    };
     let mut text = format!(
-        "medfuse {} on {}\nDM-FNet, {} channels, {}x{}, medians of {} measurements\n",
-        report.medfuse, report.machine.device, options.channels, options.size, options.size, options.runs
+        "medfuse {} on {}\n{network}, {channels} channels, {size}x{size}, medians of {runs} measurements\n",
+        report.medfuse, report.machine.device
     );
     text += &section("what the device can do", &YARDSTICKS, report.yardsticks.iter().map(yardstick_cells));
     for table in &report.kernels {
