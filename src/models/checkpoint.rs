@@ -107,7 +107,9 @@ pub fn read_model_json<T: Default>(
     let name = path.display().to_string();
     match std::fs::read_to_string(&path) {
         Ok(text) => parse(&text, &name),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(T::default()),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(T::default())
+        }
         Err(e) => Err(ModelError::ModelFile { path: name, reason: e.to_string() }),
     }
 }
