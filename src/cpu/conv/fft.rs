@@ -14,7 +14,7 @@ pub(super) const POINTS: usize = SIZE * SIZE / 2 + 2;
 type Complex<S> = [<S as Simd>::f32s; 2];
 
 /// The points of half a spectrum, each with the point of the negative frequency, as `row * SIZE + column`.
-pub(super) const HALF: [[u16; 2]; POINTS] = half();
+const HALF: [[u16; 2]; POINTS] = half();
 
 const fn half() -> [[u16; 2]; POINTS] {
     let mut points = [[0; 2]; POINTS];
@@ -31,6 +31,13 @@ const fn half() -> [[u16; 2]; POINTS] {
         column += 1;
     }
     points
+}
+
+/// The points of half a spectrum by number, each with the places of its real part and its negative's in tiles of `lanes`
+/// channels. The imaginary parts follow a vector later.
+#[inline(always)]
+pub(super) fn points(lanes: usize) -> impl Iterator<Item = (usize, [usize; 2])> {
+    HALF.iter().enumerate().map(move |(number, pair)| (number, pair.map(|point| 2 * usize::from(point) * lanes)))
 }
 
 /// exp(-2 pi i k / 32).

@@ -2,13 +2,13 @@
 //! 1,028 complex products for 648 outputs of two tiles, where 145,800 products would be due.
 //!
 //! Two tiles of a channel are the real and the imaginary part of one transform; a real kernel keeps them apart. The
-//! spectra's half that real kernels are told by ([`HALF`]) holds each tile pair twice: at a frequency, and conjugated at
+//! spectra's half that real kernels are told by holds each tile pair twice: at a frequency, and conjugated at
 //! its negative, the *slots* of the pair. Channels are summed by one complex product of matrices for each point of the
 //! half, its imaginary unit carried out as signs in one factor: `(re, im)` rows for the real, `(im, -re)` for the
 //! imaginary part of the other. Both factors come in *pieces* of the sum, [`PIECE`] complex terms each.
 
 use super::epilogue::Output;
-use super::fft::{HALF, POINTS, SIZE, fill_part, tile_len, transform, transform_back};
+use super::fft::{POINTS, SIZE, fill_part, points, tile_len, transform, transform_back};
 use super::microkernel::{OC_BLOCK, Product};
 use super::scratch::Scratch;
 use super::source::{Source, side_by_side};
@@ -73,10 +73,24 @@ impl Tiling {
         (place[0] < self.batch).then_some(place)
     }
 
-    /// Where the outputs' tile reads its input.
-    pub(super) fn input_corner(&self, spec: &ConvSpec, pair: usize, part: usize) -> Option<(usize, [isize; 2])> {
-        let [n, y, x] = self.corner(pair, part)?;
-        Some((n, [y as isize - spec.padding[0] as isize, x as isize - spec.padding[1] as isize]))
+    /// Writes the spectra of the input that a pair of tiles reads, a channel to a lane.
+    #[inline(always)]
+    pub(super) fn transform_inputs<S: Simd>(
+        &self,
+        simd: S,
+        spec: &ConvSpec,
+        source: &Source,
+        pair: usize,
+        channels: Range<usize>,
+        tile: &mut [f32],
+    ) {
+        for part in 0..2 {
+            let corner = self
+                .corner(pair, part)
+                .map(|[n, y, x]| (n, [y as isize - spec.padding[0] as isize, x as isize - spec.padding[1] as isize]));
+            fill_part(simd, source, corner, channels.clone(), [SIZE; 2], tile, part);
+        }
+        transform(simd, tile, SIZE);
     }
 }
 
@@ -254,8 +268,7 @@ impl WithSimd for Kernels<'_> {
                     self.fill(outputs.clone(), channel, &mut tile, part, lanes);
                 }
                 transform(simd, &mut tile, kh);
-                for (point, [f, g]) in HALF.iter().enumerate() {
-                    let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
+                for (point, [f, g]) in points(lanes) {
                     let [re, im] = [load::<S>(&tile, f), load::<S>(&tile, f + lanes)];
                     let [conj, minus] = [load::<S>(&tile, g), load::<S>(&tile, g + lanes)];
                     let to = (point * 2 * PIECE + 2 * i) * self.width + at;
@@ -314,16 +327,11 @@ impl WithSimd for Inputs<'_> {
         for first in self.channels.clone().step_by(lanes) {
             let channels = first..self.channels.end.min(first + lanes);
             for (place, pair) in self.pairs.clone().enumerate() {
-                for part in 0..2 {
-                    let corner = self.tiling.input_corner(self.run.conv.spec, pair, part);
-                    let source = self.run.source;
-                    fill_part(simd, source, corner, channels.clone(), [SIZE; 2], &mut tile, part);
-                }
-                transform(simd, &mut tile, SIZE);
+                let Run { conv, source, .. } = self.run;
+                self.tiling.transform_inputs(simd, conv.spec, source, pair, channels.clone(), &mut tile);
                 let block = place * 2 / COMPLEX_BLOCK;
                 let row = place * 4 % OC_BLOCK;
-                for (point, [f, g]) in HALF.iter().enumerate() {
-                    let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
+                for (point, [f, g]) in points(lanes) {
                     for (k, at) in [f, f + lanes, g, g + lanes].into_iter().enumerate() {
                         store::<S>(&mut near, k * lanes, load::<S>(&tile, at));
                     }
@@ -362,8 +370,7 @@ impl WithSimd for Outputs<'_> {
         let columns = self.products.columns;
         let mut tile = Scratch::take(tile_len(lanes));
         let row = self.place * 2 / COMPLEX_BLOCK * OC_BLOCK + self.place * 4 % OC_BLOCK;
-        for (point, [f, g]) in HALF.iter().enumerate() {
-            let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
+        for (point, [f, g]) in points(lanes) {
             let at = (point * self.products.blocks * OC_BLOCK + row) * columns + self.column;
             let [a, b, c, d] = [0, 1, 2, 3].map(|k| load::<S>(self.sums, at + k * columns));
             store::<S>(&mut tile, g, simd.neg_f32s(d));

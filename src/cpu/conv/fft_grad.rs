@@ -3,7 +3,7 @@
 //! as large as a tile's outputs, the rest zero.
 
 use super::ConvSpec;
-use super::fft::{HALF, POINTS, SIZE, fill_part, tile_len, transform, transform_back};
+use super::fft::{POINTS, SIZE, fill_part, points, tile_len, transform, transform_back};
 use super::fft_conv::{COMPLEX_BLOCK, PIECE, Products, Tiling};
 use super::microkernel::OC_BLOCK;
 use super::scratch::Scratch;
@@ -108,8 +108,7 @@ impl WithSimd for Rows<'_> {
                     fill_part(simd, &source, corner, channels.clone(), step, &mut tile, part);
                 }
                 transform(simd, &mut tile, step[0]);
-                for (point, [f, g]) in HALF.iter().enumerate() {
-                    let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
+                for (point, [f, g]) in points(lanes) {
                     for (k, at) in [f, f + lanes, g, g + lanes].into_iter().enumerate() {
                         store::<S>(&mut near, k * near_stride, load::<S>(&tile, at));
                     }
@@ -169,13 +168,9 @@ impl WithSimd for Columns<'_> {
             for at in (0..width).step_by(lanes) {
                 let channels = first + at..self.run.weight.c().min(first + at + lanes);
                 for (i, pair) in self.pairs.clone().enumerate() {
-                    for part in 0..2 {
-                        let corner = self.tiling.input_corner(self.run.spec, pair, part);
-                        fill_part(simd, self.run.source, corner, channels.clone(), [SIZE; 2], &mut tile, part);
-                    }
-                    transform(simd, &mut tile, SIZE);
-                    for (point, [f, g]) in HALF.iter().enumerate() {
-                        let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
+                    let Run { spec, source, .. } = self.run;
+                    self.tiling.transform_inputs(simd, spec, source, pair, channels.clone(), &mut tile);
+                    for (point, [f, g]) in points(lanes) {
                         let to = 2 * PIECE * (POINTS * first + point * width) + 4 * i * width + at;
                         let values = [f, f + lanes, g].map(|from| load::<S>(&tile, from));
                         for (k, value) in values.into_iter().enumerate() {
@@ -212,8 +207,7 @@ impl WithSimd for TransformBack<'_> {
         let row = 2 * self.pair / COMPLEX_BLOCK * OC_BLOCK + 4 * self.pair % OC_BLOCK;
         let mut tile = Scratch::take(tile_len(lanes));
         for first in (0..ic).step_by(lanes) {
-            for (point, [f, g]) in HALF.iter().enumerate() {
-                let [f, g] = [f, g].map(|point| 2 * usize::from(*point) * lanes);
+            for (point, [f, g]) in points(lanes) {
                 let at = (point * blocks * OC_BLOCK + row) * columns + first;
                 let mut sums = [simd.splat_f32s(0.0); 4];
                 // The last output channel may be alone.
