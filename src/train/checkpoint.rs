@@ -112,8 +112,8 @@ impl Checkpoint {
         Ok(Self { progress, rows })
     }
 
-    /// Fails if the checkpoint is not of this stage, network and settings, or lacks one of `rows` or has it in another
-    /// shape.
+    /// Fails if the checkpoint is not of this stage, network and settings, or lacks one of `rows` or has it with other
+    /// dimensions.
     ///
     /// # Errors
     /// [`CheckpointError::Other`] saying what differs.
@@ -123,7 +123,7 @@ impl Checkpoint {
         stage: &str,
         settings: &str,
         layout: &Layout,
-        rows: &BTreeMap<String, Tensor>,
+        rows: &[(String, Vec<usize>)],
     ) -> Result<(), CheckpointError> {
         let fail = |reason: String| Err(CheckpointError::Other { path: path.to_path_buf(), reason });
         let found = &self.progress;
@@ -145,9 +145,9 @@ impl Checkpoint {
             };
             return fail(reason);
         }
-        let fits = |name: &str, row: &Tensor| self.rows.get(name).is_some_and(|found| found.dims() == row.dims());
-        match rows.iter().find(|(name, row)| !fits(name, row)) {
-            Some((name, row)) => fail(format!("it has no {name} of shape {:?}", row.dims())),
+        let fits = |name: &str, dims: &[usize]| self.rows.get(name).is_some_and(|found| found.dims() == dims);
+        match rows.iter().find(|(name, dims)| !fits(name, dims)) {
+            Some((name, dims)) => fail(format!("it has no {name} of shape {dims:?}")),
             None => Ok(()),
         }
     }
@@ -182,7 +182,7 @@ mod tests {
         let (saved, path) = (sample(), Path::new("c"));
         let Progress { settings, layout, .. } = saved.progress.clone();
         let check = |stage: &str, settings: &str, layout: &Layout, rows: &[(&str, usize)]| {
-            let rows = rows.iter().map(|(name, len)| ((*name).to_owned(), row(vec![0.0; *len]))).collect();
+            let rows: Vec<_> = rows.iter().map(|(name, len)| ((*name).to_owned(), vec![1, 1, 1, *len])).collect();
             saved.check(path, stage, settings, layout, &rows).map_err(|e| e.to_string())
         };
         assert_eq!(check("stage1", &settings, &layout, &[(WEIGHTS, 3)]), Ok(()));

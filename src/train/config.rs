@@ -492,6 +492,14 @@ fn not_negative(key: &'static str, value: f64) -> Result<(), ConfigError> {
     need(key, value >= 0.0 && value.is_finite(), format!("must be 0 or more, not {value}"))
 }
 
+/// The weights of a loss's parts.
+fn loss_weights([intensity, gradient, ssim]: [f64; 3]) -> Result<(), ConfigError> {
+    not_negative("loss.intensity", intensity)?;
+    not_negative("loss.gradient", gradient)?;
+    not_negative("loss.ssim", ssim)?;
+    need("loss.intensity", intensity + gradient + ssim > 0.0, "and the other weights are all 0")
+}
+
 fn at_least_one(key: &'static str, value: u64) -> Result<(), ConfigError> {
     need(key, value > 0, "must be at least 1")
 }
@@ -604,10 +612,7 @@ impl LossWeights {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        not_negative("loss.intensity", self.intensity)?;
-        not_negative("loss.gradient", self.gradient)?;
-        not_negative("loss.ssim", self.ssim)?;
-        need("loss.intensity", self.intensity + self.gradient + self.ssim > 0.0, "and the other weights are all 0")
+        loss_weights([self.intensity, self.gradient, self.ssim])
     }
 }
 
@@ -635,10 +640,7 @@ impl LkcLossWeights {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        not_negative("loss.intensity", self.intensity)?;
-        not_negative("loss.gradient", self.gradient)?;
-        not_negative("loss.ssim", self.ssim)?;
-        need("loss.intensity", self.intensity + self.gradient + self.ssim > 0.0, "and the other weights are all 0")
+        loss_weights([self.intensity, self.gradient, self.ssim])
     }
 }
 

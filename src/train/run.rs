@@ -14,7 +14,7 @@ use crate::device::{Device, ParamSource, RunError};
 use crate::imaging::{Channels, FusionPair, Image, Samples, contact_sheet};
 use crate::metrics::{Grey, Metrics, evaluate};
 use crate::models::fusing::PairFuser;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// What is trained: the parts of a run in which the stages differ.
 pub trait Task {
@@ -270,8 +270,8 @@ struct Run<'a> {
     task: &'a dyn Task,
     config: &'a RunConfig,
     layout: Layout,
-    /// Names of the weights that the graph assigns.
-    assigned: Vec<String>,
+    /// The weights that the graph assigns.
+    assigned: Vec<(String, Shape)>,
     step: TrainStep,
     done: u64,
     /// Seconds of the parts before this one.
@@ -285,13 +285,14 @@ impl<'a> Run<'a> {
         let path = config.out.join(CHECKPOINT);
         let graph = task.graph()?;
         let layout = Layout::new(&graph, |name| task.is_trained(name));
-        let mut first = config.update.first_rows(task.first_weights(&layout, config.seed));
-        first.extend(graph.assigned().map(|(name, shape)| (name.to_owned(), init::statistic(name, shape))));
-        let assigned = graph.assigned().map(|(name, _)| name.to_owned()).collect();
+        let assigned: Vec<(String, Shape)> = graph.assigned().map(|(name, shape)| (name.to_owned(), shape)).collect();
         let (rows, done, before) = match (config.resume, path.exists()) {
             (true, true) => {
                 let saved = Checkpoint::load(&path)?;
-                saved.check(&path, task.stage(), &config.settings, &layout, &first)?;
+                let rows = config.update.rows().into_iter().map(|name| (name.to_owned(), vec![1, 1, 1, layout.len()]));
+                let all: Vec<_> =
+                    rows.chain(assigned.iter().map(|(name, shape)| (name.clone(), vec![shape.numel()]))).collect();
+                saved.check(&path, task.stage(), &config.settings, &layout, &all)?;
                 if saved.progress.step > config.steps {
                     return Err(TrainError::Shorter { done: saved.progress.step, steps: config.steps });
                 }
@@ -299,7 +300,11 @@ impl<'a> Run<'a> {
             }
             (true, false) => return Err(TrainError::NothingToResume(config.out.clone())),
             (false, true) => return Err(TrainError::Exists(config.out.clone())),
-            (false, false) => (first, 0, 0.0),
+            (false, false) => {
+                let mut first = config.update.first_rows(task.first_weights(&layout, config.seed));
+                first.extend(assigned.iter().map(|(name, shape)| (name.clone(), init::statistic(name, *shape))));
+                (first, 0, 0.0)
+            }
         };
         let step = TrainStep::new(device, &graph, &layout, config.update.clone(), &rows, task.frozen())?;
         let now = Instant::now();
@@ -384,7 +389,7 @@ impl<'a> Run<'a> {
 
     /// The weights that the graph assigns.
     fn statistics(&self) -> Result<BTreeMap<String, Tensor>, TrainError> {
-        let named = self.assigned.iter().map(|name| {
+        let named = self.assigned.iter().map(|(name, _)| {
             let values = self.row(name)?;
             Ok((name.clone(), Tensor::new([values.len()], values)))
         });

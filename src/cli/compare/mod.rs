@@ -17,6 +17,7 @@ use self::report::Figures;
 use self::sheet::{Patch, parse_patch};
 use super::eval::Failed;
 use super::{DeviceArgs, ModelArgs, ModelKind};
+use crate::device::Device;
 use crate::files::{check_writable, write_whole};
 use crate::imaging::pairs::Group;
 use crate::imaging::{Channels, FusionPair, Image, Samples, contact_sheet, format_for};
@@ -144,7 +145,8 @@ fn check_outputs(args: &CompareArgs, inputs: &Inputs, shown: &[usize]) -> anyhow
     }
     for group in shown.iter().map(|&i| &inputs.pairs[i]) {
         // What cannot be loaded is left out later.
-        if let (Some([x, y, w, h]), Ok(mri)) = (args.patch, Image::load(&group.paths[0]))
+        if let Some([x, y, w, h]) = args.patch
+            && let Ok(mri) = Image::load(&group.paths[0])
             && (x.saturating_add(w) > mri.width() || y.saturating_add(h) > mri.height())
         {
             bail!("--patch {x},{y},{w},{h} leaves {}: {} x {} pixels", group.name, mri.width(), mri.height());
@@ -157,12 +159,18 @@ fn check_outputs(args: &CompareArgs, inputs: &Inputs, shown: &[usize]) -> anyhow
 fn rows(args: &CompareArgs, results: Vec<BTreeMap<String, PathBuf>>) -> anyhow::Result<Vec<Row>> {
     let shipped = SHIPPED.map(|name| (name.to_owned(), PathBuf::from(name)));
     let default = args.model.is_empty() && args.result.is_empty();
+    let models = if default { &shipped } else { &args.model[..] };
+    let mut opened: Option<Device> = None;
     let mut rows: Vec<Row> = Vec::new();
-    for (label, model) in if default { &shipped } else { &args.model[..] } {
+    for (label, model) in models {
         let kind = model.to_str().and_then(|name| ModelKind::from_str(name, false).ok());
         let weights = kind.is_none().then(|| model.clone());
         let loaded = ModelArgs { model: kind, weights, steps: None, range: None }.load();
-        let (device, seed) = (args.device.open()?, args.seed);
+        let device = match &opened {
+            Some(device) => device.clone(),
+            None => opened.insert(args.device.open()?).clone(),
+        };
+        let seed = args.seed;
         eprintln!("{label}: {}", device.describe());
         let fuser = loaded.with_context(|| format!("--model {}", model.display()))?.on(device);
         rows.push((label.clone(), Box::new(move |_, pair, _| Ok(fuser.fuse(pair, seed)?))));

@@ -40,6 +40,15 @@ pub(super) fn points(lanes: usize) -> impl Iterator<Item = (usize, [usize; 2])> 
     HALF.iter().enumerate().map(move |(number, pair)| (number, pair.map(|point| 2 * usize::from(point) * lanes)))
 }
 
+/// Copies a point and its negative, real and imaginary parts, to where single lanes are read: `[4][stride]`.
+#[inline(always)]
+pub(super) fn bring_near<S: Simd>(tile: &[f32], [f, g]: [usize; 2], near: &mut [f32], stride: usize) {
+    let lanes = S::F32_LANES;
+    for (k, at) in [f, f + lanes, g, g + lanes].into_iter().enumerate() {
+        store::<S>(near, k * stride, load::<S>(tile, at));
+    }
+}
+
 /// exp(-2 pi i k / 32).
 const TWIDDLES: [[f32; 2]; SIZE] = twiddles();
 

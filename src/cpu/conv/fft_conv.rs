@@ -8,7 +8,7 @@
 //! imaginary part of the other. Both factors come in *pieces* of the sum, [`PIECE`] complex terms each.
 
 use super::epilogue::Output;
-use super::fft::{POINTS, SIZE, fill_part, points, tile_len, transform, transform_back};
+use super::fft::{POINTS, SIZE, bring_near, fill_part, points, tile_len, transform, transform_back};
 use super::microkernel::{OC_BLOCK, Product};
 use super::scratch::Scratch;
 use super::source::{Source, side_by_side};
@@ -332,9 +332,7 @@ impl WithSimd for Inputs<'_> {
                 let block = place * 2 / COMPLEX_BLOCK;
                 let row = place * 4 % OC_BLOCK;
                 for (point, [f, g]) in points(lanes) {
-                    for (k, at) in [f, f + lanes, g, g + lanes].into_iter().enumerate() {
-                        store::<S>(&mut near, k * lanes, load::<S>(&tile, at));
-                    }
+                    bring_near::<S>(&tile, [f, g], &mut near, lanes);
                     let term = (point * self.products.blocks + block) * PIECE + first - self.channels.start;
                     let terms = self.inputs[2 * term * OC_BLOCK..].chunks_exact_mut(2 * OC_BLOCK);
                     for (lane, to) in terms.take(channels.len()).enumerate() {

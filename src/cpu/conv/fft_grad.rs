@@ -3,7 +3,7 @@
 //! as large as a tile's outputs, the rest zero.
 
 use super::ConvSpec;
-use super::fft::{POINTS, SIZE, fill_part, points, tile_len, transform, transform_back};
+use super::fft::{POINTS, SIZE, bring_near, fill_part, points, tile_len, transform, transform_back};
 use super::fft_conv::{COMPLEX_BLOCK, PIECE, Products, Tiling};
 use super::microkernel::OC_BLOCK;
 use super::scratch::Scratch;
@@ -109,9 +109,7 @@ impl WithSimd for Rows<'_> {
                 }
                 transform(simd, &mut tile, step[0]);
                 for (point, [f, g]) in points(lanes) {
-                    for (k, at) in [f, f + lanes, g, g + lanes].into_iter().enumerate() {
-                        store::<S>(&mut near, k * near_stride, load::<S>(&tile, at));
-                    }
+                    bring_near::<S>(&tile, [f, g], &mut near, near_stride);
                     for block in (0..channels.len()).step_by(COMPLEX_BLOCK) {
                         let c = first + block;
                         let row = (point * self.blocks + c / COMPLEX_BLOCK) * 2 * PIECE + 4 * i;
