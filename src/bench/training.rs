@@ -9,7 +9,7 @@ use super::rows::Call;
 use super::{Bench, BenchError, KernelTable, Model, Timed, median, rate, tables, time_steps};
 use crate::device::Device;
 use crate::train::init::statistic;
-use crate::train::loss::constants;
+use crate::train::loss::{FusionLossConfig, constants};
 use crate::train::optim::{NUMBERS, Update, numbers};
 use crate::train::step::{Layout, Phase, TrainStep};
 use crate::train::{lkc, stage1};
@@ -117,7 +117,7 @@ fn training_step(device: &Device, model: &Model, size: usize) -> Result<(TrainSt
     let (graph, batch, prefix) = match model {
         Model::DmFnet(model) => (stage1::loss_graph(&model.unet, 0.0, BATCH, size)?, BATCH, "denoise_fn."),
         Model::LkcFunet(model) => {
-            (lkc::loss_graph(&model.config, [1.0; 3], 0.0, LKC_BATCH, size)?, LKC_BATCH, "model.")
+            (lkc::loss_graph(&model.config, &FusionLossConfig::lkc(), 0.0, LKC_BATCH, size)?, LKC_BATCH, "model.")
         }
     };
     let layout = Layout::new(&graph, |name| name.starts_with(prefix) && !is_buffer(name));

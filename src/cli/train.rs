@@ -70,6 +70,9 @@ struct RunArgs {
     /// Go on with the run in the --out folder from its last checkpoint
     #[arg(long)]
     resume: bool,
+    /// Begin with the weights of this file (.safetensors or .pth) in place of random ones, to fine-tune them
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    init: Option<PathBuf>,
     /// End after this time with a checkpoint: 90m, 2h, 1h30m or 600s
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     time_limit: Option<Duration>,
@@ -103,6 +106,7 @@ struct Job {
     device: Device,
     out: PathBuf,
     resume: bool,
+    init: Option<Weights>,
     time_limit: Option<Duration>,
 }
 
@@ -175,6 +179,7 @@ fn start(task: &dyn Task, config: &impl Stage, job: &Job, shared: &str) -> anyho
         sample_every: common.run.sample_every,
         time_limit: job.time_limit,
         resume: job.resume,
+        init: job.init.clone(),
         settings: format!("{}pairs = {:016x}\n{shared}", config.settings()?, job.dataset.fingerprint()),
     };
     let stop = stop_flag("stopping after this step with a checkpoint")?;
@@ -229,11 +234,15 @@ impl RunArgs {
             return Ok(None);
         };
         let dataset = self.dataset()?.hold_out(config.common().data.val_pairs)?;
+        let init = self.init.as_deref().map(Weights::load).transpose()?;
+        if let Some(weights) = &init {
+            weights.check_finite()?;
+        }
         let device = self.device.open()?;
         eprintln!("{} pairs to train on, {} held out", dataset.train.len(), dataset.validation.len());
         eprintln!("device: {}", device.describe());
         std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
-        Ok(Some(Job { dataset, device, out, resume: self.resume, time_limit: self.time_limit }))
+        Ok(Some(Job { dataset, device, out, resume: self.resume, init, time_limit: self.time_limit }))
     }
 
     fn dataset(&self) -> anyhow::Result<Dataset> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::config;
 use super::data::{Batches, DataError, Dataset};
 use super::init::pytorch_default;
-use super::loss::{constants, lkc_loss};
+use super::loss::{FusionLossConfig, constants, lkc_loss};
 use super::run::{Figures, PublishError, Task, sample_fused};
 use super::step::{Layout, LossGraph, StepError};
 use crate::device::{Device, ParamSource};
@@ -21,14 +21,14 @@ use crate::weights::{StoreType, Weights, is_buffer};
 pub const REPORTS: &[&str] = &["gradient", "intensity", "ssim"];
 
 /// The network's loss on a batch of pairs `[n, 1, side, side]`, which it moves the batch norms' running statistics with
-/// (weights that the graph assigns). `weights` are those of [`lkc_loss`]. Inputs: `mri`, `other` and, with `dropout`, its
-/// seed `dropout` `[1, 2, 1, 1]`. Reports: [`REPORTS`].
+/// (weights that the graph assigns). Inputs: `mri`, `other` and, with `dropout`, its seed `dropout` `[1, 2, 1, 1]`. Reports:
+/// [`REPORTS`].
 ///
 /// # Errors
 /// [`GraphError`] if `side` is not a multiple of [`LkcConfig::multiple`].
 pub fn loss_graph(
     config: &LkcConfig,
-    weights: [f32; 3],
+    loss: &FusionLossConfig,
     dropout: f32,
     batch: usize,
     side: usize,
@@ -40,7 +40,7 @@ pub fn loss_graph(
     let dropout = seed.map(|seed| DropoutSeed { p: dropout, seed });
     let img_cat = graph.concat("img_cat", &[other, mri])?;
     let fused = lkc_funet(&mut graph, config, img_cat, Mode::Training(dropout))?;
-    let loss = lkc_loss(&mut graph, weights, fused, mri, other)?;
+    let loss = lkc_loss(&mut graph, loss, fused, mri, other)?;
     Ok(LossGraph { graph, loss: loss.total, reports: vec![loss.gradient, loss.intensity, loss.ssim], recompute: false })
 }
 
@@ -77,7 +77,7 @@ impl Task for LkcTraining<'_> {
 
     fn graph(&self) -> Result<LossGraph, StepError> {
         let config::LkcConfig { net, loss, data, run, .. } = self.config;
-        let graph = loss_graph(&net.size(), loss.weights(), net.dropout as f32, data.batch, data.crop)?;
+        let graph = loss_graph(&net.size(), &loss.config(net.range), net.dropout as f32, data.batch, data.crop)?;
         Ok(LossGraph { recompute: run.recompute, ..graph })
     }
 

@@ -153,7 +153,53 @@ pub fn structure_ssim(
     mean(g, "ssim", map)
 }
 
-/// What the parts of the fusion loss weigh; the default is the reference's (`Fusionloss`).
+/// What a fused image is held to; the default is the references', the brighter source and the stronger edges.
+///
+/// Both references' own images are brighter and sharper than that. [`FusionTarget::overlap`] adds what both sources show,
+/// which is where contrast and what is common to both come from; [`FusionTarget::gradient_gain`] sharpens.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct FusionTarget {
+    /// Share of the darker source, above black, that is added to the brighter, up to white.
+    pub overlap: f32,
+    /// What the stronger edges are multiplied by.
+    pub gradient_gain: f32,
+    /// Black and white.
+    pub range: [f32; 2],
+}
+
+impl Default for FusionTarget {
+    fn default() -> Self {
+        Self { overlap: 0.0, gradient_gain: 1.0, range: [-1.0, 1.0] }
+    }
+}
+
+impl FusionTarget {
+    /// The mean distance of a fused image to the brighter of its sources, pixel by pixel.
+    fn intensity_distance(&self, g: &mut Graph, [fused, mri, other]: [NodeId; 3]) -> Result<NodeId, GraphError> {
+        let Self { overlap, range: [black, white], .. } = *self;
+        let target = Pointwise::build(|[a, b]| {
+            let brighter = a.clone().max(b.clone());
+            if overlap == 0.0 {
+                return brighter;
+            }
+            let ceiling = a.clone().affine(0.0, white);
+            (brighter + a.min(b).affine(overlap, -overlap * black)).min(ceiling)
+        });
+        let target = g.apply("brighter", target, &[other, mri])?;
+        l1(g, "intensity", fused, target)
+    }
+
+    /// The mean distance of a fused image's edges to the stronger of its sources', pixel by pixel.
+    fn edge_distance(&self, g: &mut Graph, [fused, mri, other]: [NodeId; 3]) -> Result<NodeId, GraphError> {
+        let (edges_m, edges_o, edges_f) = (sobel_abs(g, mri)?, sobel_abs(g, other)?, sobel_abs(g, fused)?);
+        let gain = self.gradient_gain;
+        let target = Pointwise::build(|[a, b]| if gain == 1.0 { a.max(b) } else { a.max(b).affine(gain, 0.0) });
+        let target = g.apply("stronger", target, &[edges_o, edges_m])?;
+        l1(g, "edges", edges_f, target)
+    }
+}
+
+/// What the parts of a fusion loss weigh and are held to; the default is stage II's of the reference (`Fusionloss`).
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct FusionLossConfig {
     /// Of the distance to the brighter source, pixel by pixel.
@@ -162,13 +208,22 @@ pub struct FusionLossConfig {
     pub gradient: f32,
     /// Of what the structural similarity lacks to 1.
     pub ssim: f32,
-    /// Whether flat pixels, where rounding makes a variance negative, take the other image's structure.
+    /// Whether flat pixels, where rounding makes a variance negative, take the other image's structure; stage II only.
     pub nan_switch: bool,
+    /// What the fused image is held to.
+    pub target: FusionTarget,
 }
 
 impl Default for FusionLossConfig {
     fn default() -> Self {
-        Self { intensity: 1.5, gradient: 1.0, ssim: 0.5, nan_switch: true }
+        Self { intensity: 1.5, gradient: 1.0, ssim: 0.5, nan_switch: true, target: FusionTarget::default() }
+    }
+}
+
+impl FusionLossConfig {
+    /// LKC-FUNet's of the reference (`losses/DMFNet_loss.py`): every part counts alike.
+    pub fn lkc() -> Self {
+        Self { intensity: 1.0, gradient: 1.0, ssim: 1.0, ..Self::default() }
     }
 }
 
@@ -187,19 +242,6 @@ pub struct FusionLoss {
     pub ssim: NodeId,
 }
 
-/// The mean distance of a fused image to the brighter of its sources, pixel by pixel.
-fn intensity_distance(g: &mut Graph, fused: NodeId, mri: NodeId, other: NodeId) -> Result<NodeId, GraphError> {
-    let brighter = g.apply("brighter", Pointwise::build(|[a, b]| a.max(b)), &[other, mri])?;
-    l1(g, "intensity", fused, brighter)
-}
-
-/// The mean distance of a fused image's edges to the stronger of its sources', pixel by pixel.
-fn edge_distance(g: &mut Graph, fused: NodeId, mri: NodeId, other: NodeId) -> Result<NodeId, GraphError> {
-    let (edges_m, edges_o, edges_f) = (sobel_abs(g, mri)?, sobel_abs(g, other)?, sobel_abs(g, fused)?);
-    let stronger = g.apply("stronger", Pointwise::build(|[a, b]| a.max(b)), &[edges_o, edges_m])?;
-    l1(g, "edges", edges_f, stronger)
-}
-
 /// Stage II's loss: images `[n, 1, h, w]` in [-1, 1].
 ///
 /// # Errors
@@ -211,9 +253,9 @@ pub fn fusion_loss(
     mri: NodeId,
     other: NodeId,
 ) -> Result<FusionLoss, GraphError> {
-    let distance = intensity_distance(g, fused, mri, other)?;
+    let distance = cfg.target.intensity_distance(g, [fused, mri, other])?;
     let intensity = g.apply("intensity", Pointwise::build(|[x]| x.affine(cfg.intensity, 0.0)), &[distance])?;
-    let edges = edge_distance(g, fused, mri, other)?;
+    let edges = cfg.target.edge_distance(g, [fused, mri, other])?;
     let ssim = structure_ssim(g, fused, mri, other, cfg.nan_switch)?;
     let weighted = Pointwise::build(|[edges, ssim]| edges.affine(cfg.gradient, 0.0) + ssim.affine(-cfg.ssim, cfg.ssim));
     let gradient = g.apply("gradient", weighted, &[edges, ssim])?;
@@ -234,25 +276,69 @@ pub struct LkcLoss {
     pub ssim: NodeId,
 }
 
-/// The loss that LKC-FUNet is trained with (`losses/DMFNet_loss.py` of its repository): images `[n, 1, h, w]`. `weights`,
-/// one each in the reference, are those of intensity, gradient and similarity in the total.
+/// The loss that LKC-FUNet is trained with (`losses/DMFNet_loss.py` of its repository): images `[n, 1, h, w]`.
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ.
 pub fn lkc_loss(
     g: &mut Graph,
-    weights: [f32; 3],
+    cfg: &FusionLossConfig,
     fused: NodeId,
     mri: NodeId,
     other: NodeId,
 ) -> Result<LkcLoss, GraphError> {
-    let intensity = intensity_distance(g, fused, mri, other)?;
-    let gradient = edge_distance(g, fused, mri, other)?;
+    let intensity = cfg.target.intensity_distance(g, [fused, mri, other])?;
+    let gradient = cfg.target.edge_distance(g, [fused, mri, other])?;
     let (like_m, like_o) = (ssim(g, mri, fused)?, ssim(g, other, fused)?);
     let lack = Pointwise::build(|[m, o]| m.affine(-0.5, 0.5) + o.affine(-0.5, 0.5));
     let ssim = g.apply("ssim", lack, &[like_m, like_o])?;
-    let [of_i, of_g, of_s] = weights;
+    let FusionLossConfig { intensity: of_i, gradient: of_g, ssim: of_s, .. } = *cfg;
     let sum = Pointwise::build(|[i, g, s]| i.affine(of_i, 0.0) + g.affine(of_g, 0.0) + s.affine(of_s, 0.0));
     let total = g.apply("total", sum, &[intensity, gradient, ssim])?;
     Ok(LkcLoss { total, intensity, gradient, ssim })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::ops::testing::random;
+
+    /// Intensity and gradient of LKC-FUNet's loss for three images of 6 x 5 pixels.
+    fn parts(target: FusionTarget, images: &[Vec<f32>; 3]) -> [f32; 2] {
+        let mut g = Graph::new();
+        let names = ["fused", "mri", "other"];
+        let [fused, mri, other] = names.map(|name| g.input(name, Shape::new(1, 1, 6, 5)));
+        let cfg = FusionLossConfig { target, ..FusionLossConfig::lkc() };
+        let loss = lkc_loss(&mut g, &cfg, fused, mri, other).unwrap();
+        let executable = Device::Cpu.compile(&g, &[loss.intensity, loss.gradient], &constants()).unwrap();
+        let inputs: Vec<_> = names.iter().zip(images).map(|(name, image)| (*name, image.as_slice())).collect();
+        let parts = executable.run(&inputs).unwrap();
+        [parts[0][0], parts[1][0]]
+    }
+
+    #[test]
+    fn overlap_adds_the_darker_image_above_black_up_to_white_and_gain_scales_the_edges() {
+        for [black, white] in [[-1.0, 1.0], [0.0, 1.0]] {
+            let level = |v: f32| black + (white - black) * (0.5 * v + 0.5);
+            let mut images = [1, 2, 3].map(|seed| random(30, seed).into_iter().map(level).collect::<Vec<f32>>());
+            images[1][14] = white;
+            let target = FusionTarget { overlap: 0.3, gradient_gain: 1.0, range: [black, white] };
+            let [fused, mri, other] = &images;
+            let distance = |i: usize| {
+                let held_to = mri[i].max(other[i]) + 0.3 * (mri[i].min(other[i]) - black);
+                (fused[i] - held_to.min(white)).abs() / 30.0
+            };
+            let expected: f32 = (0..30).map(distance).sum();
+            let [intensity, edges] = parts(target, &images);
+            assert!((intensity - expected).abs() < 1e-5, "{intensity} {expected}");
+            let plain = parts(FusionTarget { range: [black, white], ..FusionTarget::default() }, &images);
+            assert!((plain[0] - intensity).abs() > 1e-2 && plain[1] == edges);
+
+            // An image of zeros has no edges, also to the zeros beyond its border: the distance is the target itself.
+            images[0] = vec![0.0; 30];
+            let of = |gain| parts(FusionTarget { gradient_gain: gain, ..target }, &images)[1];
+            assert!((of(1.5) - 1.5 * of(1.0)).abs() < 1e-5 * of(1.0).max(1.0), "{} {}", of(1.5), of(1.0));
+        }
+    }
 }

@@ -15,6 +15,7 @@ use crate::imaging::{Channels, FusionPair, Image, Samples, contact_sheet};
 use crate::metrics::{Grey, Metrics, evaluate};
 use crate::models::fusing::PairFuser;
 use crate::tensor::{Shape, Tensor};
+use crate::weights::Weights;
 
 /// What is trained: the parts of a run in which the stages differ.
 pub trait Task {
@@ -119,6 +120,8 @@ pub struct RunConfig {
     pub update: Update,
     /// Seed of the first weights.
     pub seed: u64,
+    /// The first weights of a new run, in place of those drawn by the seed.
+    pub init: Option<Weights>,
     /// Steps between checkpoints, 0 for the end only.
     pub checkpoint_every: u64,
     /// Steps between samples, 0 for none.
@@ -194,6 +197,9 @@ pub enum TrainError {
     /// The folder holds no run to go on with.
     #[error("{} holds no run to go on with: there is no {CHECKPOINT} in it", .0.display())]
     NothingToResume(PathBuf),
+    /// The weights to begin with are of another network.
+    #[error("the weights to begin with have no {0} of the size that is trained: they are of another network")]
+    Init(String),
     /// The run has done more than it is to do.
     #[error("the run has done {done} steps already: it cannot end after {steps}")]
     Shorter {
@@ -300,11 +306,7 @@ impl<'a> Run<'a> {
             }
             (true, false) => return Err(TrainError::NothingToResume(config.out.clone())),
             (false, true) => return Err(TrainError::Exists(config.out.clone())),
-            (false, false) => {
-                let mut first = config.update.first_rows(task.first_weights(&layout, config.seed));
-                first.extend(assigned.iter().map(|(name, shape)| (name.clone(), init::statistic(name, *shape))));
-                (first, 0, 0.0)
-            }
+            (false, false) => (first_rows(task, config, &layout, &assigned)?, 0, 0.0),
         };
         let step = TrainStep::new(device, &graph, &layout, config.update.clone(), &rows, task.frozen())?;
         let now = Instant::now();
@@ -403,6 +405,32 @@ impl<'a> Run<'a> {
         weights.extend(self.statistics()?);
         Ok(weights)
     }
+}
+
+/// The state of a run before its first step: given weights or drawn ones, the optimiser's means and the assigned weights.
+fn first_rows(
+    task: &dyn Task,
+    config: &RunConfig,
+    layout: &Layout,
+    assigned: &[(String, Shape)],
+) -> Result<BTreeMap<String, Tensor>, TrainError> {
+    let drawn = assigned.iter().map(|(name, shape)| (name.clone(), init::statistic(name, *shape)));
+    let Some(given) = &config.init else {
+        let mut rows = config.update.first_rows(task.first_weights(layout, config.seed));
+        rows.extend(drawn);
+        return Ok(rows);
+    };
+    let other = |error| match error {
+        RunError::MissingWeight(name) => TrainError::Init(name),
+        source => TrainError::Run { step: 0, source },
+    };
+    let mut rows = config.update.first_rows(layout.row(given).map_err(other)?);
+    for (name, fresh) in drawn {
+        let fits = |t: &&Tensor| t.data().len() == fresh.data().len();
+        let found = given.get(&name).filter(fits).ok_or_else(|| TrainError::Init(name.clone()))?;
+        rows.insert(name, Tensor::new(fresh.dims(), found.data().to_vec()));
+    }
+    Ok(rows)
 }
 
 /// Means over the batches of a step; the norm of the gradient is the last one's, which is the sum's.

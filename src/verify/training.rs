@@ -61,6 +61,7 @@ fn run_fusion_loss(case: &Case, device: &Device, suffix: &str, nan_switch: bool)
         gradient: config.number("alpha")?,
         ssim: weight,
         nan_switch,
+        ..FusionLossConfig::default()
     };
     let mut network = Network { params: constants(), ..Network::default() };
     let (fused, other, mri) = (network.input(case, "fused")?, network.input(case, "vis")?, network.input(case, "ir")?);
@@ -79,7 +80,7 @@ fn run_lkc_loss(case: &Case, device: &Device) -> Result<Results, CaseError> {
     let mut network = Network { params: constants(), ..Network::default() };
     let fused = network.input(case, "fused")?;
     let (mri, other) = (network.input(case, "mri")?, network.input(case, "other")?);
-    let loss = lkc_loss(&mut network.graph, [1.0; 3], fused, mri, other)?;
+    let loss = lkc_loss(&mut network.graph, &FusionLossConfig::lkc(), fused, mri, other)?;
     let parts = [("total", loss.total), ("loss_in", loss.intensity), ("loss_grad", loss.gradient)];
     run_parts(&mut network, case, device, fused, &[&parts[..], &[("loss_ssim", loss.ssim)]].concat(), "")
 }
@@ -209,7 +210,7 @@ pub(super) fn run_lkc(case: &Case, device: &Device) -> Result<Results, CaseError
     let weights = weights(case, 1)?.swap_remove(0);
     let config = LkcConfig::from_weights(&weights, Config(&case.config["net"]).count("norm_groups")?)?;
     let (shape, _) = case.nchw("in.mri.step0")?;
-    let loss = lkc::loss_graph(&config, [1.0; 3], 0.0, shape.n(), shape.h())?;
+    let loss = lkc::loss_graph(&config, &FusionLossConfig::lkc(), 0.0, shape.n(), shape.h())?;
     let prediction = loss.graph.marks().iter().find(|(name, _)| name == "model.final_conv").map(|(_, id)| *id);
     let inputs = |step: usize| {
         let of = |name: &str| Ok((name.to_owned(), case.f32(&format!("in.{name}.step{step}"))?.1.to_vec()));

@@ -1,5 +1,7 @@
 //! What `medfuse train` says before a run begins.
 
+use medfuse::weights::Weights;
+
 use super::{Lab, medfuse};
 
 #[test]
@@ -193,6 +195,19 @@ fn an_lkc_funet_resumes_with_its_running_statistics_and_fuses() {
     let loss = |line: &str| line.split(',').nth(2).expect("a loss").parse::<f64>().expect("a number");
     let losses: Vec<f64> = log.lines().skip(1).map(loss).collect();
     assert!(losses.len() == 4 && losses[3] < 0.9 * losses[0], "{losses:?}");
+    let first = lab.text("whole/lkc-funet.safetensors");
+    train("tuned", "1", &["--lr", "1e-9", "--init", &first]).ok();
+    let before = Weights::load(&first).expect("weights");
+    let after = Weights::load(lab.text("tuned/lkc-funet.safetensors")).expect("weights");
+    let of = |weights: &Weights, name: &str| weights.get(name).expect("a tensor").data().to_vec();
+    let near = |name| of(&before, name).iter().zip(of(&after, name)).all(|(a, b)| (a - b).abs() < 1e-6);
+    assert!(near("model.init_conv.weight") && !near("model.IN_conv.0.running_var"));
+    std::fs::write(lab.path("wide.toml"), "[net]\ninner_channel = 4\nnorm_groups = 2\n[data]\nval_pairs = 1\n")
+        .expect("written");
+    let wide = lab.text("wide.toml");
+    let pairs = ["MRI", "PET", "other"].map(|name| lab.text(name));
+    let args = ["train", "lkc-funet", "--mri", &pairs[0], "--other", &pairs[1], "-o", &pairs[2], "--device", "cpu"];
+    medfuse(&[&args[..], &["--config", &wide, "--init", &first]].concat()).fails_with(&["are of another network"]);
     let [mri, pet, out, weights] =
         ["MRI/phantom_0001.png", "PET/phantom_0001.png", "f.png", "whole"].map(|name| lab.text(name));
     let fuse = |more: &[&str]| medfuse(&[&["fuse", &mri, &pet, "-o", &out, "--device", "cpu"], more].concat());
