@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::{ModelError, check_model_json, check_names, parse_json, read_model_json, weights_file};
 use super::fusing::{PairFuser, PlanCache};
 use super::fusion_head::{channel_attention, mean_and_max};
-use super::layers::{act, add, batch_norm, conv, conv_without_bias, group_norm};
+use super::layers::{NORM_EPS, act, add, batch_norm, conv, conv_without_bias, group_norm};
 use super::unet::{BlockKind, DropoutSeed, downsample, norm_act_conv, resnet_block, upsample};
 use crate::device::Device;
 use crate::graph::{Graph, GraphError, NodeId};
@@ -17,7 +17,7 @@ use crate::ops::activation::Activation;
 use crate::ops::conv2d::ConvSpec;
 use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce::GlobalAvgPool;
-use crate::tensor::Shape;
+use crate::tensor::{Shape, Tensor};
 use crate::weights::Weights;
 
 /// Side of the kernel between the first convolution and the first level (`IN_conv`).
@@ -122,9 +122,17 @@ impl LkcConfig {
 pub enum Mode {
     /// Batch norms use their running statistics.
     Inference,
+    /// The same without those batch norms that a model on a device has in the convolutions before them.
+    Folded,
     /// Batch norms use the batch's statistics and move the running ones (weights that the graph assigns). With a seed
     /// there is dropout in the dense blocks, and whole branches of the others are dropped with the same probability.
     Training(Option<DropoutSeed>),
+}
+
+impl Mode {
+    fn is_training(self) -> bool {
+        matches!(self, Self::Training(_))
+    }
 }
 
 /// Writes the network: `img_cat` is the other image and the MRI `[n, 2, h, w]`, the result the fused image `[n, 1, h, w]`.
@@ -132,13 +140,13 @@ pub enum Mode {
 /// # Errors
 /// [`GraphError`] if height or width is not a multiple of [`LkcConfig::multiple`] or the groups do not divide the channels.
 pub fn lkc_funet(g: &mut Graph, cfg: &LkcConfig, img_cat: NodeId, mode: Mode) -> Built {
-    let (training, dropout) = match mode {
-        Mode::Inference => (false, None),
-        Mode::Training(dropout) => (true, dropout),
+    let dropout = match mode {
+        Mode::Inference | Mode::Folded => None,
+        Mode::Training(dropout) => dropout,
     };
     g.scope("model", |g| {
         let drop_path = dropout.map(|dropout| Ok((ones(g, img_cat)?, dropout))).transpose()?;
-        let builder = Builder { cfg, training, dropout, drop_path };
+        let builder = Builder { cfg, mode, dropout, drop_path };
         let mut skips = Vec::new();
         let mut x = builder.encoder(g, img_cat, &mut skips)?;
         for name in ["mid.0", "mid.1"] {
@@ -192,17 +200,16 @@ pub fn replk_block(g: &mut Graph, x: NodeId, kernel: usize, drop_path: Option<Dr
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ or `x` has fewer than eight channels.
-pub fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, training: bool) -> Built {
+pub fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, mode: Mode) -> Built {
     let channels = g.shape(x).c();
     let both = g.scope("multi", |g| {
         let by_channel = g.scope("local", |g| channel_attention(g, x))?;
         let by_place = g.scope("global_", |g| {
             let both = mean_and_max(g, skip)?;
-            let h = conv(g, "proj.0", both, 1, ConvSpec::same(1))?;
-            batch_norm(g, "proj.1", h, training)
+            conv_batch_norm(g, ["proj.0", "proj.1"], both, 1, mode)
         })?;
         let sum = add(g, by_channel, by_place)?;
-        batch_norm(g, "bn", sum, training)
+        batch_norm(g, "bn", sum, mode.is_training())
     })?;
     let paths = conv(g, "selection", both, 2, ConvSpec::same(1))?;
     let [of_x, of_skip] = [0, 1].map(|path| g.slice("paths", paths, path, 1));
@@ -214,10 +221,15 @@ pub fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, training: 
         x.clone() * skip.clone().act(Activation::Sigmoid) + skip * x.act(Activation::Sigmoid)
     });
     let h = g.apply("interaction", interaction, &[of_x?, of_skip?, x, skip])?;
-    let h = conv(g, "proj", h, channels, ConvSpec::same(1))?;
-    let h = batch_norm(g, "bn", h, training)?;
+    let h = conv_batch_norm(g, ["proj", "bn"], h, channels, mode)?;
     let h = g.apply("weighted", Pointwise::build(|[h, x]| h.act(Activation::Sigmoid) * x), &[h, x])?;
     conv(g, "conv_block.0", h, 2 * channels, ConvSpec::same(1))
+}
+
+/// A convolution of kernel 1 and a batch norm, named `names`.
+fn conv_batch_norm(g: &mut Graph, names: [&str; 2], x: NodeId, channels: usize, mode: Mode) -> Built {
+    let h = conv(g, names[0], x, channels, ConvSpec::same(1))?;
+    if mode == Mode::Folded { Ok(h) } else { batch_norm(g, names[1], h, mode.is_training()) }
 }
 
 /// A module under the scope `name`, its result marked.
@@ -227,7 +239,7 @@ fn layer(g: &mut Graph, name: &str, build: impl FnOnce(&mut Graph) -> Built) -> 
 
 struct Builder<'a> {
     cfg: &'a LkcConfig,
-    training: bool,
+    mode: Mode,
     dropout: Option<DropoutSeed>,
     drop_path: Option<DropPath>,
 }
@@ -254,7 +266,7 @@ impl Builder<'_> {
         let first = layer(g, "init_conv", |g| conv(g, "", x, cfg.inner_channel, ConvSpec::same(3)))?;
         skips.push(first);
         let mut x = layer(g, "IN_conv", |g| {
-            let h = batch_norm(g, "0", first, self.training)?;
+            let h = batch_norm(g, "0", first, self.mode.is_training())?;
             let h = act(g, h, Activation::Relu)?;
             let h = self.dropout.map_or(Ok(h), |dropout| dropout.apply(g, "2", h))?;
             conv(g, "3", h, cfg.channels(), ConvSpec::same(IN_KERNEL))
@@ -282,7 +294,7 @@ impl Builder<'_> {
         for level in (0..cfg.levels()).rev() {
             let kernel = cfg.conv_sizes[level];
             let skip = skips.pop().expect("a skip for each level and the first convolution's");
-            x = layer(g, &next(), |g| multi_scale_gated_attn(g, x, skip, self.training))?;
+            x = layer(g, &next(), |g| multi_scale_gated_attn(g, x, skip, self.mode))?;
             x = self.dense(g, &next(), x, kernel)?;
             for _ in 1..cfg.res_blocks + usize::from(level > 0) {
                 x = self.large_kernel(g, &next(), x, kernel)?;
@@ -327,6 +339,15 @@ impl Default for LkcFile {
     }
 }
 
+impl LkcFile {
+    /// The text of a `model.json` that errors call `name`.
+    fn parse(text: &str, name: &str) -> Result<Self, ModelError> {
+        let file: Self = parse_json(text, name)?;
+        check_model_json(name, &file.model, "lkc-funet", file.norm_groups)?;
+        Ok(file)
+    }
+}
+
 /// LKC-FUNet with its weights.
 #[derive(Clone, Debug)]
 pub struct LkcFunet {
@@ -336,6 +357,8 @@ pub struct LkcFunet {
     pub range: ValueRange,
     /// Its weights, keys `model.*`.
     pub weights: Weights,
+    /// Whether batch norms are in the weights.
+    mode: Mode,
 }
 
 impl LkcFunet {
@@ -345,11 +368,7 @@ impl LkcFunet {
     /// [`ModelError`] if a file is missing, unreadable or of another architecture, or a weight is not finite.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self, ModelError> {
         let folder = folder.as_ref();
-        let file = read_model_json(folder, |text, name| {
-            let file: LkcFile = parse_json(text, name)?;
-            check_model_json(name, &file.model, "lkc-funet", file.norm_groups)?;
-            Ok(file)
-        })?;
+        let file = read_model_json(folder, LkcFile::parse)?;
         Self::new(Weights::load(weights_file(folder, "lkc-funet", "lkc-funet")?)?, &file)
     }
 
@@ -366,7 +385,7 @@ impl LkcFunet {
         }
         weights.retain(|name| !name.ends_with(".num_batches_tracked"));
         weights.check_finite()?;
-        let model = Self { config, range: file.range, weights };
+        let model = Self { config, range: file.range, weights, mode: Mode::Inference };
         let side = model.config.multiple();
         check_names(&model.weights, &model.graph(side, side)?.0, |_| true, &[])?;
         Ok(model)
@@ -379,8 +398,43 @@ impl LkcFunet {
     pub fn graph(&self, height: usize, width: usize) -> Result<(Graph, NodeId), GraphError> {
         let mut g = Graph::new();
         let img_cat = g.input("img_cat", Shape::new(1, self.config.in_channel, height, width));
-        let fused = lkc_funet(&mut g, &self.config, img_cat, Mode::Inference)?;
+        let fused = lkc_funet(&mut g, &self.config, img_cat, self.mode)?;
         Ok((g, fused))
+    }
+
+    /// The same model with the batch norms that follow a convolution in that convolution's weights: for each of its
+    /// channels `weight * gamma / sqrt(var + eps)` and `(bias - mean) * gamma / sqrt(var + eps) + beta`.
+    ///
+    /// The others stay: one is after a sum, one reads a tensor that a skip reads too.
+    fn fold(mut self) -> Self {
+        let gate = |name: &str| name.strip_suffix("selection.weight").map(str::to_owned);
+        let gates: Vec<String> = self.weights.names().filter_map(gate).collect();
+        for gate in gates {
+            for (conv, norm) in [("multi.global_.proj.0", "multi.global_.proj.1"), ("proj", "bn")] {
+                self.fold_pair(&format!("{gate}{conv}"), &format!("{gate}{norm}"));
+            }
+        }
+        self.mode = Mode::Folded;
+        self
+    }
+
+    fn fold_pair(&mut self, conv: &str, norm: &str) {
+        let of = |layer: &str, name: &str| {
+            let tensor = self.weights.get(&format!("{layer}.{name}"));
+            tensor.expect("names are checked when a model is made").clone()
+        };
+        let [gamma, beta, mean, variance] =
+            ["weight", "bias", "running_mean", "running_var"].map(|name| of(norm, name));
+        let scale = gamma.data().iter().zip(variance.data()).map(|(g, v)| g / (v + NORM_EPS).sqrt());
+        let scale: Vec<f32> = scale.collect();
+        let (weight, bias) = (of(conv, "weight"), of(conv, "bias"));
+        let rows = weight.data().chunks(weight.data().len() / scale.len()).zip(&scale);
+        let folded = rows.flat_map(|(row, s)| row.iter().map(move |w| w * s)).collect();
+        let shifted = (0..scale.len()).map(|c| (bias.data()[c] - mean.data()[c]) * scale[c] + beta.data()[c]).collect();
+        self.weights.insert(format!("{conv}.weight"), Tensor::new(weight.dims(), folded));
+        self.weights.insert(format!("{conv}.bias"), Tensor::new(bias.dims(), shifted));
+        let prefix = format!("{norm}.");
+        self.weights.retain(|name| !name.starts_with(&prefix));
     }
 }
 
@@ -395,7 +449,7 @@ pub struct LkcFuser {
 impl LkcFuser {
     /// A fuser of `model` on `device`.
     pub fn new(model: LkcFunet, device: Device) -> Self {
-        Self { model, device, plans: PlanCache::default() }
+        Self { model: model.fold(), device, plans: PlanCache::default() }
     }
 }
 
@@ -422,7 +476,6 @@ mod tests {
     use super::*;
     use crate::imaging::{Channels, Samples};
     use crate::ops::testing::{gpu, random, relative_l2};
-    use crate::tensor::Tensor;
 
     /// A network of 8 channels, with kernels of its own.
     fn tiny() -> LkcConfig {
@@ -485,6 +538,22 @@ mod tests {
         refused(&weights, "not an LKC-FUNet: model.mid.0");
         weights.retain(|_| false);
         refused(&weights, "model.init_conv.weight is missing");
+    }
+
+    #[test]
+    fn folded_batch_norms_change_nothing_but_rounding() {
+        let file = LkcFile { norm_groups: 2, ..LkcFile::default() };
+        let plain = LkcFunet::new(weights(&tiny()), &file).unwrap();
+        let folded = plain.clone().fold();
+        assert_eq!(plain.weights.names().count() - folded.weights.names().count(), 2 * 2 * 4);
+        let images = random(2 * 8 * 8, 1);
+        let of = |model: &LkcFunet| {
+            let (g, fused) = model.graph(8, 8).unwrap();
+            let executable = Device::Cpu.compile(&g, &[fused], &model.weights).unwrap();
+            executable.run(&[("img_cat", &images)]).unwrap().swap_remove(0)
+        };
+        let error = relative_l2(&of(&folded), &of(&plain));
+        assert!(error < 1e-5, "{error}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::network::{Network, Results};
 use crate::device::Device;
 use crate::graph::{Kind, NodeId};
 use crate::models::fusion_head::{attention_block, head_block, three_att_block};
-use crate::models::lkc_funet::{multi_scale_gated_attn, replk_block};
+use crate::models::lkc_funet::{Mode, multi_scale_gated_attn, replk_block};
 use crate::models::unet::{
     BlockKind, downsample, feature_wise_affine, noise_level_mlp, resnet_block, self_attention, upsample,
 };
@@ -308,7 +308,8 @@ impl Block<'_> {
 
     fn multi_scale_gated_attn(&mut self) -> Built {
         let (x, skip) = (self.input("x")?, self.input("g")?);
-        let y = multi_scale_gated_attn(&mut self.network.graph, x, skip, self.case.train)?;
+        let mode = if self.case.train { Mode::Training(None) } else { Mode::Inference };
+        let y = multi_scale_gated_attn(&mut self.network.graph, x, skip, mode)?;
         let moved = self.network.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign));
         self.network.outputs.extend(moved.map(|node| (format!("after.{}", node.name), node.inputs[0])));
         Ok(y)
