@@ -1,38 +1,8 @@
-// The mean over channels. An invocation computes one pixel of one item.
+// The mean over channels.
+//#use planes
+//#use channels
 
-struct Params {
-    x_offset: u32,
-    x_batch_stride: u32,
-    out_offset: u32,
-    out_batch_stride: u32,
-    batch: u32,
-    channels: u32,
-    plane: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;
-
-// One pixel of four channels.
-fn load4(at: u32) -> vec4<f32> {
-    return vec4(x[at], x[at + p.plane], x[at + 2u * p.plane], x[at + 3u * p.plane]);
-}
-
-@compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let blocks = (p.plane + 63u) / 64u;
-    let index = group.y * groups.x + group.x;
-    let item = index / blocks;
-    let pixel = (index % blocks) * 64u + lane;
-    if item >= p.batch || pixel >= p.plane {
-        return;
-    }
-    let source = p.x_offset + item * p.x_batch_stride + pixel;
+fn compute(source: u32, to: u32) {
     // Eight sums side by side: less rounding, and llvmpipe ends every loop after 65,535 rounds.
     var a = vec4(0.0);
     var b = vec4(0.0);
@@ -45,6 +15,5 @@ fn main(
     for (; c < p.channels; c++) {
         a.x += x[source + c * p.plane];
     }
-    let total = dot(a + b, vec4(1.0));
-    out[p.out_offset + item * p.out_batch_stride + pixel] = total / f32(p.channels);
+    out[to] = dot(a + b, vec4(1.0)) / f32(p.channels);
 }

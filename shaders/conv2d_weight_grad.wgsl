@@ -4,6 +4,7 @@
 // In the parameters the result is the gradient by the result, the weight that by the weight, `depth` the pixels of a
 // chunk and `rows` the number of chunks.
 //#use conv2d
+//#use lanes
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
@@ -129,15 +130,9 @@ fn element(
         let pixel = pixel_of(i);
         sum = fma(read_dy(pixel, oc), seen(pixel, tap), sum);
     }
-    xs[lane] = sum;
-    for (var half = 32u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            xs[lane] += xs[lane + half];
-        }
-    }
+    let all = total(lane, vec2(sum, 0.0)).x;
     if lane == 0u {
-        partial[chunk * p.out_channels * item + at] = xs[0];
+        partial[chunk * p.out_channels * item + at] = all;
     }
 }
 

@@ -1,5 +1,6 @@
 // A linear layer: act(weight * x + bias). A workgroup computes one output feature of one item.
 //#use activation
+//#use lanes
 
 struct Params {
     x_offset: u32,
@@ -19,8 +20,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> weight: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
-
-var<workgroup> parts: array<f32, 64>;
 
 fn activated(v: f32) -> f32 {
 //@body
@@ -44,15 +43,8 @@ fn main(
     for (var i = lane; i < p.in_features; i += 64u) {
         sum = fma(weight[row + i], x[source + i], sum);
     }
-    parts[lane] = sum;
-    for (var half = 32u; half > 0u; half >>= 1u) {
-        workgroupBarrier();
-        if lane < half {
-            parts[lane] += parts[lane + half];
-        }
-    }
+    var value = total(lane, vec2(sum, 0.0)).x;
     if lane == 0u {
-        var value = parts[0];
         if p.has_bias == 1u {
             value += bias[p.bias_offset + feature];
         }

@@ -32,13 +32,12 @@ fn doubled(inputs: &[Shape]) -> Result<Shape, String> {
     }
 }
 
-fn dispatch(file: &'static str, tile: [usize; 2], inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-    let x = inputs[0].shape;
-    let params = Params::new().slot(&inputs[0]).slot(&output).u(x.n()).u(x.c()).u(x.h()).u(x.w());
-    let [rows, columns] = tile;
-    let tiles = output.shape.h().div_ceil(rows) * output.shape.w().div_ceil(columns);
-    let binds = vec![Bind::Input(0), Bind::Output];
-    vec![Dispatch::folded(Kernel::new(file), params, binds, x.n() * x.c() * tiles)]
+/// Launches a kernel whose workgroups write tiles of the result; `small` is the smaller tensor.
+fn dispatch(file: &'static str, tile: [usize; 2], small: Shape, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+    let Shape([n, c, h, w]) = small;
+    let params = Params::new().slot(&inputs[0]).slot(&output).u(n).u(c).u(h).u(w);
+    let tiles = output.shape.h().div_ceil(tile[0]) * output.shape.w().div_ceil(tile[1]);
+    vec![Dispatch::folded(Kernel::new(file), params, vec![Bind::Input(0), Bind::Output], n * c * tiles)]
 }
 
 impl Op for UpsampleNearest2 {
@@ -76,7 +75,7 @@ impl Op for UpsampleNearest2 {
     }
 
     fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        dispatch("upsample_nearest2", [8, 128], inputs, output)
+        dispatch("upsample_nearest2", [8, 128], inputs[0].shape, inputs, output)
     }
 }
 
@@ -128,7 +127,7 @@ impl Op for UpsampleBilinear2 {
     }
 
     fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        dispatch("upsample_bilinear2", [8, 64], inputs, output)
+        dispatch("upsample_bilinear2", [8, 64], inputs[0].shape, inputs, output)
     }
 }
 
@@ -186,12 +185,7 @@ impl Op for UpsampleBilinear2Grad {
     }
 
     fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let dx = output.shape;
-        let params = Params::new().slot(&inputs[0]).slot(&output).u(dx.n()).u(dx.c()).u(dx.h()).u(dx.w());
-        let tiles = dx.h().div_ceil(8) * dx.w().div_ceil(64);
-        let binds = vec![Bind::Input(0), Bind::Output];
-        let kernel = Kernel::new("upsample_bilinear2_grad");
-        vec![Dispatch::folded(kernel, params, binds, dx.n() * dx.c() * tiles)]
+        dispatch("upsample_bilinear2_grad", [8, 64], output.shape, inputs, output)
     }
 }
 
