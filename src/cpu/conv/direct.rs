@@ -1,10 +1,8 @@
 //! Few output channels to a group (depthwise convolutions, a single output channel): multiply-adds on rows of pixels.
 
-use super::Conv;
-use super::epilogue::Output;
+use super::Run;
 use super::scratch::Scratch;
-use super::source::{Source, split_phases};
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -14,34 +12,14 @@ const VECTORS: usize = 4;
 const PIXELS: usize = 4096;
 
 /// Runs a convolution with its weights as they are.
-pub(super) fn run(arch: Arch, conv: &Conv, source: &Source, out: &Output) {
-    arch.dispatch(Run { conv, source, out });
-}
-
-#[derive(Clone, Copy)]
-struct Run<'a> {
-    conv: &'a Conv<'a>,
-    source: &'a Source<'a>,
-    out: &'a Output<'a>,
-}
-
-impl WithSimd for Run<'_> {
-    type Output = ();
-
-    fn with_simd<S: Simd>(self, simd: S) {
-        let [n, oc, height, width] = self.out.shape.0;
-        let rows = (PIXELS / width.max(1)).clamp(1, height);
-        let bands = height.div_ceil(rows);
-        (0..n * oc * bands).into_par_iter().for_each(|task| {
-            let (band, plane) = (task % bands, task / bands);
-            simd.vectorize(Task {
-                run: self,
-                n: plane / oc,
-                oc: plane % oc,
-                rows: band * rows..height.min((band + 1) * rows),
-            });
-        });
-    }
+pub(super) fn run<S: Simd>(simd: S, run: Run) {
+    let [n, oc, height, width] = run.out.shape.0;
+    let rows = (PIXELS / width.max(1)).clamp(1, height);
+    let bands = height.div_ceil(rows);
+    (0..n * oc * bands).into_par_iter().for_each(|task| {
+        let (band, plane) = (task % bands, task / bands);
+        simd.vectorize(Task { run, n: plane / oc, oc: plane % oc, rows: band * rows..height.min((band + 1) * rows) });
+    });
 }
 
 /// Some rows of one output channel.
@@ -68,10 +46,8 @@ impl WithSimd for Task<'_> {
         let phase_len = padded_width + (kw - 1) * spec.dilation[1] / spec.stride[1] + 1;
         let row_len = phase_len * spec.stride[1];
         let staged_rows = (self.rows.len() - 1) * spec.stride[0] + (kh - 1) * spec.dilation[0] + 1;
-        let mut sums = Scratch::take(self.rows.len() * padded_width);
-        let sums = &mut *sums;
-        let mut staged = Scratch::take(staged_rows * row_len);
-        let staged = &mut *staged;
+        let sums = &mut *Scratch::take(self.rows.len() * padded_width);
+        let staged = &mut *Scratch::take(staged_rows * row_len);
         sums.fill(0.0);
         for ic in 0..group_in {
             self.stage(simd, group * group_in + ic, staged, row_len);
@@ -96,19 +72,11 @@ impl Task<'_> {
     #[inline(always)]
     fn stage<S: Simd>(&self, simd: S, c: usize, staged: &mut [f32], row_len: usize) {
         let spec = self.run.conv.spec;
-        let stride = spec.stride[1];
         let first = (self.rows.start * spec.stride[0]) as isize - spec.padding[0] as isize;
         let column = -(spec.padding[1] as isize);
-        let mut row = Scratch::take(row_len);
         for (y, out) in staged.chunks_exact_mut(row_len).enumerate() {
             let from = [first + y as isize, column];
-            let source = self.run.source;
-            if stride == 1 {
-                source.fill(simd, [self.n, c], from, out, row_len);
-            } else {
-                source.fill(simd, [self.n, c], from, &mut row, row_len);
-                split_phases(&row, stride, out);
-            }
+            self.run.source.fill_phases(simd, [self.n, c], from, spec.stride[1], out, row_len);
         }
     }
 

@@ -7,16 +7,15 @@
 //! half, its imaginary unit carried out as signs in one factor: `(re, im)` rows for the real, `(im, -re)` for the
 //! imaginary part of the other. Both factors come in *pieces* of the sum, [`PIECE`] complex terms each.
 
-use super::epilogue::Output;
 use super::fft::{POINTS, SIZE, bring_near, fill_part, points, tile_len, transform, transform_back};
 use super::microkernel::{OC_BLOCK, Product};
 use super::scratch::Scratch;
 use super::source::{Source, side_by_side};
 use super::weight_grad::panels;
 use super::winograd::{load, store};
-use super::{Conv, ConvSpec};
+use super::{Conv, ConvSpec, Run};
 use crate::tensor::Shape;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -157,8 +156,7 @@ impl WithSimd for PointProducts<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Products { blocks, columns, .. } = self.products;
-        for (first, vectors) in panels(columns / S::F32_LANES) {
-            let (first, width) = (first * S::F32_LANES, vectors * S::F32_LANES);
+        for (first, width) in panels::<S>(columns) {
             for piece in 0..self.products.pieces() {
                 let depth = 2 * self.products.piece(piece).len();
                 let b = piece * self.products.columns_len() + 2 * PIECE * (POINTS * first + self.point * width);
@@ -167,7 +165,7 @@ impl WithSimd for PointProducts<'_> {
                     simd.vectorize(Product {
                         a: &self.rows[a + block * 2 * PIECE * OC_BLOCK..][..depth * OC_BLOCK],
                         b: &self.columns[b..][..depth * width],
-                        vectors,
+                        vectors: width / S::F32_LANES,
                         c: &mut self.sums[block * OC_BLOCK * columns + first..],
                         c_stride: columns,
                         accumulate: self.accumulate || piece > 0,
@@ -179,62 +177,43 @@ impl WithSimd for PointProducts<'_> {
 }
 
 /// Runs a convolution, whose weights are as they were given.
-pub(super) fn run(arch: Arch, conv: &Conv, source: &Source, out: &Output) {
-    arch.dispatch(Run { conv, source, out });
-}
-
-#[derive(Clone, Copy)]
-struct Run<'a> {
-    conv: &'a Conv<'a>,
-    source: &'a Source<'a>,
-    out: &'a Output<'a>,
-}
-
-impl WithSimd for Run<'_> {
-    type Output = ();
-
-    fn with_simd<S: Simd>(self, simd: S) {
-        let [oc, ic, ..] = self.conv.weight_shape.0;
-        let tiling = Tiling::new(self.conv.spec, self.out.shape);
-        let fitting = HELD / (POINTS * ic * OC_BLOCK);
-        let chunks = tiling.pairs().div_ceil(fitting.max(1));
-        // Rows are the slots of pairs, two a pair.
-        let blocks = (2 * tiling.pairs().div_ceil(chunks)).div_ceil(COMPLEX_BLOCK);
-        let products = Products { terms: ic, blocks, columns: oc.next_multiple_of(S::F32_LANES) };
-        let mut kernels = Scratch::take(products.pieces() * products.columns_len());
-        let kernels = &mut *kernels;
-        kernels.par_chunks_exact_mut(products.columns_len()).enumerate().for_each(|(piece, kernels)| {
-            let mut rest = kernels;
-            let mut tasks = Vec::new();
-            for (first, vectors) in panels(products.columns / S::F32_LANES) {
-                let width = vectors * S::F32_LANES;
-                let (kernels, after) = rest.split_at_mut(2 * PIECE * POINTS * width);
-                tasks.push((first * S::F32_LANES, width, kernels));
-                rest = after;
-            }
-            tasks.into_par_iter().for_each(|(first, width, kernels)| {
-                simd.vectorize(Kernels { conv: self.conv, channels: products.piece(piece), first, width, kernels });
-            });
-        });
-        let mut inputs = Scratch::take(products.pieces() * products.rows_len());
-        let inputs = &mut *inputs;
-        let mut sums = Scratch::take(products.sums_len());
-        let sums = &mut *sums;
-        for first in (0..tiling.pairs()).step_by(blocks * COMPLEX_BLOCK / 2) {
-            let pairs = first..tiling.pairs().min(first + blocks * COMPLEX_BLOCK / 2);
-            inputs.par_chunks_exact_mut(products.rows_len()).enumerate().for_each(|(piece, inputs)| {
-                let channels = products.piece(piece);
-                simd.vectorize(Inputs { run: self, tiling, products, pairs: pairs.clone(), channels, inputs });
-            });
-            products.run(simd, inputs, kernels, sums, false);
-            let sums = &*sums;
-            let vectors = products.columns / S::F32_LANES;
-            (0..pairs.len() * vectors).into_par_iter().for_each(|task| {
-                let (place, column) = (task / vectors, task % vectors * S::F32_LANES);
-                let pair = pairs.start + place;
-                simd.vectorize(Outputs { run: self, tiling, products, pair, place, column, sums });
-            });
+pub(super) fn run<S: Simd>(simd: S, run: Run) {
+    let [oc, ic, ..] = run.conv.weight_shape.0;
+    let tiling = Tiling::new(run.conv.spec, run.out.shape);
+    let fitting = HELD / (POINTS * ic * OC_BLOCK);
+    let chunks = tiling.pairs().div_ceil(fitting.max(1));
+    // Rows are the slots of pairs, two a pair.
+    let blocks = (2 * tiling.pairs().div_ceil(chunks)).div_ceil(COMPLEX_BLOCK);
+    let products = Products { terms: ic, blocks, columns: oc.next_multiple_of(S::F32_LANES) };
+    let kernels = &mut *Scratch::take(products.pieces() * products.columns_len());
+    kernels.par_chunks_exact_mut(products.columns_len()).enumerate().for_each(|(piece, kernels)| {
+        let mut rest = kernels;
+        let mut tasks = Vec::new();
+        for (first, width) in panels::<S>(products.columns) {
+            let (kernels, after) = rest.split_at_mut(2 * PIECE * POINTS * width);
+            tasks.push((first, width, kernels));
+            rest = after;
         }
+        tasks.into_par_iter().for_each(|(first, width, kernels)| {
+            simd.vectorize(Kernels { conv: run.conv, channels: products.piece(piece), first, width, kernels });
+        });
+    });
+    let inputs = &mut *Scratch::take(products.pieces() * products.rows_len());
+    let sums = &mut *Scratch::take(products.sums_len());
+    for first in (0..tiling.pairs()).step_by(blocks * COMPLEX_BLOCK / 2) {
+        let pairs = first..tiling.pairs().min(first + blocks * COMPLEX_BLOCK / 2);
+        inputs.par_chunks_exact_mut(products.rows_len()).enumerate().for_each(|(piece, inputs)| {
+            let channels = products.piece(piece);
+            simd.vectorize(Inputs { run, tiling, products, pairs: pairs.clone(), channels, inputs });
+        });
+        products.run(simd, inputs, kernels, sums, false);
+        let sums = &*sums;
+        let vectors = products.columns / S::F32_LANES;
+        (0..pairs.len() * vectors).into_par_iter().for_each(|task| {
+            let (place, column) = (task / vectors, task % vectors * S::F32_LANES);
+            let pair = pairs.start + place;
+            simd.vectorize(Outputs { run, tiling, products, pair, place, column, sums });
+        });
     }
 }
 

@@ -8,9 +8,8 @@ use super::fft_conv::{COMPLEX_BLOCK, PIECE, Products, Tiling};
 use super::microkernel::OC_BLOCK;
 use super::scratch::Scratch;
 use super::source::Source;
-use super::weight_grad::panels;
+use super::weight_grad::{Run, panels};
 use super::winograd::{load, store};
-use crate::cpu::view::View;
 use crate::tensor::Shape;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -20,60 +19,46 @@ use std::ops::Range;
 const HELD: usize = 32 << 20;
 
 /// The gradient by the weight of a convolution that this algorithm supports.
-#[derive(Clone, Copy)]
-pub(super) struct Run<'a> {
-    pub(super) spec: &'a ConvSpec,
-    pub(super) source: &'a Source<'a>,
-    pub(super) dy: View<'a>,
-    pub(super) weight: Shape,
-}
-
-impl WithSimd for Run<'_> {
-    type Output = Vec<f32>;
-
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let [oc, ic, ..] = self.weight.0;
-        let tiling = Tiling::new(self.spec, self.dy.shape);
-        let blocks = oc.div_ceil(COMPLEX_BLOCK);
-        let columns = ic.next_multiple_of(S::F32_LANES);
-        let all = Products { terms: 2 * tiling.pairs(), blocks, columns };
-        let fitting = (HELD / (all.rows_len() + all.columns_len())).max(1);
-        let mut sums = Scratch::take(all.sums_len());
-        let sums = &mut *sums;
-        for first in (0..all.pieces()).step_by(fitting) {
-            let pieces = first..all.pieces().min(first + fitting);
-            let start = first * PIECE;
-            let products = Products { terms: all.terms.min(pieces.end * PIECE) - start, ..all };
-            let mut rows = Scratch::take(products.pieces() * products.rows_len());
-            let mut inputs = Scratch::take(products.pieces() * products.columns_len());
-            let (rows, inputs) = (&mut *rows, &mut *inputs);
-            let pairs = |piece: usize| {
-                let terms = products.piece(piece);
-                (start + terms.start) / 2..(start + terms.end) / 2
-            };
-            rayon::join(
-                || {
-                    let tasks = rows.par_chunks_exact_mut(products.rows_len()).enumerate();
-                    tasks.for_each(|(piece, rows)| {
-                        simd.vectorize(Rows { run: self, tiling, blocks, pairs: pairs(piece), rows });
-                    });
-                },
-                || {
-                    let tasks = inputs.par_chunks_exact_mut(products.columns_len()).enumerate();
-                    tasks.for_each(|(piece, inputs)| {
-                        simd.vectorize(Columns { run: self, tiling, columns, pairs: pairs(piece), inputs });
-                    });
-                },
-            );
-            products.run(simd, rows, inputs, sums, first > 0);
-        }
-        let sums = &*sums;
-        let mut grad = vec![0.0; self.weight.numel()];
-        grad.par_chunks_mut(2 * self.weight.item()).enumerate().for_each(|(pair, grad)| {
-            simd.vectorize(TransformBack { weight: self.weight, products: all, pair, sums, grad });
-        });
-        grad
+pub(super) fn run<S: Simd>(simd: S, run: Run) -> Vec<f32> {
+    let [oc, ic, ..] = run.weight.0;
+    let tiling = Tiling::new(run.spec, run.dy.shape);
+    let blocks = oc.div_ceil(COMPLEX_BLOCK);
+    let columns = ic.next_multiple_of(S::F32_LANES);
+    let all = Products { terms: 2 * tiling.pairs(), blocks, columns };
+    let fitting = (HELD / (all.rows_len() + all.columns_len())).max(1);
+    let sums = &mut *Scratch::take(all.sums_len());
+    for first in (0..all.pieces()).step_by(fitting) {
+        let pieces = first..all.pieces().min(first + fitting);
+        let start = first * PIECE;
+        let products = Products { terms: all.terms.min(pieces.end * PIECE) - start, ..all };
+        let rows = &mut *Scratch::take(products.pieces() * products.rows_len());
+        let inputs = &mut *Scratch::take(products.pieces() * products.columns_len());
+        let pairs = |piece: usize| {
+            let terms = products.piece(piece);
+            (start + terms.start) / 2..(start + terms.end) / 2
+        };
+        rayon::join(
+            || {
+                let tasks = rows.par_chunks_exact_mut(products.rows_len()).enumerate();
+                tasks.for_each(|(piece, rows)| {
+                    simd.vectorize(Rows { run, tiling, blocks, pairs: pairs(piece), rows });
+                });
+            },
+            || {
+                let tasks = inputs.par_chunks_exact_mut(products.columns_len()).enumerate();
+                tasks.for_each(|(piece, inputs)| {
+                    simd.vectorize(Columns { run, tiling, columns, pairs: pairs(piece), inputs });
+                });
+            },
+        );
+        products.run(simd, rows, inputs, sums, first > 0);
     }
+    let sums = &*sums;
+    let mut grad = vec![0.0; run.weight.numel()];
+    grad.par_chunks_mut(2 * run.weight.item()).enumerate().for_each(|(pair, grad)| {
+        simd.vectorize(TransformBack { weight: run.weight, products: all, pair, sums, grad });
+    });
+    grad
 }
 
 /// The conjugate spectra of the gradient in some pairs of tiles, as rows of the products.
@@ -161,8 +146,7 @@ impl WithSimd for Columns<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let lanes = S::F32_LANES;
         let mut tile = Scratch::take(tile_len(lanes));
-        for (first, vectors) in panels(self.columns / lanes) {
-            let (first, width) = (first * lanes, vectors * lanes);
+        for (first, width) in panels::<S>(self.columns) {
             for at in (0..width).step_by(lanes) {
                 let channels = first + at..self.run.weight.c().min(first + at + lanes);
                 for (i, pair) in self.pairs.clone().enumerate() {

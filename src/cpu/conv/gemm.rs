@@ -1,12 +1,11 @@
 //! Any convolution as a matrix product: packed weights times input patches that are gathered a panel at a time.
 
-use super::epilogue::Output;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
-use super::source::{Source, copy, split_phases};
-use super::{Conv, ConvSpec};
+use super::source::copy;
+use super::{Conv, ConvSpec, Run};
 use crate::tensor::Shape;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -38,47 +37,32 @@ pub(super) fn pack_into(spec: &ConvSpec, shape: Shape, weight: &[f32], packed: &
 }
 
 /// Runs a convolution whose weights [`pack_into`] packed.
-pub(super) fn run(arch: Arch, conv: &Conv, source: &Source, out: &Output) {
-    arch.dispatch(Run { conv, source, out });
-}
-
-#[derive(Clone, Copy)]
-struct Run<'a> {
-    conv: &'a Conv<'a>,
-    source: &'a Source<'a>,
-    out: &'a Output<'a>,
-}
-
-impl WithSimd for Run<'_> {
-    type Output = ();
-
-    fn with_simd<S: Simd>(self, simd: S) {
-        let shape = self.out.shape;
-        let groups = self.conv.spec.groups;
-        let panel = PANEL_VECTORS * S::F32_LANES;
-        let panels = shape.plane().div_ceil(panel);
-        let blocks = (shape.c() / groups).div_ceil(OC_BLOCK);
-        // Enough tasks for all threads: first fewer panels to a task, then fewer output channels.
-        let wanted = 4 * rayon::current_num_threads();
-        let outer = shape.n() * groups;
-        let depth = self.conv.weight_shape.item().min(DEPTH);
-        let most = (GATHERED / (depth * panel)).clamp(1, panels);
-        let share = (panels * outer / wanted).clamp(1, most);
-        let parts = panels.div_ceil(share);
-        let slices = wanted.div_ceil(outer * parts).clamp(1, blocks.div_ceil(4));
-        (0..outer * parts * slices).into_par_iter().for_each(|task| {
-            let (slice, rest) = (task % slices, task / slices);
-            let (part, item) = (rest % parts, rest / parts);
-            let first = part * share * panel;
-            simd.vectorize(Task {
-                run: self,
-                n: item / groups,
-                group: item % groups,
-                pixels: first..shape.plane().min(first + share * panel),
-                blocks: slice * blocks / slices..(slice + 1) * blocks / slices,
-            });
+pub(super) fn run<S: Simd>(simd: S, run: Run) {
+    let shape = run.out.shape;
+    let groups = run.conv.spec.groups;
+    let panel = PANEL_VECTORS * S::F32_LANES;
+    let panels = shape.plane().div_ceil(panel);
+    let blocks = (shape.c() / groups).div_ceil(OC_BLOCK);
+    // Enough tasks for all threads: first fewer panels to a task, then fewer output channels.
+    let wanted = 4 * rayon::current_num_threads();
+    let outer = shape.n() * groups;
+    let depth = run.conv.weight_shape.item().min(DEPTH);
+    let most = (GATHERED / (depth * panel)).clamp(1, panels);
+    let share = (panels * outer / wanted).clamp(1, most);
+    let parts = panels.div_ceil(share);
+    let slices = wanted.div_ceil(outer * parts).clamp(1, blocks.div_ceil(4));
+    (0..outer * parts * slices).into_par_iter().for_each(|task| {
+        let (slice, rest) = (task % slices, task / slices);
+        let (part, item) = (rest % parts, rest / parts);
+        let first = part * share * panel;
+        simd.vectorize(Task {
+            run,
+            n: item / groups,
+            group: item % groups,
+            pixels: first..shape.plane().min(first + share * panel),
+            blocks: slice * blocks / slices..(slice + 1) * blocks / slices,
         });
-    }
+    });
 }
 
 /// Some output channels of some pixels.
@@ -105,10 +89,8 @@ impl WithSimd for Task<'_> {
         let group_oc = weight_shape.n() / spec.groups;
         let group_blocks = group_oc.div_ceil(OC_BLOCK);
         let rows = self.blocks.len() * OC_BLOCK;
-        let mut sums = Scratch::take(rows * width);
-        let sums = &mut *sums;
-        let mut panels = Scratch::take(step.min(weight_shape.c()) * taps * width);
-        let panels = &mut *panels;
+        let sums = &mut *Scratch::take(rows * width);
+        let panels = &mut *Scratch::take(step.min(weight_shape.c()) * taps * width);
         for first in (0..weight_shape.c()).step_by(step) {
             let channels = first..weight_shape.c().min(first + step);
             let k = channels.len() * taps;
@@ -226,18 +208,12 @@ impl Task<'_> {
         let phase_len = longest + (kw - 1) * dilation / stride + S::F32_LANES;
         let row_len = phase_len * stride;
         let mut staged = Scratch::take(segments.len() * kh * row_len);
-        let mut row = Scratch::take(row_len);
         for (i, c) in channels.enumerate() {
             for (j, staged) in staged.chunks_exact_mut(row_len).enumerate() {
                 let (segment, ky) = (&segments[j / kh], j % kh);
                 let from = [segment.corner[0] + (ky * spec.dilation[0]) as isize, segment.corner[1]];
                 let needed = (segment.len - 1) * stride + (kw - 1) * dilation + 1;
-                if stride == 1 {
-                    self.run.source.fill(simd, [self.n, c], from, staged, needed);
-                } else {
-                    self.run.source.fill(simd, [self.n, c], from, &mut row, needed);
-                    split_phases(&row, stride, staged);
-                }
+                self.run.source.fill_phases(simd, [self.n, c], from, stride, staged, needed);
             }
             for tap in 0..kh * kw {
                 let (ky, shift) = (tap / kw, tap % kw * dilation);

@@ -25,7 +25,7 @@ pub use weight_grad::{WeightGradAlgorithm, conv2d_weight_grad};
 use crate::cpu::view::{View, ViewMut};
 use crate::tensor::Shape;
 use epilogue::Output;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use source::Source;
 
 /// What lies beyond the edges of a convolution's input.
@@ -174,12 +174,7 @@ impl Algorithm {
         conv.epilogue.check(shape);
         let source = Source::new(conv.spec, conv.x);
         let out = Output::new(out, conv.epilogue);
-        match self {
-            Self::Winograd => winograd::run(arch, conv, &source, &out),
-            Self::Fft => fft_conv::run(arch, conv, &source, &out),
-            Self::Gemm => gemm::run(arch, conv, &source, &out),
-            Self::Direct => direct::run(arch, conv, &source, &out),
-        }
+        arch.dispatch(Run { algorithm: self, conv, source: &source, out: &out });
     }
 }
 
@@ -196,6 +191,28 @@ pub struct Conv<'a> {
     pub weight_shape: Shape,
     /// What follows the sum of products.
     pub epilogue: &'a Epilogue<'a>,
+}
+
+/// A convolution by an algorithm: its operands, input and output as tasks see them.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    algorithm: Algorithm,
+    conv: &'a Conv<'a>,
+    source: &'a Source<'a>,
+    out: &'a Output<'a>,
+}
+
+impl WithSimd for Run<'_> {
+    type Output = ();
+
+    fn with_simd<S: Simd>(self, simd: S) {
+        match self.algorithm {
+            Algorithm::Winograd => winograd::run(simd, self),
+            Algorithm::Fft => fft_conv::run(simd, self),
+            Algorithm::Gemm => gemm::run(simd, self),
+            Algorithm::Direct => direct::run(simd, self),
+        }
+    }
 }
 
 /// Elements of the packed form of a weight `[oc, ic / groups, kh, kw]` for an input of this shape.

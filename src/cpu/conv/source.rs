@@ -1,5 +1,6 @@
 //! The input as the kernel sees it: upsampled and padded, a piece of a row at a time.
 
+use super::scratch::Scratch;
 use super::{ConvSpec, PaddingMode};
 use crate::cpu::view::View;
 use pulp::Simd;
@@ -79,6 +80,25 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// [`fill`](Self::fill), the pixels sorted by the remainder of their columns modulo `stride`: see [`split_phases`].
+    #[inline(always)]
+    pub(super) fn fill_phases<S: Simd>(
+        &self,
+        simd: S,
+        place: [usize; 2],
+        from: [isize; 2],
+        stride: usize,
+        out: &mut [f32],
+        len: usize,
+    ) {
+        if stride == 1 {
+            return self.fill(simd, place, from, out, len);
+        }
+        let mut row = Scratch::take(out.len());
+        self.fill(simd, place, from, &mut row, len);
+        split_phases(&row, stride, out);
+    }
+
     /// Fills `out` with `len` pixels of padding, from `column` on.
     #[inline(always)]
     fn fill_beyond<S: Simd>(&self, simd: S, pixels: &[f32], column: isize, out: &mut [f32], len: usize) {
@@ -153,7 +173,7 @@ fn enlarge(pixels: &[f32], first: usize, out: &mut [f32]) {
 /// Sorts a row by the remainder of its columns modulo `stride`: every `stride`-th value, one phase after the other.
 /// What a tap of a strided convolution reads then lies together. `out` is as long as the whole phases that it takes.
 #[inline(always)]
-pub(super) fn split_phases(row: &[f32], stride: usize, out: &mut [f32]) {
+fn split_phases(row: &[f32], stride: usize, out: &mut [f32]) {
     let len = out.len() / stride;
     if stride == 2 {
         // Written apart, since this form vectorises.

@@ -9,7 +9,7 @@ use super::fft_conv;
 use super::fft_grad;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
-use super::source::{Source, side_by_side, split_phases};
+use super::source::{Source, side_by_side};
 use super::winograd_grad;
 use crate::cpu::view::View;
 use crate::tensor::Shape;
@@ -68,12 +68,29 @@ impl WeightGradAlgorithm {
 
     /// [`conv2d_weight_grad`] by this algorithm on the given instruction set.
     fn run(self, arch: Arch, spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
-        let source = &Source::new(spec, x);
-        match self {
-            Self::Winograd => arch.dispatch(winograd_grad::Run { spec, source, dy, weight }),
-            Self::Fft => arch.dispatch(fft_grad::Run { spec, source, dy, weight }),
-            Self::Gemm => arch.dispatch(Run { spec, source, dy, weight }),
-            Self::Direct => arch.dispatch(Few { spec, source, dy, weight }),
+        arch.dispatch(Run { algorithm: self, spec, source: &Source::new(spec, x), dy, weight })
+    }
+}
+
+/// The gradient by the weight by an algorithm.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    algorithm: WeightGradAlgorithm,
+    pub(super) spec: &'a ConvSpec,
+    pub(super) source: &'a Source<'a>,
+    pub(super) dy: View<'a>,
+    pub(super) weight: Shape,
+}
+
+impl WithSimd for Run<'_> {
+    type Output = Vec<f32>;
+
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        match self.algorithm {
+            WeightGradAlgorithm::Winograd => winograd_grad::run(simd, self),
+            WeightGradAlgorithm::Fft => fft_grad::run(simd, self),
+            WeightGradAlgorithm::Gemm => by_products(simd, self),
+            WeightGradAlgorithm::Direct => by_sums(simd, self),
         }
     }
 }
@@ -85,57 +102,46 @@ pub(super) fn parts(units: usize, len: usize) -> usize {
     if most.is_power_of_two() { most } else { most.next_power_of_two() / 2 }
 }
 
-/// Panels of columns, as even as can be: the first vector of each, and how many there are.
+/// Panels of `columns` columns, which are whole vectors, as even as can be: the first column of each and how many.
 #[inline(always)]
-pub(super) fn panels(vectors: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn panels<S: Simd>(columns: usize) -> impl Iterator<Item = (usize, usize)> {
+    let vectors = columns / S::F32_LANES;
     let panels = vectors.div_ceil(PANEL_VECTORS);
-    (0..panels).map(move |i| (i * vectors / panels, (i + 1) * vectors / panels - i * vectors / panels))
+    let start = move |panel: usize| panel * vectors / panels * S::F32_LANES;
+    (0..panels).map(move |i| (start(i), start(i + 1) - start(i)))
 }
 
 /// By products of matrices.
-#[derive(Clone, Copy)]
-struct Run<'a> {
-    spec: &'a ConvSpec,
-    source: &'a Source<'a>,
-    dy: View<'a>,
-    weight: Shape,
-}
-
-impl WithSimd for Run<'_> {
-    type Output = Vec<f32>;
-
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let layout = Layout::new::<S>(&self);
-        let [group_oc, groups] = [self.weight.n() / self.spec.groups, self.spec.groups];
-        let block_len = OC_BLOCK * layout.taps * layout.columns;
-        let group_len = group_oc.div_ceil(OC_BLOCK) * block_len;
-        let units = self.dy.shape.n() * layout.bands;
-        let parts = parts(units, groups * group_len);
-        let mut sums = Scratch::take(parts * groups * group_len);
-        let sums = &mut *sums;
-        let tasks = sums.par_chunks_exact_mut(group_len).enumerate().flat_map(|(i, sums)| {
-            let slices = sums.par_chunks_mut(BLOCKS * block_len).enumerate();
-            slices.map(move |(slice, sums)| (i % groups, i / groups, slice * BLOCKS * OC_BLOCK, sums))
-        });
-        tasks.for_each(|(group, part, first_oc, sums)| {
-            let units = part * units / parts..(part + 1) * units / parts;
-            simd.vectorize(Task { run: self, layout: &layout, units, group, first_oc, sums });
-        });
-        let sums = &*sums;
-        let [_, ic, kh, kw] = self.weight.0;
-        let mut grad = vec![0.0; self.weight.numel()];
-        grad.par_chunks_exact_mut(ic * kh * kw).enumerate().for_each(|(oc, grad)| {
-            let (group, o) = (oc / group_oc, oc % group_oc);
-            let row = group * group_len + o / OC_BLOCK * block_len + o % OC_BLOCK * layout.columns;
-            for part in sums.chunks_exact(groups * group_len) {
-                for tap in 0..layout.taps {
-                    let row = &part[row + tap * OC_BLOCK * layout.columns..];
-                    grad[tap..].iter_mut().step_by(layout.taps).zip(row).for_each(|(sum, v)| *sum += v);
-                }
+fn by_products<S: Simd>(simd: S, run: Run) -> Vec<f32> {
+    let layout = Layout::new::<S>(&run);
+    let [group_oc, groups] = [run.weight.n() / run.spec.groups, run.spec.groups];
+    let block_len = OC_BLOCK * layout.taps * layout.columns;
+    let group_len = group_oc.div_ceil(OC_BLOCK) * block_len;
+    let units = run.dy.shape.n() * layout.bands;
+    let parts = parts(units, groups * group_len);
+    let sums = &mut *Scratch::take(parts * groups * group_len);
+    let tasks = sums.par_chunks_exact_mut(group_len).enumerate().flat_map(|(i, sums)| {
+        let slices = sums.par_chunks_mut(BLOCKS * block_len).enumerate();
+        slices.map(move |(slice, sums)| (i % groups, i / groups, slice * BLOCKS * OC_BLOCK, sums))
+    });
+    tasks.for_each(|(group, part, first_oc, sums)| {
+        let units = part * units / parts..(part + 1) * units / parts;
+        simd.vectorize(Task { run, layout: &layout, units, group, first_oc, sums });
+    });
+    let sums = &*sums;
+    let [_, ic, kh, kw] = run.weight.0;
+    let mut grad = vec![0.0; run.weight.numel()];
+    grad.par_chunks_exact_mut(ic * kh * kw).enumerate().for_each(|(oc, grad)| {
+        let (group, o) = (oc / group_oc, oc % group_oc);
+        let row = group * group_len + o / OC_BLOCK * block_len + o % OC_BLOCK * layout.columns;
+        for part in sums.chunks_exact(groups * group_len) {
+            for tap in 0..layout.taps {
+                let row = &part[row + tap * OC_BLOCK * layout.columns..];
+                grad[tap..].iter_mut().step_by(layout.taps).zip(row).for_each(|(sum, v)| *sum += v);
             }
-        });
-        grad
-    }
+        }
+    });
+    grad
 }
 
 /// How input and gradient are laid out for the products.
@@ -206,10 +212,8 @@ impl WithSimd for Task<'_> {
         let Layout { columns, taps, phases, phase_len, row_len, .. } = *self.layout;
         let block_len = OC_BLOCK * taps * columns;
         let [_, _, height, width] = self.run.dy.shape.0;
-        let mut staged = Scratch::take(phases[0] * phases[1] * phase_len * columns);
-        let staged = &mut *staged;
-        let mut grads = Scratch::take(self.sums.len() / block_len * self.layout.rows * row_len * OC_BLOCK);
-        let grads = &mut *grads;
+        let staged = &mut *Scratch::take(phases[0] * phases[1] * phase_len * columns);
+        let grads = &mut *Scratch::take(self.sums.len() / block_len * self.layout.rows * row_len * OC_BLOCK);
         // What lies between the rows stays zero. Columns and output channels beyond the last one may hold anything.
         grads.fill(0.0);
         self.sums.fill(0.0);
@@ -233,8 +237,7 @@ impl Task<'_> {
         let Layout { columns, taps, phases, phase_len, row_len, .. } = *self.layout;
         let Run { spec, .. } = self.run;
         let band_len = self.layout.rows * row_len * OC_BLOCK;
-        for (first, vectors) in panels(columns / S::F32_LANES) {
-            let (first, width) = (first * S::F32_LANES, vectors * S::F32_LANES);
+        for (first, width) in panels::<S>(columns) {
             let panel = &staged[phases[0] * phases[1] * phase_len * first..];
             for tap in 0..taps {
                 let place = [tap / self.layout.kernel[1], tap % self.layout.kernel[1]];
@@ -247,7 +250,7 @@ impl Task<'_> {
                     simd.vectorize(Product {
                         a: &grads[pixels.start * OC_BLOCK..pixels.end * OC_BLOCK],
                         b,
-                        vectors,
+                        vectors: width / S::F32_LANES,
                         c: &mut sums[tap * OC_BLOCK * columns + first..],
                         c_stride: columns,
                         accumulate: true,
@@ -266,10 +269,8 @@ impl Task<'_> {
         let [down, across] = spec.stride;
         let lines = rows.len() + phase_len / row_len - self.layout.rows;
         let len = row_len * across;
-        let mut row = Scratch::take(len);
         let mut staged_rows = Scratch::take(4 * len);
-        for (first, vectors) in panels(columns / S::F32_LANES) {
-            let (first, width) = (first * S::F32_LANES, vectors * S::F32_LANES);
+        for (first, width) in panels::<S>(columns) {
             let panel = &mut staged[phases[0] * phases[1] * phase_len * first..];
             let end = self.layout.channels.min(first + width);
             for column in (first..end).step_by(4) {
@@ -279,12 +280,7 @@ impl Task<'_> {
                         let (channel, shift) = self.place(column + i);
                         let from = [((rows.start + y) * down + phase + shift[0]) as isize, shift[1] as isize];
                         let from = [from[0] - spec.padding[0] as isize, from[1] - spec.padding[1] as isize];
-                        if across == 1 {
-                            source.fill(simd, [n, channel], from, staged, len);
-                        } else {
-                            source.fill(simd, [n, channel], from, &mut row, len);
-                            split_phases(&row, across, staged);
-                        }
+                        source.fill_phases(simd, [n, channel], from, across, staged, len);
                     }
                     for i in 0..phases[1] {
                         let at = (phase * phases[1] + i) * phase_len + y * row_len;
@@ -343,31 +339,19 @@ pub(super) fn four_rows<'a>(dy: &View<'a>, n: usize, [first, end]: [usize; 2], y
 }
 
 /// Weights of few channels a group: each kernel by sums of products of rows.
-#[derive(Clone, Copy)]
-struct Few<'a> {
-    spec: &'a ConvSpec,
-    source: &'a Source<'a>,
-    dy: View<'a>,
-    weight: Shape,
-}
-
-impl WithSimd for Few<'_> {
-    type Output = Vec<f32>;
-
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let mut grad = vec![0.0; self.weight.numel()];
-        let kernels = grad.par_chunks_exact_mut(self.weight.plane()).enumerate();
-        kernels.for_each(|(i, kernel)| {
-            let (oc, ic) = (i / self.weight.c(), i % self.weight.c());
-            simd.vectorize(Kernel { few: self, oc, ic, kernel });
-        });
-        grad
-    }
+fn by_sums<S: Simd>(simd: S, run: Run) -> Vec<f32> {
+    let mut grad = vec![0.0; run.weight.numel()];
+    let kernels = grad.par_chunks_exact_mut(run.weight.plane()).enumerate();
+    kernels.for_each(|(i, kernel)| {
+        let (oc, ic) = (i / run.weight.c(), i % run.weight.c());
+        simd.vectorize(Kernel { run, oc, ic, kernel });
+    });
+    grad
 }
 
 /// The gradient by one kernel.
 struct Kernel<'a> {
-    few: Few<'a>,
+    run: Run<'a>,
     oc: usize,
     ic: usize,
     kernel: &'a mut [f32],
@@ -378,14 +362,13 @@ impl WithSimd for Kernel<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Few { spec, source, dy, weight } = self.few;
+        let Run { spec, source, dy, weight, .. } = self.run;
         let [_, group_in, kh, kw] = weight.0;
         let channel = self.oc / (weight.n() / spec.groups) * group_in + self.ic;
         let [batch, _, height, width] = dy.shape.0;
         let (lanes, stride) = (S::F32_LANES, spec.stride[1]);
         let padded = width.next_multiple_of(lanes);
         let phase_len = padded + (kw - 1) * spec.dilation[1] / stride + 1;
-        let mut row = Scratch::take(phase_len * stride);
         let mut staged = Scratch::take(phase_len * stride);
         let mut grads = Scratch::take(padded);
         grads.fill(0.0);
@@ -399,12 +382,7 @@ impl WithSimd for Kernel<'_> {
                 for (ky, sums) in sums.chunks_exact_mut(kw).enumerate() {
                     let line = (y * spec.stride[0] + ky * spec.dilation[0]) as isize - spec.padding[0] as isize;
                     let from = [line, -(spec.padding[1] as isize)];
-                    if stride == 1 {
-                        source.fill(simd, [n, channel], from, &mut staged, phase_len);
-                    } else {
-                        source.fill(simd, [n, channel], from, &mut row, phase_len * stride);
-                        split_phases(&row, stride, &mut staged);
-                    }
+                    source.fill_phases(simd, [n, channel], from, stride, &mut staged, phase_len * stride);
                     for (kx, sum) in sums.iter_mut().enumerate() {
                         let shift = kx * spec.dilation[1];
                         let at = shift % stride * phase_len + shift / stride;

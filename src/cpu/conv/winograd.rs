@@ -7,7 +7,7 @@ use super::epilogue::Output;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
 use super::source::Source;
-use super::{Conv, ConvSpec};
+use super::{ConvSpec, Run};
 use crate::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -213,28 +213,13 @@ impl Tiling {
 }
 
 /// Runs a convolution whose weights [`pack_into`] packed.
-pub(super) fn run(arch: Arch, conv: &Conv, source: &Source, out: &Output) {
-    arch.dispatch(Run { conv, source, out });
-}
-
-#[derive(Clone, Copy)]
-struct Run<'a> {
-    conv: &'a Conv<'a>,
-    source: &'a Source<'a>,
-    out: &'a Output<'a>,
-}
-
-impl WithSimd for Run<'_> {
-    type Output = ();
-
-    fn with_simd<S: Simd>(self, simd: S) {
-        let tiling = Tiling::new(self.out.shape, self.conv.weight_shape.c(), S::F32_LANES);
-        let job = Job { simd, run: self, tiling, ic: self.conv.weight_shape.c(), oc: self.conv.weight_shape.n() };
-        if job.tiling.panels() >= 4 * rayon::current_num_threads() {
-            job.by_panels();
-        } else {
-            job.by_channels();
-        }
+pub(super) fn run<S: Simd>(simd: S, run: Run) {
+    let tiling = Tiling::new(run.out.shape, run.conv.weight_shape.c(), S::F32_LANES);
+    let job = Job { simd, run, tiling, ic: run.conv.weight_shape.c(), oc: run.conv.weight_shape.n() };
+    if job.tiling.panels() >= 4 * rayon::current_num_threads() {
+        job.by_panels();
+    } else {
+        job.by_channels();
     }
 }
 
@@ -251,8 +236,7 @@ impl<S: Simd> Job<'_, S> {
     fn by_panels(&self) {
         (0..self.tiling.panels()).into_par_iter().for_each(|panel| {
             let width = self.tiling.panel(panel).len() * S::F32_LANES;
-            let mut v = Scratch::take(POINTS * self.ic * width);
-            let v = &mut *v;
+            let v = &mut *Scratch::take(POINTS * self.ic * width);
             for first in (0..self.ic).step_by(IC_CHUNK) {
                 let channels = first..self.ic.min(first + IC_CHUNK);
                 let v = &mut v[POINTS * first * width..][..POINTS * channels.len() * width];
@@ -271,8 +255,7 @@ impl<S: Simd> Job<'_, S> {
         let widths: Vec<usize> =
             (0..self.tiling.panels()).map(|panel| self.tiling.panel(panel).len() * S::F32_LANES).collect();
         let total: usize = widths.iter().sum();
-        let mut v = Scratch::take(POINTS * self.ic * total);
-        let v = &mut *v;
+        let v = &mut *Scratch::take(POINTS * self.ic * total);
         let mut pieces = Vec::new();
         let mut rest = &mut *v;
         for (panel, width) in widths.iter().enumerate() {
@@ -317,8 +300,7 @@ impl<S: Simd> Job<'_, S> {
         let blocks = (self.oc - first).min(OC_CHUNK).div_ceil(OC_BLOCK);
         let channels = blocks * OC_BLOCK;
         let u = &self.run.conv.packed[first * self.ic * POINTS..][..channels * self.ic * POINTS];
-        let mut m = Scratch::take(POINTS * channels * width);
-        let m = &mut *m;
+        let m = &mut *Scratch::take(POINTS * channels * width);
         for (point, m) in m.chunks_exact_mut(channels * width).enumerate() {
             for start in (0..self.ic).step_by(piece) {
                 let len = piece.min(self.ic - start);
@@ -375,8 +357,7 @@ impl WithSimd for Transform<'_> {
         // The last vector reads two pixels more than the last tile needs.
         let staged_stride = columns + 2;
         let mut half = Aligned([[simd.splat_f32s(0.0); PATCH]; PATCH]);
-        let mut staged = Scratch::take(rows * staged_stride + lanes);
-        let staged = &mut *staged;
+        let staged = &mut *Scratch::take(rows * staged_stride + lanes);
         let mut corners = [(0, [0; 2]); PANEL_VECTORS];
         for (corner, group) in corners.iter_mut().zip(self.groups.clone()) {
             let [n, row, column] = self.tiling.corner(group);
@@ -479,8 +460,7 @@ impl WithSimd for TransformBack<'_> {
         let shape = self.out.shape;
         let vectors = self.tiling.vectors(lanes, stride);
         let mut half = Aligned([[simd.splat_f32s(0.0); PATCH]; TILE]);
-        let mut rows = Scratch::take(TILE * TILE * lanes);
-        let rows = &mut *rows;
+        let rows = &mut *Scratch::take(TILE * TILE * lanes);
         for (i, c) in self.channels.clone().enumerate() {
             for (g, group) in self.groups.clone().enumerate() {
                 let m = &self.m[i * width + g * lanes..];

@@ -7,10 +7,9 @@
 use super::ConvSpec;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
-use super::source::{Source, side_by_side};
-use super::weight_grad::{four_rows, panels, parts};
+use super::source::side_by_side;
+use super::weight_grad::{Run, four_rows, panels, parts};
 use super::winograd::{PATCH, POINTS, TILE, load, store, supports, times, transform_patch};
-use crate::cpu::view::View;
 use crate::tensor::Shape;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -30,15 +29,6 @@ pub(super) fn pays(spec: &ConvSpec, dy: Shape, weight: Shape) -> bool {
     let tiles = dy.n() * dy.h().div_ceil(TILE) * dy.w().div_ceil(TILE);
     let full = tiles * TILE * TILE <= 2 * dy.n() * dy.plane();
     supports(spec) && weight.c() >= 8 && weight.n() >= 8 && tiles >= 32 && full
-}
-
-/// The gradient by the weight of a convolution that this algorithm [`supports`].
-#[derive(Clone, Copy)]
-pub(super) struct Run<'a> {
-    pub(super) spec: &'a ConvSpec,
-    pub(super) source: &'a Source<'a>,
-    pub(super) dy: View<'a>,
-    pub(super) weight: Shape,
 }
 
 /// How tiles and channels are cut.
@@ -62,40 +52,36 @@ impl Layout {
     }
 }
 
-impl WithSimd for Run<'_> {
-    type Output = Vec<f32>;
-
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let [oc, ic, ..] = self.weight.0;
-        let columns = ic.next_multiple_of(S::F32_LANES);
-        let [across, down] = [self.dy.shape.w().div_ceil(TILE), self.dy.shape.h().div_ceil(TILE)];
-        let blocks = oc.div_ceil(OC_BLOCK);
-        let most = (TRANSFORMED / (POINTS * (columns + oc))).min(TILES);
-        let rows = (most / across).clamp(1, down);
-        let mut layout = Layout { columns, across, down, rows, bands: down.div_ceil(rows), blocks };
-        let units = self.dy.shape.n() * layout.bands;
-        let all = blocks * layout.block_len();
-        let tiles = self.dy.shape.n() * across * down;
-        let parts = parts(units.min((tiles / PART_TILES).max(1)), all);
-        layout.blocks = blocks.div_ceil((TASKS / parts).clamp(1, blocks.div_ceil(8)));
-        let mut sums = Scratch::take(parts * all);
-        let sums = &mut *sums;
-        let tasks = sums.par_chunks_exact_mut(all).enumerate().flat_map(|(part, sums)| {
-            let slices = sums.par_chunks_mut(layout.blocks * layout.block_len()).enumerate();
-            slices.map(move |(slice, sums)| (part, slice, sums))
-        });
-        tasks.for_each(|(part, slice, sums)| {
-            let units = part * units / parts..(part + 1) * units / parts;
-            simd.vectorize(Task { run: self, layout, units, first_oc: slice * layout.blocks * OC_BLOCK, sums });
-        });
-        let sums = &*sums;
-        let mut grad = vec![0.0; self.weight.numel()];
-        grad.par_chunks_mut(OC_BLOCK * ic * 9).enumerate().for_each(|(block, grad)| {
-            let block = block * layout.block_len();
-            simd.vectorize(TransformBack { parts: sums, part_len: all, block, columns, ic, grad });
-        });
-        grad
-    }
+/// The gradient by the weight of a convolution that this algorithm [`supports`].
+pub(super) fn run<S: Simd>(simd: S, run: Run) -> Vec<f32> {
+    let [oc, ic, ..] = run.weight.0;
+    let columns = ic.next_multiple_of(S::F32_LANES);
+    let [across, down] = [run.dy.shape.w().div_ceil(TILE), run.dy.shape.h().div_ceil(TILE)];
+    let blocks = oc.div_ceil(OC_BLOCK);
+    let most = (TRANSFORMED / (POINTS * (columns + oc))).min(TILES);
+    let rows = (most / across).clamp(1, down);
+    let mut layout = Layout { columns, across, down, rows, bands: down.div_ceil(rows), blocks };
+    let units = run.dy.shape.n() * layout.bands;
+    let all = blocks * layout.block_len();
+    let tiles = run.dy.shape.n() * across * down;
+    let parts = parts(units.min((tiles / PART_TILES).max(1)), all);
+    layout.blocks = blocks.div_ceil((TASKS / parts).clamp(1, blocks.div_ceil(8)));
+    let sums = &mut *Scratch::take(parts * all);
+    let tasks = sums.par_chunks_exact_mut(all).enumerate().flat_map(|(part, sums)| {
+        let slices = sums.par_chunks_mut(layout.blocks * layout.block_len()).enumerate();
+        slices.map(move |(slice, sums)| (part, slice, sums))
+    });
+    tasks.for_each(|(part, slice, sums)| {
+        let units = part * units / parts..(part + 1) * units / parts;
+        simd.vectorize(Task { run, layout, units, first_oc: slice * layout.blocks * OC_BLOCK, sums });
+    });
+    let sums = &*sums;
+    let mut grad = vec![0.0; run.weight.numel()];
+    grad.par_chunks_mut(OC_BLOCK * ic * 9).enumerate().for_each(|(block, grad)| {
+        let block = block * layout.block_len();
+        simd.vectorize(TransformBack { parts: sums, part_len: all, block, columns, ic, grad });
+    });
+    grad
 }
 
 /// The sums over some bands of tiles, for some output channels.
@@ -124,10 +110,8 @@ impl WithSimd for Task<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Layout { columns, across, down, rows, bands, .. } = self.layout;
         let blocks = self.sums.len() / self.layout.block_len();
-        let mut v = Scratch::take(POINTS * rows * across * columns);
-        let v = &mut *v;
-        let mut u = Scratch::take(blocks * POINTS * gradient_stride::<S>(rows * across));
-        let u = &mut *u;
+        let v = &mut *Scratch::take(POINTS * rows * across * columns);
+        let u = &mut *Scratch::take(blocks * POINTS * gradient_stride::<S>(rows * across));
         self.sums.fill(0.0);
         for unit in self.units.clone() {
             let first = unit % bands * rows;
@@ -156,8 +140,7 @@ impl Task<'_> {
         let len = (across + 1) * TILE;
         let mut rows = Scratch::take(4 * len);
         let mut staged = Scratch::take(lines * len * PANEL_VECTORS * S::F32_LANES);
-        for (first, vectors) in panels(self.layout.columns / S::F32_LANES) {
-            let (first, width) = (first * S::F32_LANES, vectors * S::F32_LANES);
+        for (first, width) in panels::<S>(self.layout.columns) {
             // Columns by their remainder modulo the tile's size: neighbouring tiles' values then are neighbours.
             let phase = (across + 1) * width;
             let end = self.run.weight.c().min(first + width);
@@ -249,15 +232,14 @@ impl Task<'_> {
     fn multiply<S: Simd>(&mut self, simd: S, band: Band, v: &[f32], u: &[f32]) {
         let stride = gradient_stride::<S>(self.layout.rows * self.layout.across);
         let block_len = self.layout.block_len();
-        for (first, vectors) in panels(self.layout.columns / S::F32_LANES) {
-            let (first, width) = (first * S::F32_LANES, vectors * S::F32_LANES);
+        for (first, width) in panels::<S>(self.layout.columns) {
             let v = &v[POINTS * band.tiles * first..];
             for (point, b) in v.chunks_exact(band.tiles * width).take(POINTS).enumerate() {
                 for (sums, u) in self.sums.chunks_exact_mut(block_len).zip(u.chunks_exact(POINTS * stride)) {
                     simd.vectorize(Product {
                         a: &u[point * stride..][..band.tiles * OC_BLOCK],
                         b,
-                        vectors,
+                        vectors: width / S::F32_LANES,
                         c: &mut sums[OC_BLOCK * (POINTS * first + point * width)..],
                         c_stride: width,
                         accumulate: true,
@@ -320,8 +302,7 @@ impl WithSimd for TransformBack<'_> {
         let lanes = S::F32_LANES;
         let zero = simd.splat_f32s(0.0);
         let mut taps = Scratch::take(9 * lanes);
-        for (first, vectors) in panels(self.columns / lanes) {
-            let (first, width) = (first * lanes, vectors * lanes);
+        for (first, width) in panels::<S>(self.columns) {
             for (o, grad) in self.grad.chunks_exact_mut(self.ic * 9).enumerate() {
                 for at in (0..width).step_by(lanes).filter(|at| first + at < self.ic) {
                     let mut sums = [[zero; PATCH]; PATCH];
