@@ -1,7 +1,5 @@
 //! The yardsticks as operations: what a device can do at most in multiply-adds and in memory traffic.
 
-use std::any::Any;
-
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -34,10 +32,6 @@ impl Op for PeakFma {
 
     fn macs(&self, _inputs: &[Shape], output: Shape) -> u64 {
         (output.numel() * PER_ROUND * self.rounds) as u64
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {
@@ -100,10 +94,6 @@ impl Op for PeakCopy {
             return Err("its elements must be a multiple of four".into());
         }
         Ok(shape)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {

@@ -1,7 +1,5 @@
 //! Adjoints of what moves pixels within a plane (strides, padding, nearest upsampling): parts of gradients.
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::conv2d::PaddingMode;
@@ -114,10 +112,6 @@ impl Op for Adjoint {
             (1.., Some(h), Some(w)) => Ok(Shape::new(x.n(), x.c(), h, w)),
             _ => Err(format!("{self:?} gives no tensor of this shape")),
         }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {

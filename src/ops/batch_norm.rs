@@ -1,7 +1,6 @@
 //! Batch normalisation (Ioffe and Szegedy 2015) with running statistics as networks in use apply it, or with the batch's
 //! own as training does.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -102,10 +101,6 @@ impl Op for BatchNorm {
             return Err(format!("all but x must have shape {channels}"));
         }
         Ok(x)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn absorb_consumer(&self, next: &dyn Op, _slot: usize, _shapes: &[Shape]) -> Option<Arc<dyn Op>> {

@@ -1,7 +1,5 @@
 //! Dropout (Srivastava et al. 2014) whose mask is a function of a seed, so that it is the same on every device.
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
@@ -83,10 +81,6 @@ impl Op for Dropout {
             [x, seed] if *seed == Shape::new(1, 2, 1, 1) => Ok(*x),
             _ => Err("it takes x and a seed of two numbers".into()),
         }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {

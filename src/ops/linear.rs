@@ -1,6 +1,5 @@
 //! Linear (fully connected) layers.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -71,10 +70,6 @@ impl Op for Linear {
 
     fn macs(&self, inputs: &[Shape], output: Shape) -> u64 {
         (inputs[0].c() * output.numel()) as u64
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn absorb_consumer(&self, next: &dyn Op, _slot: usize, _shapes: &[Shape]) -> Option<Arc<dyn Op>> {

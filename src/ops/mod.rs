@@ -81,7 +81,7 @@ pub type Gradients = Result<Vec<Option<NodeId>>, GraphError>;
 /// An operation of the graph.
 ///
 /// Its `Debug` form must show every attribute: two operations of equal `Debug` text on equal inputs are taken for one.
-pub trait Op: Debug + Send + Sync + 'static {
+pub trait Op: Any + Debug + Send + Sync {
     /// The field's name for it, such as `conv2d`.
     fn name(&self) -> &'static str;
 
@@ -105,9 +105,6 @@ pub trait Op: Debug + Send + Sync + 'static {
     fn cpu_algorithm(&self, _inputs: &[Shape]) -> &'static str {
         ""
     }
-
-    /// For downcasts in [`Op::absorb_consumer`] and [`Op::absorb_producer`].
-    fn as_any(&self) -> &dyn Any;
 
     /// This operation and its only consumer `next`, which reads it as input `slot`, in one; `shapes` are `next`'s
     /// input shapes. The inputs of the result are this operation's followed by `next`'s others.
@@ -153,4 +150,11 @@ pub trait Op: Debug + Send + Sync + 'static {
 
     /// The kernels that compute the result, in order. Scratch `i` is the `i`-th of [`Op::scratch`].
     fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch>;
+}
+
+impl dyn Op {
+    /// For downcasts in [`Op::absorb_consumer`] and [`Op::absorb_producer`].
+    pub fn as_any(&self) -> &dyn Any {
+        self
+    }
 }

@@ -1,6 +1,5 @@
 //! The encoding of a noise level as sines and cosines.
 
-use std::any::Any;
 use std::fmt::Write;
 
 use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
@@ -59,10 +58,6 @@ impl Op for PositionalEncoding {
         Ok(Shape::new(level.n(), self.dim, 1, 1))
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
         let name = gradient_name(g, at.inputs[0]);
         let grad = PositionalEncodingGrad { encoding: *self };
@@ -107,10 +102,6 @@ impl Op for PositionalEncodingGrad {
             [y, dy] if y == dy && *y == Shape::new(y.n(), self.encoding.dim, 1, 1) => Ok(Shape::new(y.n(), 1, 1, 1)),
             _ => Err("it takes an encoding and the gradient by it".into()),
         }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {

@@ -1,7 +1,5 @@
 //! Reductions: mean and maximum over channels, mean over planes.
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::pointwise::Pointwise;
@@ -84,10 +82,6 @@ impl Op for ChannelMean {
         over_channels(inputs)
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
         spread(g, at, g.shape(at.inputs[0]).c())
     }
@@ -120,10 +114,6 @@ impl Op for ChannelMax {
 
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
         over_channels(inputs)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
@@ -166,10 +156,6 @@ impl Op for ChannelMaxGrad {
             [x, y, dy] if over_channels(&[*x])? == *y && y == dy => Ok(*x),
             _ => Err("it takes x, its maxima and the gradient by them".into()),
         }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
@@ -216,10 +202,6 @@ impl Op for GlobalAvgPool {
 
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
         single(inputs).map(|x| Shape::new(x.n(), x.c(), 1, 1))
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {

@@ -1,7 +1,5 @@
 //! Sums over any of batch, channels and pixels.
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::pointwise::Pointwise;
@@ -64,10 +62,6 @@ impl Op for ReduceSum {
             return Err("height and width must be summed together".into());
         }
         Ok(Shape(std::array::from_fn(|axis| if self.over[axis] { 1 } else { x.0[axis] })))
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {

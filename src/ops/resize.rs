@@ -1,7 +1,5 @@
 //! Upsampling by two: nearest and bilinear.
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::adjoint::Adjoint;
@@ -49,10 +47,6 @@ impl Op for UpsampleNearest2 {
         doubled(inputs)
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
         let name = gradient_name(g, at.inputs[0]);
         Ok(vec![Some(g.apply(&name, Adjoint::UpsampleNearest2, &[at.dy])?)])
@@ -96,10 +90,6 @@ impl Op for UpsampleBilinear2 {
 
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
         doubled(inputs)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
@@ -158,10 +148,6 @@ impl Op for UpsampleBilinear2Grad {
             }
             _ => Err("it takes one tensor of even height and width".into()),
         }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn cpu(&self, inputs: &[View], mut out: ViewMut) {

@@ -1,7 +1,5 @@
 //! Softmax over channels or along rows.
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::pointwise::Pointwise;
@@ -120,10 +118,6 @@ impl Op for Softmax {
         }
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
         let name = gradient_name(g, at.inputs[0]);
         let grad = match self.axis {
@@ -202,10 +196,6 @@ impl Op for SoftmaxWidthGrad {
             [y, dy] if y == dy && y.numel() > 0 => Ok(*y),
             _ => Err("it takes two tensors of one shape that are not empty".into()),
         }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {

@@ -1,7 +1,5 @@
 //! The gradient of self-attention, its weights computed again.
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::{Matrix, QUERIES, Store, attention_weights, product};
@@ -42,10 +40,6 @@ impl Op for SelfAttentionGrad {
     /// Five matrix products.
     fn macs(&self, inputs: &[Shape], _output: Shape) -> u64 {
         5 * (inputs[1].numel() * inputs[1].plane()) as u64
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {

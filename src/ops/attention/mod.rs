@@ -2,8 +2,6 @@
 
 mod grad;
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::softmax::softmax_row;
@@ -43,10 +41,6 @@ impl Op for SelfAttention {
     /// Both matrix products.
     fn macs(&self, inputs: &[Shape], output: Shape) -> u64 {
         2 * (output.numel() * inputs[0].plane()) as u64
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {

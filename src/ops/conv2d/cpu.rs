@@ -1,6 +1,5 @@
 //! The convolution of the CPU executor: weights packed once, then Winograd, Fourier transforms, GEMM or direct.
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -49,10 +48,6 @@ impl Op for Pack {
         Ok(Shape::new(1, len, 1, 1))
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn cpu(&self, inputs: &[View], out: ViewMut) {
         let (given, size) = (inputs[0], self.weight.numel());
         // A weight may be a slice of a larger one, so its output channels need not be contiguous.
@@ -94,10 +89,6 @@ impl Op for Packed {
             Algorithm::Gemm => "gemm",
             Algorithm::Direct => "direct",
         }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn cpu(&self, inputs: &[View], out: ViewMut) {

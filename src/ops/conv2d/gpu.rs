@@ -7,7 +7,6 @@ mod product;
 mod tests;
 pub(super) mod weight_grad;
 
-use std::any::Any;
 use std::sync::Arc;
 
 use super::{Conv2d, ConvSpec, Operands, PaddingMode};
@@ -167,10 +166,6 @@ impl Op for Pack {
         Ok(Shape::new(1, len.unwrap_or(self.weight.numel()), 1, 1))
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn cpu(&self, _inputs: &[View], _out: ViewMut) {
         gpu_only(self)
     }
@@ -225,10 +220,6 @@ impl Op for GpuConv2d {
 
     fn summary(&self) -> String {
         self.conv.describe()
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn scratch(&self, traits: &GpuTraits, _inputs: &[Shape], output: Shape) -> Vec<usize> {

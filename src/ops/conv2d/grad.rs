@@ -1,8 +1,6 @@
 //! The gradients of convolutions: by the input another convolution, with the weight's channels swapped and its kernels
 //! turned; by the weight [`Conv2dWeightGrad`]; by what is added a sum.
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::{Conv2d, Conv2dWeightGrad, ConvSpec, PaddingMode};
@@ -115,10 +113,6 @@ impl Op for TransposeWeight {
             }
             _ => Err(format!("it takes one weight of {} groups", self.groups)),
         }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn cpu(&self, inputs: &[View], out: ViewMut) {

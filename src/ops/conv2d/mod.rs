@@ -6,7 +6,6 @@ mod gpu;
 pub(super) mod grad;
 mod weight_grad;
 
-use std::any::Any;
 use std::sync::Arc;
 
 pub use crate::cpu::conv::{ConvSpec, PaddingMode};
@@ -176,10 +175,6 @@ impl Op for Conv2d {
 
     fn summary(&self) -> String {
         self.describe()
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn absorb_consumer(&self, next: &dyn Op, slot: usize, shapes: &[Shape]) -> Option<Arc<dyn Op>> {

@@ -1,7 +1,5 @@
 //! The gradient of a convolution by its weight.
 
-use std::any::Any;
-
 use super::{ConvSpec, gpu};
 use crate::cpu::conv::{WeightGradAlgorithm, conv2d_weight_grad};
 use crate::cpu::view::{View, ViewMut};
@@ -55,10 +53,6 @@ impl Op for Conv2dWeightGrad {
             WeightGradAlgorithm::Gemm => "gemm",
             WeightGradAlgorithm::Direct => "direct",
         }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn scratch(&self, traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {

@@ -1,7 +1,5 @@
 //! The gradient of group normalisation: sums over each channel, then the gradient by `x`.
 
-use std::any::Any;
-
 use rayon::prelude::*;
 
 use super::{BLOCK, GroupNorm};
@@ -164,10 +162,6 @@ impl Op for GroupNormSums {
         Ok(Shape::new(x.n(), 4 * x.c(), 1, 1))
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
         let x = inputs[0];
         let [chunks, lines] = self.norm.statistics_scratch(x);
@@ -232,10 +226,6 @@ impl Op for GroupNormGrad {
         let x = check(&self.norm, inputs)?;
         let expected = Shape::new(x.n(), 4 * x.c(), 1, 1);
         if *sums == expected { Ok(x) } else { Err(format!("the sums must have shape {expected}")) }
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {

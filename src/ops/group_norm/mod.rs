@@ -2,7 +2,6 @@
 
 mod grad;
 
-use std::any::Any;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -114,10 +113,6 @@ impl Op for GroupNorm {
             return Err(format!("it takes x and {expected} tensors of shape {channels}"));
         }
         Ok(*x)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn absorb_consumer(&self, next: &dyn Op, _slot: usize, _shapes: &[Shape]) -> Option<Arc<dyn Op>> {

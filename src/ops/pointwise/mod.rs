@@ -5,7 +5,6 @@
 
 mod grad;
 
-use std::any::Any;
 use std::fmt::Write;
 use std::ops::{Add, Div, Mul, Sub};
 use std::sync::Arc;
@@ -299,10 +298,6 @@ impl Op for Pointwise {
             return Err("batch and channels must agree or be 1, planes must agree or be 1x1".into());
         }
         Ok(output)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn absorb_consumer(&self, next: &dyn Op, slot: usize, shapes: &[Shape]) -> Option<Arc<dyn Op>> {

@@ -33,10 +33,6 @@ impl Op for WithoutSubgroups {
         self.0.infer(inputs)
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn scratch(&self, traits: &GpuTraits, inputs: &[Shape], output: Shape) -> Vec<usize> {
         let traits = GpuTraits { max_binding: SMALL, ..traits.clone() };
         self.0.scratch(&traits, inputs, output)
@@ -65,10 +61,6 @@ impl Op for Plain {
         self.0.infer(inputs)
     }
 
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
         let Forced { conv, method } = self.0;
         let special = self.0.specialize(target, inputs)?;
@@ -92,10 +84,6 @@ impl Op for Forced {
 
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
         self.conv.infer(inputs)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
@@ -353,10 +341,6 @@ impl Op for ForcedGrad {
 
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
         self.0.infer(inputs)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
     }
 
     fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
