@@ -47,13 +47,9 @@ impl GpuExecutable {
         let mut buffers: Vec<Option<wgpu::Buffer>> =
             plan.buffers.iter().map(|b| Some(gpu.buffer(4 * b.len as u64, storage))).collect();
         gpu.check()?;
-        for ((_, location), data) in plan.params.iter().zip(weights) {
-            gpu.upload(&buffers, location, data);
-        }
+        gpu.upload(&buffers, &plan.params, weights);
         let setup = launches(&gpu, &plan.setup, &buffers)?;
-        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encode(&mut encoder, &setup, None);
-        gpu.queue.submit([encoder.finish()]);
+        gpu.submit(|encoder| encode(encoder, &setup, None));
         gpu.wait()?;
         for (buffer, spec) in buffers.iter_mut().zip(&plan.buffers) {
             if spec.life == Life::Setup {
@@ -63,7 +59,7 @@ impl GpuExecutable {
         let commits = launches(&gpu, &plan.commits, &buffers)?;
         let launches = launches(&gpu, &plan.steps, &buffers)?;
         let out_len: usize = plan.outputs.iter().map(|l| l.slot.shape.numel()).sum();
-        let readback = gpu.buffer(4 * out_len as u64, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+        let readback = gpu.mappable(4 * out_len as u64);
         gpu.check()?;
         Ok(Self { gpu, plan, buffers, launches, commits, readback, running: Mutex::new(()) })
     }
@@ -79,13 +75,15 @@ impl GpuExecutable {
     /// [`GpuError::Device`] if the driver reports an error.
     pub fn run(&self, inputs: &[&[f32]]) -> Result<Vec<Vec<f32>>, GpuError> {
         let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
-            self.gpu.upload(&self.buffers, location, data);
-        }
-        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encode(&mut encoder, &self.launches, None);
-        self.encode_readback(&mut encoder);
-        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.upload(&self.buffers, &self.plan.inputs, inputs);
+        self.gpu.submit(|encoder| {
+            encode(encoder, &self.launches, None);
+            let mut to = 0;
+            for location in &self.plan.outputs {
+                self.copy_out(encoder, location, &self.readback, to);
+                to += 4 * location.slot.shape.numel() as u64;
+            }
+        });
         self.read_outputs()
     }
 
@@ -98,9 +96,7 @@ impl GpuExecutable {
             return Ok(());
         }
         let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encode(&mut encoder, &self.commits, None);
-        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.submit(|encoder| encode(encoder, &self.commits, None));
         self.gpu.check()
     }
 
@@ -110,11 +106,14 @@ impl GpuExecutable {
     /// [`GpuError::Device`] if the driver reports an error.
     pub fn read(&self, location: &Location) -> Result<Vec<f32>, GpuError> {
         let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        self.values(location)
+    }
+
+    /// What lies there now.
+    fn values(&self, location: &Location) -> Result<Vec<f32>, GpuError> {
         let len = location.slot.shape.numel();
-        let mapped = self.gpu.buffer(4 * len as u64, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
-        let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.copy_out(&mut encoder, location, &mapped, 0);
-        self.gpu.queue.submit([encoder.finish()]);
+        let mapped = self.gpu.mappable(4 * len as u64);
+        self.gpu.submit(|encoder| self.copy_out(encoder, location, &mapped, 0));
         let mut values = self.gpu.read(&mapped)?;
         values.truncate(len);
         Ok(values)
@@ -130,9 +129,7 @@ impl GpuExecutable {
             return Ok(None);
         }
         let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
-            self.gpu.upload(&self.buffers, location, data);
-        }
+        self.gpu.upload(&self.buffers, &self.plan.inputs, inputs);
         let mut seconds = vec![0.0; self.plan.steps.len()];
         for chunk in self.launches.chunks(TIMED_STEPS) {
             let ticks = self.timed(chunk)?;
@@ -150,21 +147,13 @@ impl GpuExecutable {
     /// [`GpuError::Device`] if the driver reports an error.
     pub fn first_not_finite(&self, inputs: &[&[f32]]) -> Result<Option<String>, GpuError> {
         let _one = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
-            self.gpu.upload(&self.buffers, location, data);
-        }
+        self.gpu.upload(&self.buffers, &self.plan.inputs, inputs);
         let mut rest = &self.launches[..];
         for (i, step) in self.plan.steps.iter().enumerate() {
             let (of_step, after) = rest.split_at(rest.iter().take_while(|launch| launch.step == i).count());
             rest = after;
-            let bytes = 4 * step.output.slot.shape.numel() as u64;
-            let mapped = self.gpu.buffer(bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
-            let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            encode(&mut encoder, of_step, None);
-            self.copy_out(&mut encoder, &step.output, &mapped, 0);
-            self.gpu.queue.submit([encoder.finish()]);
-            let values: Vec<f32> = self.gpu.read(&mapped)?;
-            if !values.iter().all(|v| v.is_finite()) {
+            self.gpu.submit(|encoder| encode(encoder, of_step, None));
+            if !self.values(&step.output)?.iter().all(|v| v.is_finite()) {
                 return Ok(Some(step.name.clone()));
             }
         }
@@ -173,27 +162,18 @@ impl GpuExecutable {
 
     /// Begin and end timestamps of each launch.
     fn timed(&self, launches: &[Launch]) -> Result<Vec<u64>, GpuError> {
-        let device = &self.gpu.device;
         let count = 2 * launches.len() as u32;
-        let queries =
-            device.create_query_set(&wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count });
+        let wanted = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count };
+        let queries = self.gpu.device.create_query_set(&wanted);
         let bytes = 8 * u64::from(count);
         let resolved = self.gpu.buffer(bytes, wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC);
-        let mapped = self.gpu.buffer(bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encode(&mut encoder, launches, Some(&queries));
-        encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
-        encoder.copy_buffer_to_buffer(&resolved, 0, &mapped, 0, bytes);
-        self.gpu.queue.submit([encoder.finish()]);
+        let mapped = self.gpu.mappable(bytes);
+        self.gpu.submit(|encoder| {
+            encode(encoder, launches, Some(&queries));
+            encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
+            encoder.copy_buffer_to_buffer(&resolved, 0, &mapped, 0, bytes);
+        });
         self.gpu.read(&mapped)
-    }
-
-    fn encode_readback(&self, encoder: &mut wgpu::CommandEncoder) {
-        let mut to = 0;
-        for location in &self.plan.outputs {
-            self.copy_out(encoder, location, &self.readback, to);
-            to += 4 * location.slot.shape.numel() as u64;
-        }
     }
 
     /// Copies what lies at `location` to `to` from byte `start` on, contiguous.
@@ -233,11 +213,26 @@ impl Gpu {
         })
     }
 
-    fn upload(&self, buffers: &[Option<wgpu::Buffer>], location: &Location, data: &[f32]) {
-        if let Some(buffer) = &buffers[location.buffer] {
-            let offset = 4 * location.slot.offset as u64;
-            self.queue.write_buffer(buffer, offset, bytemuck::cast_slice(data));
+    /// A buffer that [`read`](Self::read) takes.
+    fn mappable(&self, bytes: u64) -> wgpu::Buffer {
+        self.buffer(bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
+    }
+
+    /// Writes each of `data` to its place.
+    fn upload(&self, buffers: &[Option<wgpu::Buffer>], places: &[(String, Location)], data: &[&[f32]]) {
+        for ((_, location), data) in places.iter().zip(data) {
+            if let Some(buffer) = &buffers[location.buffer] {
+                let offset = 4 * location.slot.offset as u64;
+                self.queue.write_buffer(buffer, offset, bytemuck::cast_slice(data));
+            }
         }
+    }
+
+    /// Hands the device what `record` records.
+    fn submit(&self, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        record(&mut encoder);
+        self.queue.submit([encoder.finish()]);
     }
 
     /// Waits for the submitted work and reads a mappable buffer.

@@ -5,7 +5,7 @@ use super::compare::Scale;
 use super::error::CaseError;
 use super::network::{Network, Results};
 use crate::device::Device;
-use crate::graph::{Kind, NodeId};
+use crate::graph::{Graph, GraphError, Kind, NodeId};
 use crate::models::fusion_head::{attention_block, head_block, three_att_block};
 use crate::models::lkc_funet::{Mode, multi_scale_gated_attn, replk_block};
 use crate::models::unet::{
@@ -90,10 +90,10 @@ impl Block<'_> {
             "replk_block" => self.replk_block(),
             "multi_scale_gated_attn" => self.multi_scale_gated_attn(),
             "self_attention" => self.self_attention(),
-            "unet_upsample" => self.unet_upsample(),
-            "unet_downsample" => self.unet_downsample(),
+            "unet_upsample" => self.block_of_x(upsample),
+            "unet_downsample" => self.block_of_x(downsample),
             "head_block" => self.head_block(),
-            "three_att_block" => self.three_att_block(),
+            "three_att_block" => self.block_of_x(three_att_block),
             "attention_block2" => self.attention_block2(),
             "sobel_abs" => self.sobel_abs(),
             "ssim" => self.ssim(),
@@ -109,9 +109,13 @@ impl Block<'_> {
         self.case.tensors.contains_key(tensor)
     }
 
-    fn of_x(&mut self, op: impl Op) -> Built {
+    fn block_of_x(&mut self, block: impl FnOnce(&mut Graph, NodeId) -> Result<NodeId, GraphError>) -> Built {
         let x = self.input("x")?;
-        Ok(self.network.graph.apply("y", op, &[x])?)
+        Ok(block(&mut self.network.graph, x)?)
+    }
+
+    fn of_x(&mut self, op: impl Op) -> Built {
+        self.block_of_x(|g, x| g.apply("y", op, &[x]))
     }
 
     /// An operation on `x` and weights of one value for each of its channels.
@@ -221,8 +225,7 @@ impl Block<'_> {
 
     fn sobel_abs(&mut self) -> Built {
         self.network.params.extend(loss::constants());
-        let x = self.input("x")?;
-        Ok(loss::sobel_abs(&mut self.network.graph, x)?)
+        self.block_of_x(loss::sobel_abs)
     }
 
     fn ssim(&mut self) -> Built {
@@ -296,14 +299,12 @@ impl Block<'_> {
         let (out, norm_groups) = (self.config.count("dim_out")?, self.config.count("groups")?);
         let kernel = self.config.count("kernel")?;
         let kind = BlockKind { norm_groups, activation: Activation::Relu, kernel, dropout: None };
-        let x = self.input("x")?;
-        Ok(resnet_block(&mut self.network.graph, x, None, out, kind)?)
+        self.block_of_x(|g, x| resnet_block(g, x, None, out, kind))
     }
 
     fn replk_block(&mut self) -> Built {
         let kernel = self.config.count("kernel")?;
-        let x = self.input("x")?;
-        Ok(replk_block(&mut self.network.graph, x, kernel, None)?)
+        self.block_of_x(|g, x| replk_block(g, x, kernel, None))
     }
 
     fn multi_scale_gated_attn(&mut self) -> Built {
@@ -320,29 +321,12 @@ impl Block<'_> {
             return Err(CaseError::Unimplemented("attention with several heads".into()));
         }
         let groups = self.config.count_or("norm_groups", NORM_GROUPS)?;
-        let x = self.input("x")?;
-        Ok(self_attention(&mut self.network.graph, x, groups)?)
-    }
-
-    fn unet_upsample(&mut self) -> Built {
-        let x = self.input("x")?;
-        Ok(upsample(&mut self.network.graph, x)?)
-    }
-
-    fn unet_downsample(&mut self) -> Built {
-        let x = self.input("x")?;
-        Ok(downsample(&mut self.network.graph, x)?)
+        self.block_of_x(|g, x| self_attention(g, x, groups))
     }
 
     fn head_block(&mut self) -> Built {
         let dim = self.config.count("dim")?;
-        let x = self.input("x")?;
-        Ok(head_block(&mut self.network.graph, x, dim)?)
-    }
-
-    fn three_att_block(&mut self) -> Built {
-        let x = self.input("x")?;
-        Ok(three_att_block(&mut self.network.graph, x)?)
+        self.block_of_x(|g, x| head_block(g, x, dim))
     }
 
     fn attention_block2(&mut self) -> Built {

@@ -15,6 +15,8 @@ use crate::tensor::Tensor;
 struct Forced {
     conv: Conv2d,
     method: Method,
+    /// Whether it is as [`WithoutSubgroups`] has it.
+    plain: bool,
 }
 
 /// A convolution as adapters compute it whose subgroups are of no fixed size, and whose buffers are small.
@@ -48,35 +50,6 @@ impl Op for WithoutSubgroups {
     }
 }
 
-/// A convolution by [`WithoutSubgroups`].
-#[derive(Clone, Copy, Debug)]
-struct Plain(Forced);
-
-impl Op for Plain {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
-        self.0.infer(inputs)
-    }
-
-    fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
-        let Forced { conv, method } = self.0;
-        let special = self.0.specialize(target, inputs)?;
-        let op = GpuConv2d { conv, method, weight: inputs[1] };
-        Some(Specialized { op: Arc::new(WithoutSubgroups(op)), ..special })
-    }
-
-    fn cpu(&self, inputs: &[View], out: ViewMut) {
-        self.0.cpu(inputs, out);
-    }
-
-    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        self.0.gpu(traits, inputs, output)
-    }
-}
-
 impl Op for Forced {
     fn name(&self) -> &'static str {
         "conv2d"
@@ -87,10 +60,10 @@ impl Op for Forced {
     }
 
     fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
-        match target {
-            Target::Cpu => None,
-            Target::Gpu(_) => Some(with_method(self.conv, self.method, inputs[1])),
-        }
+        let Self { conv, method, plain } = *self;
+        let special = matches!(target, Target::Gpu(_)).then(|| with_method(conv, method, inputs[1]))?;
+        let without = || Arc::new(WithoutSubgroups(GpuConv2d { conv, method, weight: inputs[1] }));
+        Some(if plain { Specialized { op: without(), ..special } } else { special })
     }
 
     fn cpu(&self, inputs: &[View], out: ViewMut) {
@@ -115,7 +88,7 @@ fn shapes(conv: &Conv2d, input: Shape, oc: usize) -> Vec<Shape> {
 
 /// Fails unless `method` computes what the reference does.
 fn check(method: Method, conv: Conv2d, input: Shape, oc: usize) {
-    check_twins(Forced { conv, method }, &shapes(&conv, input, oc), 1e-5);
+    check_twins(Forced { conv, method, plain: false }, &shapes(&conv, input, oc), 1e-5);
 }
 
 fn everything(spec: ConvSpec, activation: Activation) -> Conv2d {
@@ -150,7 +123,7 @@ fn products_without_subgroups() {
     let shape = Shape::new(2, 7, 19, 37);
     for (method, kernel) in [(Method::Winograd, 3), (Method::Gemm, 3), (Method::Gemm, 1), (Method::Fft, 7)] {
         let conv = everything(ConvSpec::same(kernel), Activation::Relu);
-        check_twins(Plain(Forced { conv, method }), &shapes(&conv, shape, 70), 1e-5);
+        check_twins(Forced { conv, method, plain: true }, &shapes(&conv, shape, 70), 1e-5);
     }
 }
 
@@ -215,7 +188,7 @@ fn fft_in_parts() {
         let launches = fft.dispatches(&call, &traits);
         let count = |first: Bind| launches.iter().filter(|d| d.binds[0] == first).count();
         assert_eq!([Bind::Input(1), Bind::Input(0), Bind::Scratch(2)].map(count), expected);
-        check_twins(Plain(Forced { conv, method: Method::Fft }), &shapes, 1e-5);
+        check_twins(Forced { conv, method: Method::Fft, plain: true }, &shapes, 1e-5);
     }
 }
 
@@ -262,8 +235,9 @@ fn every_variant_is_valid() {
                     let conv = Conv2d { residual, ..everything(spec, activation) };
                     for width in [8, 9, 16] {
                         let shapes = shapes(&conv, Shape::new(1, 4, 8, width), 4);
-                        check_kernels(&Forced { conv, method }, &shapes);
-                        check_kernels(&Plain(Forced { conv, method }), &shapes);
+                        for plain in [false, true] {
+                            check_kernels(&Forced { conv, method, plain }, &shapes);
+                        }
                     }
                 }
             }
@@ -304,7 +278,7 @@ fn parts_of_concatenations() {
             let param = graph.param(&name, weight).expect("names differ");
             weights.insert(name.clone(), Tensor::new(weight.0, random(weight.numel(), 5)));
             let conv = Conv2d::new(spec);
-            let forced = Forced { conv, method };
+            let forced = Forced { conv, method, plain: false };
             graph.apply(&name, forced, &[input, param]).expect("the shapes fit")
         };
         let method = [Method::Gemm, Method::Winograd, Method::Fft][kernel / 2];
