@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::DeviceArgs;
+use super::eval::columns;
 use crate::bench::rows::Row;
 use crate::bench::training::TrainingRow;
 use crate::bench::yardstick::Yardstick;
@@ -241,19 +242,11 @@ fn model_cells(row: &ModelRow) -> Vec<String> {
 fn section(title: &str, header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let header: Vec<String> = header.iter().map(|&h| h.to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let figures =
         |column: usize| rows[1..].iter().all(|r| r[column].starts_with(|c: char| c.is_ascii_digit() || c == '-'));
-    let right: Vec<bool> = (0..rows[0].len()).map(figures).collect();
     let mut text = format!("\n{title}\n");
-    for row in &rows {
-        let cell = |(i, cell): (usize, &String)| match right[i] {
-            true => format!("{cell:>0$}", widths[i]),
-            false => format!("{cell:<0$}", widths[i]),
-        };
-        let line: Vec<String> = row.iter().enumerate().map(cell).collect();
-        text += line.join("  ").trim_end();
+    for line in columns(&rows, figures) {
+        text += line.trim_end();
         text.push('\n');
     }
     text

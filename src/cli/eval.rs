@@ -136,17 +136,18 @@ fn table(done: &Done) -> String {
 
 /// Rows of equally many cells in columns: the first to the left, the others to the right.
 pub(super) fn aligned(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            text += &if i == 0 { format!("{cell:<width$}") } else { format!("  {cell:>width$}") };
-        }
-        text.push('\n');
-    }
-    text
+    columns(rows, |column| column > 0).join("\n") + "\n"
+}
+
+/// Lines of rows of equally many cells, in columns two spaces apart: to the right, or to the left.
+pub(super) fn columns(rows: &[Vec<String>], to_the_right: impl Fn(usize) -> bool) -> Vec<String> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len)).map(width).collect();
+    let cell = |(i, cell): (usize, &String)| match to_the_right(i) {
+        true => format!("{cell:>0$}", widths[i]),
+        false => format!("{cell:<0$}", widths[i]),
+    };
+    rows.iter().map(|row| row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ")).collect()
 }
 
 /// A cell of a CSV file, in quotes if need be.

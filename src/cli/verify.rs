@@ -9,6 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::DeviceArgs;
+use super::eval::columns;
 use crate::verify::{CaseError, Check, Comparison, Counts, Outcome, Report, find_cases, verify};
 
 /// Check what medfuse computes against golden cases, tensor by tensor
@@ -217,20 +218,9 @@ fn verdict(comparison: &Comparison) -> String {
 /// A heading and rows in columns: names and shapes to the left, figures to the right.
 fn aligned(rows: Vec<[String; 7]>) -> String {
     let heading = ["tensor", "shape", "max abs", "rel L2", "floor", "limit", ""];
-    let rows = std::iter::once(heading.map(str::to_owned)).chain(rows);
-    let rows: Vec<[String; 7]> = rows.collect();
-    let width = |column: usize| rows.iter().map(|r| r[column].len()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
-    let line = |row: &[String; 7]| {
-        let cell = |(i, text): (usize, &String)| match i {
-            0 | 1 => format!("{text:<width$}", width = widths[i]),
-            6 => text.clone(),
-            _ => format!("{text:>width$}", width = widths[i]),
-        };
-        let cells: Vec<String> = row.iter().enumerate().map(cell).collect();
-        format!("      {}", cells.join("  ")).trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    let rows: Vec<Vec<String>> = std::iter::once(heading.map(str::to_owned)).chain(rows).map(Vec::from).collect();
+    let lines = columns(&rows, |column| (2..6).contains(&column));
+    lines.iter().map(|line| format!("      {}", line.trim_end())).collect::<Vec<_>>().join("\n")
 }
 
 fn report_json(report: &Report) -> Value {

@@ -20,7 +20,7 @@ mod winograd_grad;
 
 pub use epilogue::Epilogue;
 pub use reference::conv2d_reference;
-pub use weight_grad::{WeightGradAlgorithm, conv2d_weight_grad};
+pub use weight_grad::conv2d_weight_grad;
 
 use crate::cpu::view::{View, ViewMut};
 use crate::tensor::Shape;
@@ -105,16 +105,18 @@ impl ConvSpec {
     }
 }
 
-/// How a convolution is computed.
+/// How a convolution, or its gradient by the weight, is computed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Algorithm {
-    /// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, 2016): 36 products where 144 would be due.
+    /// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, 2016), transposed for the gradient: 36 products where
+    /// 144 would be due.
     Winograd,
     /// Products of the Fourier transforms of tiles.
     Fft,
-    /// A matrix product over input patches that are gathered block by block.
+    /// A matrix product over input patches that are gathered block by block; for the gradient one over pixels for each
+    /// tap.
     Gemm,
-    /// Multiply-adds on rows of pixels, a few output channels at a time.
+    /// Multiply-adds on rows of pixels, for few channels a group.
     Direct,
 }
 
@@ -130,6 +132,16 @@ impl Algorithm {
             Self::Fft
         } else {
             Self::Gemm
+        }
+    }
+
+    /// Its name in figures of speed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Winograd => "winograd",
+            Self::Fft => "fft",
+            Self::Gemm => "gemm",
+            Self::Direct => "direct",
         }
     }
 

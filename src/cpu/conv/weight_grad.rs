@@ -4,13 +4,13 @@
 //! matrices over pixels, the input's begun further on. Sums over parts of the image are kept apart and joined in order;
 //! how many there are depends on the shapes alone.
 
-use super::ConvSpec;
 use super::fft_conv;
 use super::fft_grad;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
 use super::scratch::Scratch;
 use super::source::{Source, side_by_side};
 use super::winograd_grad;
+use super::{Algorithm, ConvSpec};
 use crate::cpu::view::View;
 use crate::tensor::Shape;
 use pulp::{Arch, Simd, WithSimd};
@@ -36,25 +36,12 @@ const FEW: usize = 4;
 /// If the shapes do not fit each other, see [`ConvSpec::output_shape`].
 pub fn conv2d_weight_grad(spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
     assert_eq!(spec.output_shape(x.shape, weight), Some(dy.shape), "the gradient's shape");
-    WeightGradAlgorithm::choose(spec, dy.shape, weight).run(Arch::new(), spec, x, dy, weight)
+    Algorithm::choose_for_weight_grad(spec, dy.shape, weight).weight_grad(Arch::new(), spec, x, dy, weight)
 }
 
-/// How the gradient by a weight is computed.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum WeightGradAlgorithm {
-    /// Winograd's F(4x4, 3x3), transposed: 36 products where 144 would be due.
-    Winograd,
-    /// Products of the Fourier transforms of tiles.
-    Fft,
-    /// Products of matrices over pixels, one for each tap.
-    Gemm,
-    /// Sums of products of rows, for few channels a group.
-    Direct,
-}
-
-impl WeightGradAlgorithm {
-    /// The algorithm used for the gradient `dy` `[n, oc, oh, ow]` and a weight `[oc, ic / groups, kh, kw]`.
-    pub fn choose(spec: &ConvSpec, dy: Shape, weight: Shape) -> Self {
+impl Algorithm {
+    /// The algorithm used for the gradient by a weight `[oc, ic / groups, kh, kw]` from the gradient `dy` `[n, oc, oh, ow]`.
+    pub fn choose_for_weight_grad(spec: &ConvSpec, dy: Shape, weight: Shape) -> Self {
         if weight.n() / spec.groups * weight.c() <= FEW {
             Self::Direct
         } else if winograd_grad::pays(spec, dy, weight) {
@@ -67,7 +54,7 @@ impl WeightGradAlgorithm {
     }
 
     /// [`conv2d_weight_grad`] by this algorithm on the given instruction set.
-    fn run(self, arch: Arch, spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
+    fn weight_grad(self, arch: Arch, spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
         arch.dispatch(Run { algorithm: self, spec, source: &Source::new(spec, x), dy, weight })
     }
 }
@@ -75,7 +62,7 @@ impl WeightGradAlgorithm {
 /// The gradient by the weight by an algorithm.
 #[derive(Clone, Copy)]
 pub(super) struct Run<'a> {
-    algorithm: WeightGradAlgorithm,
+    algorithm: Algorithm,
     pub(super) spec: &'a ConvSpec,
     pub(super) source: &'a Source<'a>,
     pub(super) dy: View<'a>,
@@ -87,10 +74,10 @@ impl WithSimd for Run<'_> {
 
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
         match self.algorithm {
-            WeightGradAlgorithm::Winograd => winograd_grad::run(simd, self),
-            WeightGradAlgorithm::Fft => fft_grad::run(simd, self),
-            WeightGradAlgorithm::Gemm => by_products(simd, self),
-            WeightGradAlgorithm::Direct => by_sums(simd, self),
+            Algorithm::Winograd => winograd_grad::run(simd, self),
+            Algorithm::Fft => fft_grad::run(simd, self),
+            Algorithm::Gemm => by_products(simd, self),
+            Algorithm::Direct => by_sums(simd, self),
         }
     }
 }
@@ -411,12 +398,7 @@ mod tests {
     use super::*;
     use crate::ops::testing::{random, relative_l2};
 
-    const ALGORITHMS: [WeightGradAlgorithm; 4] = [
-        WeightGradAlgorithm::Winograd,
-        WeightGradAlgorithm::Fft,
-        WeightGradAlgorithm::Gemm,
-        WeightGradAlgorithm::Direct,
-    ];
+    const ALGORITHMS: [Algorithm; 4] = [Algorithm::Winograd, Algorithm::Fft, Algorithm::Gemm, Algorithm::Direct];
 
     /// Elements between the batch items of the views.
     const GAP: usize = 5;
@@ -476,14 +458,9 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         arches.extend(pulp::x86::V3::try_new().map(Arch::V3));
         cases(|spec, x, dy, weight, expected| {
-            let possible = |algorithm: &WeightGradAlgorithm| match algorithm {
-                WeightGradAlgorithm::Winograd => super::super::winograd::supports(spec),
-                WeightGradAlgorithm::Fft => fft_conv::supports(spec),
-                _ => true,
-            };
-            for algorithm in ALGORITHMS.into_iter().filter(possible) {
+            for algorithm in ALGORITHMS.into_iter().filter(|algorithm| algorithm.supports(spec)) {
                 for &arch in &arches {
-                    let error = relative_l2(&algorithm.run(arch, spec, x, dy, weight), expected);
+                    let error = relative_l2(&algorithm.weight_grad(arch, spec, x, dy, weight), expected);
                     assert!(error <= 5e-6, "{algorithm:?} on {arch:?}, {spec:?} on {}: {error:e}", x.shape);
                 }
             }

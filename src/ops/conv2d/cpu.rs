@@ -83,12 +83,7 @@ impl Op for Packed {
     }
 
     fn cpu_algorithm(&self, inputs: &[Shape]) -> &'static str {
-        match Algorithm::choose(&self.conv.spec, inputs[0], self.weight) {
-            Algorithm::Winograd => "winograd",
-            Algorithm::Fft => "fft",
-            Algorithm::Gemm => "gemm",
-            Algorithm::Direct => "direct",
-        }
+        Algorithm::choose(&self.conv.spec, inputs[0], self.weight).name()
     }
 
     fn cpu(&self, inputs: &[View], out: ViewMut) {

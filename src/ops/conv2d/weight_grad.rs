@@ -1,7 +1,7 @@
 //! The gradient of a convolution by its weight.
 
 use super::{ConvSpec, gpu};
-use crate::cpu::conv::{WeightGradAlgorithm, conv2d_weight_grad};
+use crate::cpu::conv::{Algorithm, conv2d_weight_grad};
 use crate::cpu::view::{View, ViewMut};
 use crate::ops::{Dispatch, GpuTraits, Op, Slot};
 use crate::tensor::Shape;
@@ -47,12 +47,7 @@ impl Op for Conv2dWeightGrad {
     }
 
     fn cpu_algorithm(&self, inputs: &[Shape]) -> &'static str {
-        match WeightGradAlgorithm::choose(&self.spec, inputs[1], self.weight) {
-            WeightGradAlgorithm::Winograd => "winograd",
-            WeightGradAlgorithm::Fft => "fft",
-            WeightGradAlgorithm::Gemm => "gemm",
-            WeightGradAlgorithm::Direct => "direct",
-        }
+        Algorithm::choose_for_weight_grad(&self.spec, inputs[1], self.weight).name()
     }
 
     fn scratch(&self, traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
