@@ -1,19 +1,7 @@
-// Batched matrix product on the layouts of `gemm_subgroup`, for any adapter.
+// Batched matrix product for any adapter.
 // An invocation computes 8 rows by 4 columns of two blocks; a workgroup 32 rows by 4 blocks of 32 columns.
-// weight[row_blocks][batch][depth + 1][32 rows], columns[blocks][batch][depth + 1][32], result[blocks][batch][rows + 1][32].
 // Workgroups: x over row blocks, y over fours of column blocks, z over the batch.
-
-struct Params {
-    depth: u32,
-    row_blocks: u32,
-    blocks: u32,
-    batch: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> weight: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> columns: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> result: array<vec4<f32>>;
+//#use gemm
 
 @compute @workgroup_size(8, 4, 2)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {

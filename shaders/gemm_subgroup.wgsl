@@ -2,20 +2,8 @@
 // much as dozens of multiply-adds whether its index is uniform or not: every lane loads other weights, and broadcasts
 // hand them round.
 // A workgroup (one subgroup) computes 32 rows by 2 blocks of 32 columns of one product.
-// weight[row_blocks][batch][depth + 1][32 rows], columns[blocks][batch][depth + 1][32], result[blocks][batch][rows + 1][32].
 // Workgroups: x over row blocks, y over pairs of column blocks, z over the batch.
-
-struct Params {
-    depth: u32,
-    row_blocks: u32,
-    blocks: u32,
-    batch: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> weight: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> columns: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> result: array<vec4<f32>>;
+//#use gemm
 
 // Sums of 32 rows by 2 times 4 columns.
 var<private> sums: array<vec4<f32>, 64>;

@@ -6,25 +6,6 @@
 //#use group_norm
 //#use lanes
 
-struct Params {
-    x_offset: u32,
-    x_batch_stride: u32,
-    dy_offset: u32,
-    dy_batch_stride: u32,
-    out_offset: u32,
-    out_batch_stride: u32,
-    weight_offset: u32,
-    bias_offset: u32,
-    affine: u32,
-    batch: u32,
-    channels: u32,
-    plane: u32,
-    sums_offset: u32,
-    sums_batch_stride: u32,
-    groups: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(5) var<storage, read> sums: array<f32>;
 @group(0) @binding(6) var<storage, read_write> group_means: array<vec2<f32>>;
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;

@@ -6,24 +6,6 @@
 //#use group_norm
 //#use lanes
 
-struct Params {
-    x_offset: u32,
-    x_batch_stride: u32,
-    dy_offset: u32,
-    dy_batch_stride: u32,
-    out_offset: u32,
-    out_batch_stride: u32,
-    weight_offset: u32,
-    bias_offset: u32,
-    affine: u32,
-    batch: u32,
-    channels: u32,
-    plane: u32,
-    chunk_len: u32,
-    chunk_count: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 // Mean and inverse standard deviation of every channel of every item.
 @group(0) @binding(5) var<storage, read_write> lines: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read_write> partial: array<vec2<f32>>;

@@ -50,17 +50,7 @@ pub fn check_twins(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) -> Vec
 /// [`check_twins`] on given inputs. Inputs from the second on are also tried as weights, which are prepared beforehand.
 pub fn check_twins_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], tolerance: f64) -> Vec<f32> {
     let mut graph = Graph::new();
-    let mut inputs: Vec<NodeId> = Vec::new();
-    let mut weights = BTreeMap::new();
-    for (i, (shape, data)) in shapes.iter().zip(data).enumerate() {
-        if i == 0 {
-            inputs.push(graph.input("x", *shape));
-        } else {
-            let name = format!("w{i}");
-            inputs.push(graph.param(&name, *shape).expect("names differ"));
-            weights.insert(name, Tensor::new(shape.0, data.clone()));
-        }
-    }
+    let (inputs, weights) = operands(&mut graph, shapes, data);
     let out = graph.apply("op", op, &inputs).expect("the shapes fit");
     let given = [("x", &data[0][..])];
     let run = |device: Device| {
@@ -74,26 +64,31 @@ pub fn check_twins_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], 
     cpu
 }
 
+/// The input `x` of the first shape, and weights of the others with their values.
+fn operands(graph: &mut Graph, shapes: &[Shape], data: &[Vec<f32>]) -> (Vec<NodeId>, BTreeMap<String, Tensor>) {
+    let mut inputs = vec![graph.input("x", shapes[0])];
+    let mut weights = BTreeMap::new();
+    for (i, (shape, data)) in shapes.iter().zip(data).enumerate().skip(1) {
+        let name = format!("w{i}");
+        inputs.push(graph.param(&name, *shape).expect("names differ"));
+        weights.insert(name, Tensor::new(shape.0, data.clone()));
+    }
+    (inputs, weights)
+}
+
 /// Fails if `op` gives anything else, on either device, where its first input and its result are parts of
 /// concatenations: views at an offset with a batch stride of their own.
 pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
     let data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 70 + i as u64)).collect();
     let expected = check_twins_on(op.clone(), shapes, &data, tolerance);
     let mut graph = Graph::new();
-    let x = graph.input("x", shapes[0]);
-    let mut weights = BTreeMap::new();
-    let mut inputs = vec![x];
-    for (i, (shape, data)) in shapes.iter().zip(&data).enumerate().skip(1) {
-        let name = format!("w{i}");
-        inputs.push(graph.param(&name, *shape).expect("names differ"));
-        weights.insert(name, Tensor::new(shape.0, data.clone()));
-    }
+    let (mut inputs, weights) = operands(&mut graph, shapes, &data);
     let part = |graph: &mut Graph, node: NodeId, name: &str| {
         let Shape([n, _, h, w]) = graph.shape(node);
         let before = graph.input(name, Shape::new(n, 3, h, w));
         graph.concat("whole", &[before, node]).expect("they fit")
     };
-    inputs[0] = graph.apply("copy", Pointwise::copy(), &[x]).expect("it fits");
+    inputs[0] = graph.apply("copy", Pointwise::copy(), &inputs[..1]).expect("it fits");
     let read = part(&mut graph, inputs[0], "before x");
     let out = graph.apply("op", op, &inputs).expect("the shapes fit");
     let written = part(&mut graph, out, "before out");

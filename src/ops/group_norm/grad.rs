@@ -202,7 +202,7 @@ impl Op for GroupNormSums {
         let binds = [Bind::Input(0), Bind::Absent, Bind::Absent, Bind::Scratch(0), Bind::Scratch(1), Bind::Output];
         let mut dispatches = self.norm.statistics(shape, &params, &binds).to_vec();
         let chunks = shape.plane().div_ceil(CHUNK);
-        let params = parameters(&self.norm, inputs, &inputs[inputs.len() - 1], &output).u(CHUNK).u(chunks);
+        let params = parameters(&self.norm, inputs, &inputs[inputs.len() - 1], &output, None);
         let mut binds = norm_binds(&self.norm);
         binds.extend([Bind::Scratch(1), Bind::Scratch(2), Bind::Output]);
         let rows = shape.n() * shape.c();
@@ -257,7 +257,7 @@ impl Op for GroupNormGrad {
     fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
         let shape = inputs[0].shape;
         let [dy, sums] = [&inputs[inputs.len() - 2], &inputs[inputs.len() - 1]];
-        let params = parameters(&self.norm, inputs, dy, &output).slot(sums).u(self.norm.groups);
+        let params = parameters(&self.norm, inputs, dy, &output, Some(sums));
         let mut binds = norm_binds(&self.norm);
         binds.extend([Bind::Input(inputs.len() - 1), Bind::Scratch(0), Bind::Output]);
         let blocks = shape.n() * shape.c() * shape.plane().div_ceil(1024);
@@ -270,8 +270,8 @@ impl Op for GroupNormGrad {
     }
 }
 
-/// The parameters that the kernels of both operations begin with.
-fn parameters(norm: &GroupNorm, inputs: &[Slot], dy: &Slot, output: &Slot) -> Params {
+/// `struct Params` of `shaders/shared/group_norm.wgsl`.
+fn parameters(norm: &GroupNorm, inputs: &[Slot], dy: &Slot, output: &Slot, sums: Option<&Slot>) -> Params {
     let shape = inputs[0].shape;
     let offset = |i: usize| if norm.affine { inputs[i].offset } else { 0 };
     Params::new()
@@ -284,6 +284,10 @@ fn parameters(norm: &GroupNorm, inputs: &[Slot], dy: &Slot, output: &Slot) -> Pa
         .u(shape.n())
         .u(shape.c())
         .u(shape.plane())
+        .optional_slot(sums)
+        .u(norm.groups)
+        .u(CHUNK)
+        .u(shape.plane().div_ceil(CHUNK))
 }
 
 /// What the kernels of both operations read: x, weight, bias and dy.
