@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fails when a source file has more than 800 lines, or Rust and WGSL outside tests have more than 29,500.
+# Fails when a source file has more than 800 lines, or Rust and WGSL outside tests have more than 29,000.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +15,6 @@ while IFS= read -r file; do
     counted=$(awk '/^#\[cfg\(test\)\]$/ { held = 1; next } held && /^mod tests \{/ { exit } { n += 1 + held; held = 0 } END { print n + 0 }' "$file")
     total=$((total + counted))
 done < <(git ls-files '*.rs' '*.wgsl' | grep -vE '^tests/|/(tests|testing)\.rs$')
-echo "Rust and WGSL outside tests: $total lines of 29500"
-[ "$total" -le 29500 ] || status=1
+echo "Rust and WGSL outside tests: $total lines of 29000"
+[ "$total" -le 29000 ] || status=1
 exit "$status"

@@ -1,4 +1,4 @@
-//! `medfuse demo`: a synthetic head, fused with the shipped weights.
+//! `medfuse demo`: a synthetic head, fused with the weights that ship.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,13 +7,12 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 
-use super::DeviceArgs;
+use super::{DeviceArgs, ModelArgs};
 use crate::imaging::FusionPair;
 use crate::imaging::contact_sheet;
 use crate::imaging::phantom::{Modality, head_pair};
-use crate::models::dm_fnet::{DmFnet, Fuser};
 
-/// Fuse a synthetic head's MRI with its CT, PET and SPECT using the shipped weights, and write the pictures
+/// Fuse a synthetic head's MRI with its CT, PET and SPECT using the weights that ship, and write the pictures
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// Folder to write to; made if need be
@@ -26,6 +25,8 @@ pub struct DemoArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -34,10 +35,10 @@ pub struct DemoArgs {
 /// # Errors
 /// A size out of range, a folder that cannot be written, a device that is not there.
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    let (model, device) = (args.model.load()?, args.device.open()?);
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
-    let device = args.device.open()?;
     super::say(format_args!("device: {}", device.describe()))?;
-    let fuser = Fuser::new(DmFnet::shipped()?, device);
+    let fuser = model.on(device);
     for modality in Modality::ALL {
         let (mri, other) = head_pair(args.size, args.seed, modality)?;
         let start = Instant::now();

@@ -240,7 +240,7 @@ impl ModelArgs {
     fn load_lkc_funet(&self) -> anyhow::Result<LkcFunet> {
         let mut model = match &self.weights {
             Some(folder) => LkcFunet::load(folder)?,
-            None => bail!("no weights of lkc-funet ship with medfuse: give a folder with them, --weights DIR"),
+            None => LkcFunet::shipped()?,
         };
         model.range = self.range.unwrap_or(model.range);
         Ok(model)

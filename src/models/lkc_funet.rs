@@ -372,6 +372,19 @@ impl LkcFunet {
         Self::new(Weights::load(weights_file(folder, "lkc-funet", "lkc-funet")?)?, &file)
     }
 
+    /// The model whose weights ship inside medfuse; `weights/lkc-funet-small/card.md` says what it is.
+    ///
+    /// # Errors
+    /// None that is not a bug: the files are embedded and tested.
+    pub fn shipped() -> Result<Self, ModelError> {
+        let weights = include_bytes!("../../weights/lkc-funet-small/lkc-funet.safetensors");
+        let file = include_str!("../../weights/lkc-funet-small/model.json");
+        Self::new(
+            Weights::from_safetensors(weights, "shipped lkc-funet")?,
+            &LkcFile::parse(file, "shipped model.json")?,
+        )
+    }
+
     /// The model of a checkpoint with keys `model.*`. How many batches its batch norms have seen may be in it or not.
     ///
     /// # Errors

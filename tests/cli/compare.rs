@@ -69,10 +69,14 @@ fn a_models_row_is_what_fuse_writes() {
     let both = compare(&lab, &["fused"], &["--model", "dm-fnet", "--seed", "3", "--json"]).ok().json();
     assert_eq!((&both[0]["row"], &both[1]["row"]), (&"dm-fnet".into(), &"fused".into()));
     assert_eq!(both[0]["mean"], both[1]["mean"]);
-    // Without any row asked for it is the shipped model; a single pair is compared like a folder of one.
+    // Without any row asked for it is the models that ship; a single pair is compared like a folder of one.
     let [mri, ct] = ["MRI", "CT"].map(|folder| lab.text(&format!("{folder}/phantom_0000.png")));
     let alone = medfuse(&["compare", &mri, &ct, "--device", "cpu", "--seed", "3", "--json"]).ok().json();
     assert_eq!(alone[0], both[0]);
+    lab.fuse("MRI", "CT", "large-kernels", &["--device", "cpu", "--model", "lkc-funet"]).ok();
+    let fused = compare(&lab, &["large-kernels"], &["--json"]).ok().json();
+    assert_eq!((&alone[1]["row"], &alone[1]["mean"]), (&"lkc-funet".into(), &fused[0]["mean"]));
+    assert_ne!(alone[1]["mean"], alone[0]["mean"]);
 }
 
 #[test]

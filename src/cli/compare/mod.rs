@@ -24,7 +24,7 @@ use crate::imaging::{Channels, FusionPair, Image, Samples, contact_sheet, format
 use crate::metrics::{Grey, Metrics, evaluate};
 
 /// The models whose weights ship with medfuse.
-const SHIPPED: [&str; 1] = ["dm-fnet"];
+const SHIPPED: [&str; 2] = ["dm-fnet", "lkc-funet"];
 /// What a yardstick, a row that is always there, makes of the sources' luma.
 type Yardstick = fn(u8, u8) -> u8;
 
