@@ -27,7 +27,7 @@ pub enum Method {
     Gemm,
     /// By definition, 4 output channels of a group at a time.
     Direct,
-    /// By definition, one output channel at a time.
+    /// By definition, one output channel at a time; 4 rows at a time where lanes can exchange weights.
     Depthwise,
 }
 
@@ -122,9 +122,9 @@ fn with_method(conv: Conv2d, method: Method, weight: Shape) -> Specialized {
 }
 
 /// The launches of a convolution whose weight has not been packed.
-pub fn unpacked(conv: &Conv2d, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+pub fn unpacked(conv: &Conv2d, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
     let call = Call { conv, weight: inputs[1].shape, of: conv.operands(inputs), output };
-    direct::dispatches(&call, Method::Depthwise)
+    direct::dispatches(&call, Method::Depthwise, traits)
 }
 
 /// Packs a weight for a method.
@@ -214,7 +214,8 @@ impl Op for GpuConv2d {
         match self.method {
             Method::Gemm | Method::Winograd => 64 + even(self.weight.item()),
             Method::Fft => 512 + even(group_in),
-            Method::Direct | Method::Depthwise => group_in * (4 + kh * (4 + kw)),
+            Method::Direct => group_in * (4 + kh * (4 + kw)),
+            Method::Depthwise => group_in * (4 + (kh * (4 + kw)).max((kh + 3) * (4 + kw.div_ceil(4)))),
         }
     }
 
@@ -241,7 +242,7 @@ impl Op for GpuConv2d {
         }
         match Product::new(self.method, &self.conv.spec, self.weight, output.shape) {
             Some(product) => product.dispatches(&call, traits),
-            None => direct::dispatches(&call, self.method),
+            None => direct::dispatches(&call, self.method, traits),
         }
     }
 }

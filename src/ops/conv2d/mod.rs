@@ -221,7 +221,7 @@ impl Op for Conv2d {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        gpu::unpacked(self, inputs, output)
+    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
+        gpu::unpacked(self, traits, inputs, output)
     }
 }

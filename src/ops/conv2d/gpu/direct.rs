@@ -2,8 +2,11 @@
 
 use super::{Call, Launch, Method};
 use crate::ops::conv2d::ConvSpec;
-use crate::ops::{Bind, Dispatch};
+use crate::ops::{Bind, Dispatch, GpuTraits};
 use crate::tensor::Shape;
+
+/// The kernel whose lanes hand each other weights; it knows no strides.
+const SUBGROUP: &str = "conv2d_depthwise_subgroup";
 
 /// Tiles of 4 output channels, none across two groups.
 pub fn tiles(spec: &ConvSpec, weight: Shape) -> usize {
@@ -11,20 +14,24 @@ pub fn tiles(spec: &ConvSpec, weight: Shape) -> usize {
 }
 
 /// The launches: one, or several parts of the batch where WebGPU's limit on workgroups asks for them.
-pub fn dispatches(call: &Call, method: Method) -> Vec<Dispatch> {
+pub fn dispatches(call: &Call, method: Method, traits: &GpuTraits) -> Vec<Dispatch> {
     let spec = &call.conv.spec;
     let out = call.output.shape;
-    // Pixels in a row of an invocation, and channels of a workgroup.
+    let plain = spec.stride == [1; 2] && spec.dilation == [1; 2];
+    // Columns and rows of a workgroup's pixels, and its channels.
     let (file, pixels, channels) = match method {
-        Method::Depthwise => ("conv2d_depthwise", 16, out.c()),
-        _ => ("conv2d_direct", 8, tiles(spec, call.weight)),
+        Method::Depthwise if plain && traits.subgroup == Some(8) => (SUBGROUP, [64, 64], out.c()),
+        Method::Depthwise => ("conv2d_depthwise", [128, 8], out.c()),
+        _ => ("conv2d_direct", [64, 8], tiles(spec, call.weight)),
     };
-    let slide = spec.stride[1] == 1 && spec.dilation[1] == 1;
-    let kernel = call.storing(file).flag("SLIDE", slide);
+    let mut kernel = call.storing(file);
+    if file != SUBGROUP {
+        kernel = kernel.flag("SLIDE", spec.stride[1] == 1 && spec.dilation[1] == 1);
+    }
     let mut binds = vec![Bind::Input(0), Bind::Input(1)];
     binds.extend(call.epilogue_binds());
     let launch = Launch::default();
     let params = call.params(call.extent(), launch);
-    let counts = [out.w().div_ceil(8 * pixels), out.h().div_ceil(8), channels * out.n()];
+    let counts = [out.w().div_ceil(pixels[0]), out.h().div_ceil(pixels[1]), channels * out.n()];
     vec![Dispatch::new(kernel, params, binds, counts)]
 }
