@@ -67,7 +67,7 @@ pub fn random_lkc_funet(channels: usize) -> Result<LkcFunet, ModelError> {
     let img_cat = graph.input("img_cat", Shape::new(1, config.in_channel, side, side));
     lkc_funet(&mut graph, &config, img_cat, Mode::Inference)?;
     let weights = random_weights(&graph, &mut ChaCha8Rng::seed_from_u64(SEED));
-    LkcFunet::new(weights.into_iter().collect(), &LkcFile::default())
+    LkcFunet::new(weights.into_iter().collect(), &LkcFile::default()).map(LkcFunet::fold)
 }
 
 fn random_weights(graph: &Graph, rng: &mut ChaCha8Rng) -> BTreeMap<String, Tensor> {

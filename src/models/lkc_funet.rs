@@ -419,7 +419,11 @@ impl LkcFunet {
     /// channels `weight * gamma / sqrt(var + eps)` and `(bias - mean) * gamma / sqrt(var + eps) + beta`.
     ///
     /// The others stay: one is after a sum, one reads a tensor that a skip reads too.
-    fn fold(mut self) -> Self {
+    #[must_use]
+    pub fn fold(mut self) -> Self {
+        if self.mode == Mode::Folded {
+            return self;
+        }
         let gate = |name: &str| name.strip_suffix("selection.weight").map(str::to_owned);
         let gates: Vec<String> = self.weights.names().filter_map(gate).collect();
         for gate in gates {
@@ -557,7 +561,7 @@ mod tests {
     fn folded_batch_norms_change_nothing_but_rounding() {
         let file = LkcFile { norm_groups: 2, ..LkcFile::default() };
         let plain = LkcFunet::new(weights(&tiny()), &file).unwrap();
-        let folded = plain.clone().fold();
+        let folded = plain.clone().fold().fold();
         assert_eq!(plain.weights.names().count() - folded.weights.names().count(), 2 * 2 * 4);
         let images = random(2 * 8 * 8, 1);
         let of = |model: &LkcFunet| {
