@@ -1,7 +1,7 @@
-// Convolution by its definition, for one or two output channels a group, stride and dilation of 1, on adapters with
-// subgroups of 8 invocations, where a storage load costs as much as dozens of multiply-adds: an invocation computes 4 rows
-// of 16 neighbouring pixels in one output channel, so that a pixel serves 4 rows of the kernel, and lanes hand each other
-// its weights. weight[oc][group_in][kernel_h][kernel_w].
+// Depthwise convolution by its definition (one input and one or two output channels a group), stride and dilation of 1, on
+// adapters with subgroups of 8 invocations, where a storage load costs as much as dozens of multiply-adds: an invocation
+// computes 4 rows of 16 neighbouring pixels in one output channel, so that a pixel serves 4 rows of the kernel, and lanes
+// hand each other its weights. weight[oc][1][kernel_h][kernel_w].
 // Workgroups: x over 64 pixels, y over 64 rows, z over output channels of one batch item after the other.
 //#use activation
 //#use conv2d
@@ -62,62 +62,58 @@ fn main(
     let n = group.z / p.out_channels;
     let left = i32(ox) - p.pad_w;
     let top = i32(oy) - p.pad_h;
-    var w = p.weight_offset + oc * p.weight_batch_stride;
-    var plane = p.in_offset + n * p.in_batch_stride + oc / p.group_out * p.group_in * in_plane();
-    for (var ic = 0u; ic < p.group_in; ic++) {
-        for (var i = 0u; i < p.kernel_h + 3u; i++) {
-            let line = source_line(top + i32(i), p.in_h);
-            let used = line >= 0;
-            let row = plane + u32(max(line, 0)) * in_row();
-            // Lanes `r` and `r + 4` have the weights that bring this line to row `r` of the block.
-            let r = id % 4u;
-            let taken = r <= i && i - r < p.kernel_h;
-            let at = w + select(0u, i - r, taken) * p.kernel_w;
-            var a = four(row, used, left);
-            var b = four(row, used, left + 4);
-            var c = four(row, used, left + 8);
-            var d = four(row, used, left + 12);
-            for (var j = 0u; j < p.kernel_w; j += 4u) {
-                let e = four(row, used, left + 16 + i32(j));
-                // Weights `j` and `j + 2` in the first four lanes, `j + 1` and `j + 3` in the others.
-                let t = taps(at, taken, j + id / 4u);
-                let u = taps(at, taken, j + 2u + id / 4u);
-                let t0 = vec4(
-                    subgroupBroadcast(t, 0u),
-                    subgroupBroadcast(t, 4u),
-                    subgroupBroadcast(u, 0u),
-                    subgroupBroadcast(u, 4u),
-                );
-                add(0u, t0, a, b, c, d, e);
-                let t1 = vec4(
-                    subgroupBroadcast(t, 1u),
-                    subgroupBroadcast(t, 5u),
-                    subgroupBroadcast(u, 1u),
-                    subgroupBroadcast(u, 5u),
-                );
-                add(1u, t1, a, b, c, d, e);
-                let t2 = vec4(
-                    subgroupBroadcast(t, 2u),
-                    subgroupBroadcast(t, 6u),
-                    subgroupBroadcast(u, 2u),
-                    subgroupBroadcast(u, 6u),
-                );
-                add(2u, t2, a, b, c, d, e);
-                let t3 = vec4(
-                    subgroupBroadcast(t, 3u),
-                    subgroupBroadcast(t, 7u),
-                    subgroupBroadcast(u, 3u),
-                    subgroupBroadcast(u, 7u),
-                );
-                add(3u, t3, a, b, c, d, e);
-                a = b;
-                b = c;
-                c = d;
-                d = e;
-            }
+    let w = p.weight_offset + oc * p.weight_batch_stride;
+    let plane = p.in_offset + n * p.in_batch_stride + oc / p.group_out * in_plane();
+    for (var i = 0u; i < p.kernel_h + 3u; i++) {
+        let line = source_line(top + i32(i), p.in_h);
+        let used = line >= 0;
+        let row = plane + u32(max(line, 0)) * in_row();
+        // Lanes `r` and `r + 4` have the weights that bring this line to row `r` of the block.
+        let r = id % 4u;
+        let taken = r <= i && i - r < p.kernel_h;
+        let at = w + select(0u, i - r, taken) * p.kernel_w;
+        var a = four(row, used, left);
+        var b = four(row, used, left + 4);
+        var c = four(row, used, left + 8);
+        var d = four(row, used, left + 12);
+        for (var j = 0u; j < p.kernel_w; j += 4u) {
+            let e = four(row, used, left + 16 + i32(j));
+            // Weights `j` and `j + 2` in the first four lanes, `j + 1` and `j + 3` in the others.
+            let t = taps(at, taken, j + id / 4u);
+            let u = taps(at, taken, j + 2u + id / 4u);
+            let t0 = vec4(
+                subgroupBroadcast(t, 0u),
+                subgroupBroadcast(t, 4u),
+                subgroupBroadcast(u, 0u),
+                subgroupBroadcast(u, 4u),
+            );
+            add(0u, t0, a, b, c, d, e);
+            let t1 = vec4(
+                subgroupBroadcast(t, 1u),
+                subgroupBroadcast(t, 5u),
+                subgroupBroadcast(u, 1u),
+                subgroupBroadcast(u, 5u),
+            );
+            add(1u, t1, a, b, c, d, e);
+            let t2 = vec4(
+                subgroupBroadcast(t, 2u),
+                subgroupBroadcast(t, 6u),
+                subgroupBroadcast(u, 2u),
+                subgroupBroadcast(u, 6u),
+            );
+            add(2u, t2, a, b, c, d, e);
+            let t3 = vec4(
+                subgroupBroadcast(t, 3u),
+                subgroupBroadcast(t, 7u),
+                subgroupBroadcast(u, 3u),
+                subgroupBroadcast(u, 7u),
+            );
+            add(3u, t3, a, b, c, d, e);
+            a = b;
+            b = c;
+            c = d;
+            d = e;
         }
-        plane += in_plane();
-        w += p.kernel_h * p.kernel_w;
     }
     let shift = shift_of(n, oc);
     let to = p.out_offset + n * p.out_batch_stride;

@@ -27,7 +27,7 @@ pub enum Method {
     Gemm,
     /// By definition, 4 output channels of a group at a time.
     Direct,
-    /// By definition, one output channel at a time; 4 rows at a time where lanes can exchange weights.
+    /// By definition, one output channel at a time; of one input channel 4 rows, where lanes can exchange weights.
     Depthwise,
 }
 
@@ -215,7 +215,7 @@ impl Op for GpuConv2d {
             Method::Gemm | Method::Winograd => 64 + even(self.weight.item()),
             Method::Fft => 512 + even(group_in),
             Method::Direct => group_in * (4 + kh * (4 + kw)),
-            Method::Depthwise => group_in * (4 + (kh * (4 + kw)).max((kh + 3) * (4 + kw.div_ceil(4)))),
+            Method::Depthwise => (group_in * (4 + kh * (4 + kw))).max((kh + 3) * (4 + kw.div_ceil(4))),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::ops::conv2d::ConvSpec;
 use crate::ops::{Bind, Dispatch, GpuTraits};
 use crate::tensor::Shape;
 
-/// The kernel whose lanes hand each other weights; it knows no strides.
+/// The kernel whose lanes hand each other weights; it knows no strides and no sums over channels.
 const SUBGROUP: &str = "conv2d_depthwise_subgroup";
 
 /// Tiles of 4 output channels, none across two groups.
@@ -17,10 +17,10 @@ pub fn tiles(spec: &ConvSpec, weight: Shape) -> usize {
 pub fn dispatches(call: &Call, method: Method, traits: &GpuTraits) -> Vec<Dispatch> {
     let spec = &call.conv.spec;
     let out = call.output.shape;
-    let plain = spec.stride == [1; 2] && spec.dilation == [1; 2];
+    let depthwise = call.weight.c() == 1 && spec.stride == [1; 2] && spec.dilation == [1; 2];
     // Columns and rows of a workgroup's pixels, and its channels.
     let (file, pixels, channels) = match method {
-        Method::Depthwise if plain && traits.subgroup == Some(8) => (SUBGROUP, [64, 64], out.c()),
+        Method::Depthwise if depthwise && traits.subgroup == Some(8) => (SUBGROUP, [64, 64], out.c()),
         Method::Depthwise => ("conv2d_depthwise", [128, 8], out.c()),
         _ => ("conv2d_direct", [64, 8], tiles(spec, call.weight)),
     };

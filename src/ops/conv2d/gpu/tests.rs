@@ -207,6 +207,10 @@ fn direct_and_depthwise_on_odd_shapes() {
         check(everything(enlarged, Activation::Silu), Shape::new(2, 4, 5, 67), 5);
         let wide = ConvSpec { groups: 3, ..ConvSpec::same(15) };
         check(Conv2d::new(wide), Shape::new(1, 3, 21, 2051), 3);
+        let mirrored = ConvSpec { groups: 6, ..mirrored };
+        check(everything(mirrored, Activation::Relu), Shape::new(2, 6, 19, 37), 12);
+        let enlarged = ConvSpec { groups: 4, ..enlarged };
+        check(everything(enlarged, Activation::None), Shape::new(1, 4, 5, 67), 4);
     }
 }
 
