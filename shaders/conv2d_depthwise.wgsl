@@ -3,6 +3,7 @@
 // Workgroups: x over 128 pixels, y over 8 rows, z over output channels of one batch item after the other.
 //#use activation
 //#use conv2d
+//#use conv2d_pixel
 //#use conv2d_epilogue
 
 // Whether stride and dilation along rows are 1: neighbouring taps then share all but one pixel.
@@ -15,13 +16,6 @@ override SLIDE: bool = true;
 @group(0) @binding(4) var<storage, read> channel_add: array<f32>;
 @group(0) @binding(5) var<storage, read> residual: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> out: array<f32>;
-
-// The pixel of the padded input at column `i` of the row that begins at `base`.
-fn pixel(base: u32, used: bool, i: i32) -> f32 {
-    let column = source_line(i, p.in_w);
-    let value = x[base + u32(max(column, 0))];
-    return select(0.0, value, used && column >= 0);
-}
 
 @compute @workgroup_size(8, 8)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {

@@ -5,6 +5,7 @@
 // Workgroups: x over 64 pixels, y over 64 rows, z over output channels of one batch item after the other.
 //#use activation
 //#use conv2d
+//#use conv2d_pixel
 //#use conv2d_epilogue
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -17,13 +18,6 @@
 
 // Sums of 4 rows of 4 times 4 pixels.
 var<private> sums: array<vec4<f32>, 16>;
-
-// The pixel of the padded input at column `i` of the row that begins at `base`.
-fn pixel(base: u32, used: bool, i: i32) -> f32 {
-    let column = source_line(i, p.in_w);
-    let value = x[base + u32(max(column, 0))];
-    return select(0.0, value, used && column >= 0);
-}
 
 // Weight `j` of the kernel's row that begins at `at`, nothing if this lane has no row or the row no such weight.
 fn taps(at: u32, taken: bool, j: u32) -> f32 {

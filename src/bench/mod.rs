@@ -16,8 +16,7 @@ use serde::Serialize;
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::{GraphError, Plan, PlanError};
 use crate::models::checkpoint::ModelError;
-use crate::models::dm_fnet::DmFnet;
-use crate::models::lkc_funet::LkcFunet;
+use crate::models::{Model, ModelKind};
 use crate::train::step::StepError;
 use networks::{
     Asked, Network, convolution, head_pass, random_inputs, random_lkc_funet, random_model, unet_pass, whole_pair,
@@ -55,21 +54,11 @@ pub enum BenchError {
     NoTimestamps,
 }
 
-/// The model that is measured.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Measured {
-    /// DM-FNet: a UNet pass, the fusion head, a pair.
-    DmFnet,
-    /// LKC-FUNet: a pair.
-    LkcFunet,
-}
-
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Options {
     /// The model.
-    pub network: Measured,
+    pub network: ModelKind,
     /// Height and width of the images; of DM-FNet a multiple of 16 from 64 on, of LKC-FUNet a multiple of 4.
     pub size: usize,
     /// Channels of the first level, a multiple of 32; the published widths are 128 of DM-FNet's UNet and 32 of LKC-FUNet.
@@ -170,8 +159,8 @@ pub fn run(device: &Device, options: &Options, progress: &mut dyn FnMut(&str)) -
         device,
         options: *options,
         model: match options.network {
-            Measured::DmFnet => Model::DmFnet(Box::new(random_model(options.channels)?)),
-            Measured::LkcFunet => Model::LkcFunet(random_lkc_funet(options.channels)?),
+            ModelKind::DmFnet => Model::DmFnet(Box::new(random_model(options.channels)?)),
+            ModelKind::LkcFunet => Model::LkcFunet(random_lkc_funet(options.channels)?),
         },
         yardsticks: Yardsticks::new(device)?,
         progress,
@@ -242,12 +231,6 @@ struct Timing {
     exe: Executable,
     inputs: Vec<(String, Vec<f32>)>,
     timed: Timed,
-}
-
-/// The model with random weights.
-enum Model {
-    DmFnet(Box<DmFnet>),
-    LkcFunet(LkcFunet),
 }
 
 impl Model {
@@ -417,7 +400,7 @@ mod tests {
     use crate::ops::testing::gpu;
 
     const SMALL: Options = Options {
-        network: Measured::DmFnet,
+        network: ModelKind::DmFnet,
         size: 64,
         channels: 32,
         runs: 1,
@@ -449,7 +432,7 @@ mod tests {
 
     #[test]
     fn lkc_funet_is_measured_too() {
-        let options = Options { network: Measured::LkcFunet, size: 16, training: false, ..SMALL };
+        let options = Options { network: ModelKind::LkcFunet, size: 16, training: false, ..SMALL };
         let report = run(&Device::Cpu, &options, &mut |_| {}).expect("it runs");
         let rows = |table: &KernelTable| table.rows.iter().filter(|row| row.op.contains("15x15")).count();
         assert!(report.kernels[0].network == "pair" && rows(&report.kernels[0]) >= 3, "{:?}", report.kernels[0]);

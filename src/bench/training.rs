@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::networks::random_inputs;
 use super::rows::Call;
-use super::{Bench, BenchError, KernelTable, Model, Timed, median, rate, tables, time_steps};
+use super::{Bench, BenchError, KernelTable, Timed, median, rate, tables, time_steps};
 use crate::device::Device;
+use crate::models::Model;
 use crate::train::init::statistic;
 use crate::train::loss::{FusionLossConfig, constants};
 use crate::train::optim::{NUMBERS, Update, numbers};

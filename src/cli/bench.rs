@@ -12,7 +12,8 @@ use super::eval::columns;
 use crate::bench::rows::Row;
 use crate::bench::training::TrainingRow;
 use crate::bench::yardstick::Yardstick;
-use crate::bench::{KernelTable, Measured, ModelRow, Options, Report, run as measure};
+use crate::bench::{KernelTable, ModelRow, Options, Report, run as measure};
+use crate::models::ModelKind;
 
 /// Runs of `--quick`.
 const QUICK_RUNS: usize = 3;
@@ -27,9 +28,9 @@ const WORTH_A_LINE: f64 = 0.004;
 pub struct BenchArgs {
     #[command(flatten)]
     device: DeviceArgs,
-    /// The model
+    /// The model: of dm-fnet a UNet pass, the fusion head and a pair are measured, of lkc-funet a pair
     #[arg(long, value_enum, default_value = "dm-fnet", value_name = "MODEL")]
-    network: Measured,
+    network: ModelKind,
     /// Height and width of the images: of dm-fnet a multiple of 16 from 64 on, of lkc-funet a multiple of 4
     /// [default: 256; with --training 160, of lkc-funet 64]
     #[arg(long)]
@@ -68,12 +69,12 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         network: args.network,
         size: args.size.unwrap_or(match (args.training, args.network) {
             (false, _) => 256,
-            (true, Measured::DmFnet) => 160,
-            (true, Measured::LkcFunet) => 64,
+            (true, ModelKind::DmFnet) => 160,
+            (true, ModelKind::LkcFunet) => 64,
         }),
         channels: args.channels.unwrap_or(match args.network {
-            Measured::DmFnet => 128,
-            Measured::LkcFunet => 32,
+            ModelKind::DmFnet => 128,
+            ModelKind::LkcFunet => 32,
         }),
         runs: if args.quick { args.runs.min(QUICK_RUNS) } else { args.runs },
         kernels: !args.model_only && !args.training,
@@ -106,8 +107,8 @@ fn text(report: &Report) -> String {
     let options = &report.options;
     let Options { size, channels, runs, .. } = *options;
     let network = match options.network {
-        Measured::DmFnet => "DM-FNet",
-        Measured::LkcFunet => "LKC-FUNet",
+        ModelKind::DmFnet => "DM-FNet",
+        ModelKind::LkcFunet => "LKC-FUNet",
     };
     let mut text = format!(
         "medfuse {} on {}\n{network}, {channels} channels, {size}x{size}, medians of {runs} measurements\n",

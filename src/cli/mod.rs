@@ -20,15 +20,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::device::Device;
 use crate::imaging::pairs::{Group, Matched, match_folders};
 use crate::models::checkpoint::model_name;
-use crate::models::dm_fnet::{DmFnet, Fuser};
-use crate::models::fusing::PairFuser;
-use crate::models::lkc_funet::{LkcFunet, LkcFuser, ValueRange};
+use crate::models::dm_fnet::DmFnet;
+use crate::models::lkc_funet::{LkcFunet, ValueRange};
+use crate::models::{Model, ModelKind};
 
 /// Fuses registered pairs of medical images (MRI with CT, PET or SPECT) on any GPU, without CUDA.
 #[derive(Debug, Parser)]
@@ -158,15 +158,6 @@ impl DeviceArgs {
     }
 }
 
-/// The models that fuse.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum ModelKind {
-    /// DM-FNet: the features of a diffusion UNet at several noise steps, fused by a head
-    DmFnet,
-    /// LKC-FUNet: one pass of a UNet with large kernels
-    LkcFunet,
-}
-
 /// The model of a command.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
@@ -183,24 +174,6 @@ pub struct ModelArgs {
     /// The range of lkc-funet's images, in and out: 0 to 1 or -1 to 1 [default: the model's]
     #[arg(long, value_enum)]
     pub range: Option<ValueRange>,
-}
-
-/// A model that was loaded.
-pub enum Model {
-    /// DM-FNet.
-    DmFnet(Box<DmFnet>),
-    /// LKC-FUNet.
-    LkcFunet(LkcFunet),
-}
-
-impl Model {
-    /// A fuser of the model on a device.
-    pub fn on(self, device: Device) -> Box<dyn PairFuser> {
-        match self {
-            Self::DmFnet(model) => Box::new(Fuser::new(*model, device)),
-            Self::LkcFunet(model) => Box::new(LkcFuser::new(model, device)),
-        }
-    }
 }
 
 impl ModelArgs {

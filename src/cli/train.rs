@@ -179,7 +179,7 @@ fn start(task: &dyn Task, config: &impl Stage, job: &Job, shared: &str) -> anyho
         sample_every: common.run.sample_every,
         time_limit: job.time_limit,
         resume: job.resume,
-        init: job.init.clone(),
+        init: job.init.as_ref(),
         settings: format!("{}pairs = {:016x}\n{shared}", config.settings()?, job.dataset.fingerprint()),
     };
     let stop = stop_flag("stopping after this step with a checkpoint")?;

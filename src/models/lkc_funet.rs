@@ -321,6 +321,16 @@ pub enum ValueRange {
     Signed,
 }
 
+impl ValueRange {
+    /// The scale and the shift that bring -1 and 1 to the range's ends.
+    pub fn from_signed(self) -> [f32; 2] {
+        match self {
+            Self::Unit => [0.5, 0.5],
+            Self::Signed => [1.0, 0.0],
+        }
+    }
+}
+
 /// What a checkpoint does not say of an LKC-FUNet: the file `model.json` beside the weights.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default)]
@@ -476,7 +486,7 @@ impl PairFuser for LkcFuser {
         let padding = Padding::new(pair.height(), pair.width(), multiple, multiple);
         let pad = |plane: Vec<f32>| pad_to_multiple(&plane, pair.height(), pair.width(), multiple, multiple).0;
         let mut img_cat = [pad(pair.other_input()), pad(pair.mri_input())].concat();
-        let (scale, shift) = if model.range == ValueRange::Unit { (0.5, 0.5) } else { (1.0, 0.0) };
+        let [scale, shift] = model.range.from_signed();
         img_cat.iter_mut().for_each(|v| *v = scale * *v + shift);
         let size = [padding.padded_height, padding.padded_width];
         let executable = self.plans.executable(size, |h, w| model.graph(h, w), &self.device, &model.weights)?;

@@ -12,7 +12,7 @@ use super::step::{Layout, LossGraph, StepError};
 use crate::device::{Device, ParamSource};
 use crate::graph::{Graph, GraphError};
 use crate::models::checkpoint::save_model_json;
-use crate::models::lkc_funet::{LkcConfig, LkcFile, LkcFunet, LkcFuser, Mode, ValueRange, lkc_funet};
+use crate::models::lkc_funet::{LkcConfig, LkcFile, LkcFunet, LkcFuser, Mode, lkc_funet};
 use crate::models::unet::DropoutSeed;
 use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights, is_buffer};
@@ -100,9 +100,8 @@ impl Task for LkcTraining<'_> {
     fn inputs(&self, number: u64) -> BTreeMap<String, Vec<f32>> {
         let batch = self.batches.batch(number);
         let mut images = [batch.mri.into_data(), batch.other.into_data()];
-        if self.config.net.range == ValueRange::Unit {
-            images.iter_mut().flatten().for_each(|v| *v = 0.5 * *v + 0.5);
-        }
+        let [scale, shift] = self.config.net.range.from_signed();
+        images.iter_mut().flatten().for_each(|v| *v = scale * *v + shift);
         let [mri, other] = images;
         let seed = DropoutSeed::values(self.config.run.seed, number);
         [("mri", mri), ("other", other), ("dropout", seed)].map(|(name, values)| (name.to_owned(), values)).into()

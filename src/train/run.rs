@@ -109,7 +109,7 @@ pub(super) fn sample_fused(
 
 /// The settings of the loop itself.
 #[derive(Clone, Debug)]
-pub struct RunConfig {
+pub struct RunConfig<'a> {
     /// The folder that everything is written to.
     pub out: PathBuf,
     /// Steps of the whole run.
@@ -121,7 +121,7 @@ pub struct RunConfig {
     /// Seed of the first weights.
     pub seed: u64,
     /// The first weights of a new run, in place of those drawn by the seed.
-    pub init: Option<Weights>,
+    pub init: Option<&'a Weights>,
     /// Steps between checkpoints, 0 for the end only.
     pub checkpoint_every: u64,
     /// Steps between samples, 0 for none.
@@ -274,7 +274,7 @@ const SAVE_AFTER: Duration = Duration::from_secs(600);
 /// A run in progress.
 struct Run<'a> {
     task: &'a dyn Task,
-    config: &'a RunConfig,
+    config: &'a RunConfig<'a>,
     layout: Layout,
     /// The weights that the graph assigns.
     assigned: Vec<(String, Shape)>,
@@ -287,7 +287,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(task: &'a dyn Task, config: &'a RunConfig, device: &Device) -> Result<Self, TrainError> {
+    fn new(task: &'a dyn Task, config: &'a RunConfig<'a>, device: &Device) -> Result<Self, TrainError> {
         let path = config.out.join(CHECKPOINT);
         let graph = task.graph()?;
         let layout = Layout::new(&graph, |name| task.is_trained(name));
@@ -414,21 +414,19 @@ fn first_rows(
     layout: &Layout,
     assigned: &[(String, Shape)],
 ) -> Result<BTreeMap<String, Tensor>, TrainError> {
-    let drawn = assigned.iter().map(|(name, shape)| (name.clone(), init::statistic(name, *shape)));
-    let Some(given) = &config.init else {
+    let Some(given) = config.init else {
         let mut rows = config.update.first_rows(task.first_weights(layout, config.seed));
-        rows.extend(drawn);
+        rows.extend(assigned.iter().map(|(name, shape)| (name.clone(), init::statistic(name, *shape))));
         return Ok(rows);
     };
-    let other = |error| match error {
-        RunError::MissingWeight(name) => TrainError::Init(name),
-        source => TrainError::Run { step: 0, source },
+    let row_of = |layout: &Layout| match layout.row(given) {
+        Err(RunError::MissingWeight(name)) => Err(TrainError::Init(name)),
+        row => row.map_err(|source| TrainError::Run { step: 0, source }),
     };
-    let mut rows = config.update.first_rows(layout.row(given).map_err(other)?);
-    for (name, fresh) in drawn {
-        let fits = |t: &&Tensor| t.data().len() == fresh.data().len();
-        let found = given.get(&name).filter(fits).ok_or_else(|| TrainError::Init(name.clone()))?;
-        rows.insert(name, Tensor::new(fresh.dims(), found.data().to_vec()));
+    let mut rows = config.update.first_rows(row_of(layout)?);
+    for (name, shape) in assigned {
+        let alone = Layout::from_entries(vec![(name.clone(), vec![shape.numel()])]);
+        rows.extend(alone.tensors(&row_of(&alone)?));
     }
     Ok(rows)
 }

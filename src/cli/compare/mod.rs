@@ -16,12 +16,13 @@ use self::inputs::{Inputs, Labelled, parse_labelled};
 use self::report::Figures;
 use self::sheet::{Patch, parse_patch};
 use super::eval::Failed;
-use super::{DeviceArgs, ModelArgs, ModelKind};
+use super::{DeviceArgs, ModelArgs};
 use crate::device::Device;
 use crate::files::{check_writable, write_whole};
 use crate::imaging::pairs::Group;
 use crate::imaging::{Channels, FusionPair, Image, Samples, contact_sheet, format_for};
 use crate::metrics::{Grey, Metrics, evaluate};
+use crate::models::ModelKind;
 
 /// The models whose weights ship with medfuse.
 const SHIPPED: [&str; 2] = ["dm-fnet", "lkc-funet"];

@@ -265,26 +265,27 @@ fn not_negative(key: &'static str, value: f64) -> Result<(), ConfigError> {
     need(key, value >= 0.0 && value.is_finite(), format!("must be 0 or more, not {value}"))
 }
 
-/// The weights of a loss's parts.
-fn loss_weights([intensity, gradient, ssim]: [f64; 3]) -> Result<(), ConfigError> {
-    not_negative("loss.intensity", intensity)?;
-    not_negative("loss.gradient", gradient)?;
-    not_negative("loss.ssim", ssim)?;
-    need("loss.intensity", intensity + gradient + ssim > 0.0, "and the other weights are all 0")
-}
+/// What both losses have: the weights of intensity, gradient and similarity, the gain of the gradients and the overlap.
+struct LossParts([f64; 5]);
 
-/// What changes the images that the loss holds a fused one to.
-fn loss_target([gradient_gain, overlap]: [f64; 2]) -> Result<(), ConfigError> {
-    positive("loss.gradient_gain", gradient_gain)?;
-    share("loss.overlap", overlap)
-}
+impl LossParts {
+    fn check(self) -> Result<(), ConfigError> {
+        let Self([intensity, gradient, ssim, gradient_gain, overlap]) = self;
+        not_negative("loss.intensity", intensity)?;
+        not_negative("loss.gradient", gradient)?;
+        not_negative("loss.ssim", ssim)?;
+        need("loss.intensity", intensity + gradient + ssim > 0.0, "and the other weights are all 0")?;
+        positive("loss.gradient_gain", gradient_gain)?;
+        share("loss.overlap", overlap)
+    }
 
-fn fusion_target([gradient_gain, overlap]: [f64; 2], range: ValueRange) -> FusionTarget {
-    let range = match range {
-        ValueRange::Unit => [0.0, 1.0],
-        ValueRange::Signed => [-1.0, 1.0],
-    };
-    FusionTarget { overlap: overlap as f32, gradient_gain: gradient_gain as f32, range }
+    /// What a loss of images in `range` is made by.
+    fn config(self, range: ValueRange) -> FusionLossConfig {
+        let [intensity, gradient, ssim, gradient_gain, overlap] = self.0.map(|value| value as f32);
+        let [scale, shift] = range.from_signed();
+        let target = FusionTarget { overlap, gradient_gain, range: [shift - scale, shift + scale] };
+        FusionLossConfig { intensity, gradient, ssim, target, ..FusionLossConfig::default() }
+    }
 }
 
 fn at_least_one(key: &'static str, value: u64) -> Result<(), ConfigError> {
@@ -391,17 +392,17 @@ impl Rate {
 }
 
 impl LossWeights {
+    fn parts(&self) -> LossParts {
+        LossParts([self.intensity, self.gradient, self.ssim, self.gradient_gain, self.overlap])
+    }
+
     /// What the loss is made by.
     pub fn config(&self) -> FusionLossConfig {
-        let Self { intensity, gradient, ssim, nan_switch, gradient_gain, overlap } = *self;
-        let [intensity, gradient, ssim] = [intensity, gradient, ssim].map(|weight| weight as f32);
-        let target = fusion_target([gradient_gain, overlap], ValueRange::Signed);
-        FusionLossConfig { intensity, gradient, ssim, nan_switch, target }
+        FusionLossConfig { nan_switch: self.nan_switch, ..self.parts().config(ValueRange::Signed) }
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        loss_weights([self.intensity, self.gradient, self.ssim])?;
-        loss_target([self.gradient_gain, self.overlap])
+        self.parts().check()
     }
 }
 
@@ -423,17 +424,17 @@ impl LkcNet {
 }
 
 impl LkcLossWeights {
+    fn parts(&self) -> LossParts {
+        LossParts([self.intensity, self.gradient, self.ssim, self.gradient_gain, self.overlap])
+    }
+
     /// What the loss is made by, of images in `range`.
     pub fn config(&self, range: ValueRange) -> FusionLossConfig {
-        let Self { intensity, gradient, ssim, gradient_gain, overlap } = *self;
-        let [intensity, gradient, ssim] = [intensity, gradient, ssim].map(|weight| weight as f32);
-        let target = fusion_target([gradient_gain, overlap], range);
-        FusionLossConfig { intensity, gradient, ssim, target, ..FusionLossConfig::lkc() }
+        self.parts().config(range)
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        loss_weights([self.intensity, self.gradient, self.ssim])?;
-        loss_target([self.gradient_gain, self.overlap])
+        self.parts().check()
     }
 }
 
