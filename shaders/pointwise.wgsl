@@ -1,14 +1,15 @@
 // One expression of up to seven tensors, element by element, with broadcast.
-// An invocation computes 4 pixels of one channel, 64 apart; workgroups: x over pixels, y over channels, z over the batch.
+// An invocation computes 4 pixels of one channel, 64 apart. Workgroups: x over 256 pixels, y over channels, z over the batch.
+//#use place
 //#use activation
 
 struct Params {
+    grid: vec3<u32>,
     // Of each input: offset, then elements from item to item, channel to channel, pixel to pixel (0: broadcast).
     t0: vec4<u32>, t1: vec4<u32>, t2: vec4<u32>, t3: vec4<u32>, t4: vec4<u32>, t5: vec4<u32>, t6: vec4<u32>,
     out_offset: u32,
     out_batch_stride: u32,
     plane: u32,
-    batch: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -22,23 +23,24 @@ struct Params {
 @group(0) @binding(8) var<storage, read_write> out: array<f32>;
 
 fn value(n: u32, c: u32, pixel: u32) -> f32 {
-//@body
+//@value
 }
 
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let out_base = p.out_offset + group.z * p.out_batch_stride + group.y * p.plane;
-    // The dispatch is capped at 65,535 workgroups a dimension; larger planes take several rounds.
-    for (var block = group.x * 256u; block < p.plane; block += groups.x * 256u) {
-        for (var k = 0u; k < 4u; k++) {
-            let pixel = block + k * 64u + lane;
-            if pixel < p.plane {
-                out[out_base + pixel] = value(group.z, group.y, pixel);
-            }
+    let at = place(id, launched);
+    if outside(at) {
+        return;
+    }
+    let out_base = p.out_offset + at.z * p.out_batch_stride + at.y * p.plane;
+    for (var k = 0u; k < 4u; k++) {
+        let pixel = at.x * 256u + k * 64u + lane;
+        if pixel < p.plane {
+            out[out_base + pixel] = value(at.z, at.y, pixel);
         }
     }
 }

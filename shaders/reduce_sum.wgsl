@@ -1,10 +1,11 @@
 // Sums over axes, in chunks: `chunks` sums a chunk of what belongs to one element of the result, `main` the chunks.
 // One workgroup sums one chunk, then one element.
+//#use place
 //#use lanes
 
 struct Params {
+    grid: vec3<u32>,
     x_offset: u32,
-    x_batch_stride: u32,
     out_offset: u32,
     out_batch_stride: u32,
     // The result's shape, and how many elements of each axis are summed.
@@ -24,7 +25,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
 // Where index i of a block of this shape lies.
-fn place(i: u32, shape: vec4<u32>) -> vec4<u32> {
+fn index_in(i: u32, shape: vec4<u32>) -> vec4<u32> {
     let row = i / shape.w;
     let plane = row / shape.z;
     return vec4(plane / shape.y, plane % shape.y, row % shape.z, i % shape.w);
@@ -32,21 +33,22 @@ fn place(i: u32, shape: vec4<u32>) -> vec4<u32> {
 
 @compute @workgroup_size(64)
 fn chunks(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = group.y * groups.x + group.x;
-    let element = i / p.chunk_count;
-    if element >= p.out_shape.x * p.out_shape.y * p.out_shape.z * p.out_shape.w {
+    let at = place(id, launched);
+    if outside(at) {
         return;
     }
-    let base = p.x_offset + dot(place(element, p.out_shape), p.strides);
+    let i = at.x;
+    let element = i / p.chunk_count;
+    let base = p.x_offset + dot(index_in(element, p.out_shape), p.strides);
     let first = (i % p.chunk_count) * p.chunk;
     let end = min(first + p.chunk, p.count);
     var sum = 0.0;
     for (var k = first + lane; k < end; k += 64u) {
-        sum += x[base + dot(place(k, p.summed), p.strides)];
+        sum += x[base + dot(index_in(k, p.summed), p.strides)];
     }
     let all = total(lane, vec2(sum, 0.0)).x;
     if lane == 0u {
@@ -56,14 +58,15 @@ fn chunks(
 
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let element = group.y * groups.x + group.x;
-    if element >= p.out_shape.x * p.out_shape.y * p.out_shape.z * p.out_shape.w {
+    let at = place(id, launched);
+    if outside(at) {
         return;
     }
+    let element = at.x;
     var sum = 0.0;
     for (var k = lane; k < p.chunk_count; k += 64u) {
         sum += partial[element * p.chunk_count + k];

@@ -61,10 +61,51 @@ impl Shape {
     }
 }
 
+impl AsRef<[usize]> for Shape {
+    fn as_ref(&self) -> &[usize] {
+        &self.0
+    }
+}
+
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [n, c, h, w] = self.0;
         write!(f, "{n}x{c}x{h}x{w}")
+    }
+}
+
+/// Where a tensor lies in its buffer, in elements. The elements of one batch item are dense, channel by channel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// Shape of the tensor.
+    pub shape: Shape,
+    /// First element.
+    pub offset: usize,
+    /// Elements from one batch item to the next.
+    pub batch_stride: usize,
+}
+
+impl Slot {
+    /// A tensor that has its buffer to itself.
+    pub const fn contiguous(shape: Shape) -> Self {
+        Self { shape, offset: 0, batch_stride: shape.item() }
+    }
+
+    /// Whether the items follow one another without a gap.
+    pub const fn is_contiguous(&self) -> bool {
+        self.shape.n() <= 1 || self.batch_stride == self.shape.item()
+    }
+
+    /// `count` of its channels from `first` on.
+    pub const fn channels(self, first: usize, count: usize) -> Self {
+        let Shape([n, _, h, w]) = self.shape;
+        Self { shape: Shape::new(n, count, h, w), offset: self.offset + first * h * w, ..self }
+    }
+
+    /// `count` of its batch items from `first` on.
+    pub const fn items(self, first: usize, count: usize) -> Self {
+        let Shape([_, c, h, w]) = self.shape;
+        Self { shape: Shape::new(count, c, h, w), offset: self.offset + first * self.batch_stride, ..self }
     }
 }
 

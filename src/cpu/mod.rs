@@ -1,8 +1,8 @@
-//! The CPU executor and what its kernels share.
+//! Mathematics on slices and views, on all threads and the widest vectors: what operations compute on the CPU with.
 
+pub mod activation;
 pub mod conv;
-pub mod executor;
-pub mod math;
-pub mod moments;
+pub(crate) mod math;
+pub(crate) mod moments;
 pub mod view;
 pub(crate) mod wide;

@@ -5,7 +5,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::pipeline::Pipeline;
 use super::shader::ShaderError;
-use crate::ops::GpuTraits;
+
+/// What kernels may assume of an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuTraits {
+    /// Largest storage buffer that a kernel can see, in bytes.
+    pub max_binding: u64,
+    /// Largest buffer, in bytes.
+    pub max_buffer: u64,
+    /// Whether this is a CPU posing as a GPU (llvmpipe and the like).
+    pub software: bool,
+    /// Invocations of a subgroup, if that is always the same number and kernels may exchange values in it.
+    pub subgroup: Option<u32>,
+}
+
+impl GpuTraits {
+    /// The largest buffer, in bytes, that a kernel can be given.
+    pub fn largest_tensor(&self) -> u64 {
+        self.max_binding.min(self.max_buffer)
+    }
+}
 
 /// Why the GPU cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +50,9 @@ pub enum GpuError {
     /// A kernel is not valid, which is a bug in medfuse.
     #[error(transparent)]
     Shader(#[from] ShaderError),
+    /// Something was to wait for a GPU in a browser, where nothing can block.
+    #[error("a browser cannot wait for a GPU: use the asynchronous function")]
+    Browser,
     /// The driver reported an error.
     #[error("the GPU reported an error: {0}")]
     Device(String),
@@ -70,15 +92,10 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(desc)
 }
 
-fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
-}
-
 /// All adapters of this machine.
-pub fn adapters() -> Vec<AdapterReport> {
-    let instance = instance();
-    let report = |(index, adapter): (usize, &wgpu::Adapter)| report(index, adapter);
-    enumerate(&instance).iter().enumerate().map(report).collect()
+pub async fn adapters() -> Vec<AdapterReport> {
+    let found = instance().enumerate_adapters(wgpu::Backends::all()).await;
+    found.iter().enumerate().map(|(index, adapter)| report(index, adapter)).collect()
 }
 
 fn kind(info: &wgpu::AdapterInfo) -> &'static str {
@@ -138,29 +155,31 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::NoAdapter`] if there is none, [`GpuError::Open`] if the driver refuses.
-    pub fn open(description: &str, wanted: impl Fn(&AdapterReport) -> bool) -> Result<Arc<Self>, GpuError> {
-        let instance = instance();
-        for (index, adapter) in enumerate(&instance).into_iter().enumerate() {
+    pub async fn open(description: &str, wanted: impl Fn(&AdapterReport) -> bool) -> Result<Arc<Self>, GpuError> {
+        let found = instance().enumerate_adapters(wgpu::Backends::all()).await;
+        for (index, adapter) in found.into_iter().enumerate() {
             let report = report(index, &adapter);
             if wanted(&report) {
-                return Self::open_adapter(&adapter, report);
+                return Self::open_adapter(&adapter, report).await;
             }
         }
         Err(GpuError::NoAdapter { wanted: description.to_owned() })
     }
 
-    fn open_adapter(adapter: &wgpu::Adapter, report: AdapterReport) -> Result<Arc<Self>, GpuError> {
+    async fn open_adapter(adapter: &wgpu::Adapter, report: AdapterReport) -> Result<Arc<Self>, GpuError> {
         let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
         let limits = adapter.limits();
-        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+        let wanted = wgpu::DeviceDescriptor {
             label: Some("medfuse"),
             required_features: adapter.features() & optional,
             required_limits: limits.clone(),
             experimental_features: wgpu::ExperimentalFeatures::disabled(),
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
-        }))
-        .map_err(|e| GpuError::Open { name: report.name.clone(), reason: e.to_string() })?;
+        };
+        let opened = adapter.request_device(&wanted).await;
+        let (device, queue) =
+            opened.map_err(|e| GpuError::Open { name: report.name.clone(), reason: e.to_string() })?;
         let fault = Arc::new(Mutex::new(None));
         let slot = fault.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
@@ -194,13 +213,19 @@ impl Gpu {
     }
 
     /// Fails if the driver has reported an error since the last call.
-    pub(super) fn check(&self) -> Result<(), GpuError> {
+    ///
+    /// # Errors
+    /// [`GpuError::Device`] with the driver's words.
+    pub fn check(&self) -> Result<(), GpuError> {
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         fault.take().map_or(Ok(()), |message| Err(GpuError::Device(message)))
     }
 
-    /// Waits until all submitted work is done.
-    pub(super) fn wait(&self) -> Result<(), GpuError> {
+    /// Waits until all submitted work is done. In a browser nothing waits: its event loop goes on, and callbacks come.
+    ///
+    /// # Errors
+    /// [`GpuError::Device`] with the driver's words.
+    pub fn wait(&self) -> Result<(), GpuError> {
         let wait = wgpu::PollType::Wait { submission_index: None, timeout: None };
         self.device.poll(wait).map_err(|e| GpuError::Device(e.to_string()))?;
         self.check()

@@ -1,9 +1,16 @@
-//! The GPU executor. This is the only room that names wgpu.
+//! The GPU: adapters, kernels, buffers, launches. This is the only room that names wgpu; it knows nothing of graphs.
 
 mod adapter;
-mod executor;
+mod launch;
 mod pipeline;
-pub mod shader;
+mod program;
+mod resolve;
+mod shader;
+mod signal;
 
-pub use adapter::{AdapterReport, Gpu, GpuError, adapters};
-pub use executor::GpuExecutable;
+pub use adapter::{AdapterReport, Gpu, GpuError, GpuTraits, adapters};
+pub use launch::{Bind, Kernel, Launch, Operand, Use, Value};
+pub use program::{Buffer, Call, Program, Recorder};
+#[cfg(test)]
+pub(crate) use resolve::check;
+pub use shader::ShaderError;

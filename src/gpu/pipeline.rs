@@ -4,14 +4,15 @@ use std::borrow::Cow;
 use std::sync::{Arc, PoisonError};
 
 use super::adapter::{Gpu, GpuError};
-use super::shader::{Access, source, validate};
-use crate::ops::Kernel;
+use super::launch::Kernel;
+use super::shader::{Access, Interface, source};
 
-/// A compiled kernel and the layout of its bindings.
+/// A compiled kernel, what it wants to be given, and the layout of its bindings.
 #[derive(Debug)]
-pub struct Pipeline {
-    pub(super) pipeline: wgpu::ComputePipeline,
-    pub(super) layout: wgpu::BindGroupLayout,
+pub(super) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    pub interface: Interface,
 }
 
 impl Gpu {
@@ -28,11 +29,13 @@ impl Gpu {
     }
 
     fn compile(&self, kernel: &Kernel) -> Result<Pipeline, GpuError> {
-        let entries: Vec<wgpu::BindGroupLayoutEntry> = validate(kernel)?
-            .into_iter()
-            .enumerate()
-            .map(|(binding, access)| layout_entry(binding as u32, access))
-            .collect();
+        let interface = Interface::of(kernel)?;
+        let params = interface.params.map(|binding| layout_entry(binding, wgpu::BufferBindingType::Uniform));
+        let tensors = interface.bindings.iter().map(|b| {
+            let read_only = b.access == Access::Read;
+            layout_entry(b.number, wgpu::BufferBindingType::Storage { read_only })
+        });
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = params.into_iter().chain(tensors).collect();
         let layout = self
             .device
             .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.file), entries: &entries });
@@ -41,10 +44,7 @@ impl Gpu {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
-        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(kernel.file),
-            source: wgpu::ShaderSource::Wgsl(Cow::Owned(source(kernel)?)),
-        });
+        let module = self.module(kernel)?;
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(kernel.file),
             layout: Some(&pipeline_layout),
@@ -57,16 +57,29 @@ impl Gpu {
             cache: None,
         });
         self.check()?;
-        Ok(Pipeline { pipeline, layout })
+        Ok(Pipeline { pipeline, layout, interface })
+    }
+
+    /// The module of a kernel, without the counter that wgpu otherwise adds to every loop.
+    ///
+    /// The counter lies in memory and made an H200 three times slower. Accesses stay within their buffers all the same:
+    /// bounds checks are left on.
+    fn module(&self, kernel: &Kernel) -> Result<wgpu::ShaderModule, GpuError> {
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(kernel.file),
+            source: wgpu::ShaderSource::Wgsl(Cow::Owned(source(kernel)?)),
+        };
+        let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
+        // SAFETY: without the counter a loop that never ends is undefined. The texts are medfuse's own, embedded at
+        // build time (the parts that operations write into them are straight lines of arithmetic), and every loop in
+        // them counts an integer up or down by a step that is not zero to an end that is fixed before the loop begins
+        // and at most a size of a tensor, or halves a number until it is zero. Sizes fit 32 bits with room for a step
+        // more: plans refuse larger tensors.
+        Ok(unsafe { self.device.create_shader_module_trusted(descriptor, checks) })
     }
 }
 
-fn layout_entry(binding: u32, access: Access) -> wgpu::BindGroupLayoutEntry {
-    let ty = match access {
-        Access::Uniform => wgpu::BufferBindingType::Uniform,
-        Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
-        Access::Write => wgpu::BufferBindingType::Storage { read_only: false },
-    };
+fn layout_entry(binding: u32, ty: wgpu::BufferBindingType) -> wgpu::BindGroupLayoutEntry {
     wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,

@@ -1,14 +1,13 @@
-//! The embedded WGSL: sources, includes, variants, and their validation without a GPU.
+//! The embedded WGSL: sources, includes, variants, and what a kernel's text declares.
 
-use naga::back::pipeline_constants::process_overrides;
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{Capabilities, GlobalUse, ModuleInfo, ValidationFlags, Validator};
 
-use crate::ops::Kernel;
+use super::launch::Kernel;
 
 static KERNELS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 static SHARED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/shared.rs"));
 
-/// Why a kernel is not valid WGSL.
+/// Why a kernel or its launch is not valid, which is a bug in medfuse.
 #[derive(Debug, thiserror::Error)]
 #[error("kernel {kernel}: {message}")]
 pub struct ShaderError {
@@ -16,83 +15,192 @@ pub struct ShaderError {
     message: String,
 }
 
-/// How a kernel uses one binding of its group 0.
+impl ShaderError {
+    pub(super) fn new(kernel: &Kernel, message: impl Into<String>) -> Self {
+        Self { kernel: format!("{}, {}", kernel.file, kernel.entry), message: message.into() }
+    }
+}
+
+/// How a kernel uses one of its buffers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// The parameters.
-    Uniform,
-    /// A tensor that is read.
+pub(crate) enum Access {
+    /// It reads a tensor.
     Read,
-    /// A tensor that is written.
+    /// It writes a tensor, and may read it.
     Write,
 }
 
-/// Names of all kernel files.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    KERNELS.iter().map(|(name, _)| *name)
+/// A buffer that an entry point uses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Binding {
+    /// Its name in the kernel's text.
+    pub name: String,
+    /// Its number in group 0.
+    pub number: u32,
+    /// How it is used.
+    pub access: Access,
 }
 
-/// The WGSL text of a kernel: `//#use NAME` lines replaced with `shaders/shared/NAME.wgsl`, `//@body` with the
-/// kernel's own text.
+/// The type of a field of `Params`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FieldType {
+    U32,
+    I32,
+    F32,
+    /// `vec3<u32>`, which `grid` alone has.
+    Vec3,
+    Vec4,
+}
+
+/// A field of a kernel's `Params`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Field {
+    pub name: String,
+    /// Bytes from the struct's beginning.
+    pub offset: usize,
+    pub ty: FieldType,
+}
+
+/// What an entry point of a kernel wants to be given, as its text declares it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Interface {
+    /// The buffers that the entry point uses.
+    pub bindings: Vec<Binding>,
+    /// Names of all buffers of the text: those of other entry points are not given.
+    pub declared: Vec<String>,
+    /// The fields of `Params`.
+    pub fields: Vec<Field>,
+    /// Bytes of `Params`.
+    pub size: usize,
+    /// The number of the binding of `Params`, if the entry point uses it.
+    pub params: Option<u32>,
+}
+
+/// The WGSL text of a kernel: `//#use NAME` lines replaced with `shaders/shared/NAME.wgsl`, `//@NAME` lines with the
+/// kernel's own texts.
 ///
 /// # Errors
 /// If the file or something it uses does not exist.
-pub fn source(kernel: &Kernel) -> Result<String, ShaderError> {
-    let fail = |message: String| ShaderError { kernel: kernel.file.to_owned(), message };
+pub(crate) fn source(kernel: &Kernel) -> Result<String, ShaderError> {
+    let fail = |message: String| ShaderError::new(kernel, message);
     let text = find(KERNELS, kernel.file).ok_or_else(|| fail("there is no such file".into()))?;
-    let mut source = String::with_capacity(text.len());
+    let mut source = String::with_capacity(2 * text.len());
+    append(&mut source, text, kernel)?;
+    Ok(source)
+}
+
+fn append(source: &mut String, text: &str, kernel: &Kernel) -> Result<(), ShaderError> {
+    let fail = |message: String| ShaderError::new(kernel, message);
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("//#use ") {
             let shared = find(SHARED, name.trim());
-            source.push_str(shared.ok_or_else(|| fail(format!("it uses {name}, which is missing")))?);
-        } else if line.trim() == "//@body" {
-            let body = kernel.body.as_deref();
-            source.push_str(body.ok_or_else(|| fail("it needs a body".into()))?);
+            append(source, shared.ok_or_else(|| fail(format!("it uses {name}, which is missing")))?, kernel)?;
+        } else if let Some(name) = line.trim().strip_prefix("//@") {
+            let given = kernel.texts.iter().find(|(n, _)| *n == name);
+            source.push_str(&given.ok_or_else(|| fail(format!("it needs the text {name}")))?.1);
         } else {
             source.push_str(line);
         }
         source.push('\n');
     }
-    Ok(source)
+    Ok(())
 }
 
 fn find(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
     table.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
 }
 
-/// Parses and validates a kernel in the variant that its constants make; returns how it uses its bindings, by number.
-///
-/// # Errors
-/// [`ShaderError`] with naga's words.
-pub fn validate(kernel: &Kernel) -> Result<Vec<Access>, ShaderError> {
-    let fail = |message: String| ShaderError { kernel: kernel.file.to_owned(), message };
-    let text = source(kernel)?;
-    let module = naga::front::wgsl::parse_str(&text).map_err(|e| fail(e.emit_to_string(&text)))?;
-    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
-    let info = validator.validate(&module).map_err(|e| fail(e.emit_to_string(&text)))?;
-    let constants = kernel.constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
-    let entry = Some((naga::ShaderStage::Compute, kernel.entry));
-    process_overrides(&module, &info, entry, &constants).map_err(|e| fail(e.to_string()))?;
-    if !module.entry_points.iter().any(|e| e.name == kernel.entry) {
-        return Err(fail(format!("it has no entry point {}", kernel.entry)));
-    }
-    Ok(bindings(&module))
+/// A kernel's text, parsed and validated.
+pub(super) struct Parsed {
+    pub module: naga::Module,
+    pub info: ModuleInfo,
 }
 
-fn bindings(module: &naga::Module) -> Vec<Access> {
-    let mut found: Vec<(u32, Access)> = module
-        .global_variables
-        .iter()
-        .filter_map(|(_, var)| {
-            let access = match var.space {
-                naga::AddressSpace::Uniform => Access::Uniform,
-                naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => Access::Write,
-                naga::AddressSpace::Storage { .. } => Access::Read,
-                _ => return None,
-            };
-            Some((var.binding?.binding, access))
-        })
-        .collect();
-    found.sort_by_key(|(binding, _)| *binding);
-    found.into_iter().map(|(_, access)| access).collect()
+impl Parsed {
+    /// # Errors
+    /// [`ShaderError`] with naga's words.
+    pub fn new(kernel: &Kernel) -> Result<Self, ShaderError> {
+        let fail = |message: String| ShaderError::new(kernel, message);
+        let text = source(kernel)?;
+        let module = naga::front::wgsl::parse_str(&text).map_err(|e| fail(e.emit_to_string(&text)))?;
+        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
+        let info = validator.validate(&module).map_err(|e| fail(e.emit_to_string(&text)))?;
+        Ok(Self { module, info })
+    }
+}
+
+impl Interface {
+    /// What a kernel wants to be given.
+    ///
+    /// # Errors
+    /// [`ShaderError`] if the kernel is not valid WGSL, has no such entry point or constant, or has parameters of a type
+    /// that launches do not give.
+    pub fn of(kernel: &Kernel) -> Result<Self, ShaderError> {
+        Self::of_parsed(kernel, &Parsed::new(kernel)?)
+    }
+
+    pub(super) fn of_parsed(kernel: &Kernel, Parsed { module, info }: &Parsed) -> Result<Self, ShaderError> {
+        let fail = |message: String| ShaderError::new(kernel, message);
+        let entry = module.entry_points.iter().position(|e| e.name == kernel.entry);
+        let entry = entry.ok_or_else(|| fail("it has no such entry point".into()))?;
+        check_constants(kernel, module)?;
+        let uses = info.get_entry_point(entry);
+        let mut found = Self { bindings: Vec::new(), declared: Vec::new(), fields: Vec::new(), size: 0, params: None };
+        for (handle, var) in module.global_variables.iter() {
+            let Some(place) = &var.binding else { continue };
+            let name = var.name.clone().unwrap_or_default();
+            let used = !uses[handle].is_empty();
+            match var.space {
+                naga::AddressSpace::Uniform => {
+                    (found.fields, found.size) = fields(module, var.ty).map_err(fail)?;
+                    found.params = used.then_some(place.binding);
+                }
+                naga::AddressSpace::Storage { access } => {
+                    let writes = access.contains(naga::StorageAccess::STORE);
+                    let access = if writes { Access::Write } else { Access::Read };
+                    found.declared.push(name.clone());
+                    if used {
+                        found.bindings.push(Binding { name, number: place.binding, access });
+                    }
+                }
+                _ => {}
+            }
+            debug_assert!(!uses[handle].contains(GlobalUse::ATOMIC), "sums have a fixed order: no atomics");
+        }
+        Ok(found)
+    }
+}
+
+/// Every constant must be one of the text's, and every one of the text's without a default must be given.
+fn check_constants(kernel: &Kernel, module: &naga::Module) -> Result<(), ShaderError> {
+    let named = |name: &str| module.overrides.iter().any(|(_, o)| o.name.as_deref() == Some(name));
+    if let Some((name, _)) = kernel.constants.iter().find(|(name, _)| !named(name)) {
+        return Err(ShaderError::new(kernel, format!("it has no constant {name}")));
+    }
+    let given = |name: &str| kernel.constants.iter().any(|(n, _)| *n == name);
+    let names = module.overrides.iter().filter(|(_, o)| o.init.is_none()).filter_map(|(_, o)| o.name.as_deref());
+    match names.into_iter().find(|name| !given(name)) {
+        Some(name) => Err(ShaderError::new(kernel, format!("the constant {name} is missing"))),
+        None => Ok(()),
+    }
+}
+
+/// The fields of a struct of parameters, and its bytes.
+fn fields(module: &naga::Module, ty: naga::Handle<naga::Type>) -> Result<(Vec<Field>, usize), String> {
+    let naga::TypeInner::Struct { members, span } = &module.types[ty].inner else {
+        return Err("its parameters are not a struct".into());
+    };
+    let field = |member: &naga::StructMember| {
+        let name = member.name.clone().unwrap_or_default();
+        let ty = match module.types[member.ty].inner {
+            naga::TypeInner::Scalar(naga::Scalar::U32) => FieldType::U32,
+            naga::TypeInner::Scalar(naga::Scalar::I32) => FieldType::I32,
+            naga::TypeInner::Scalar(naga::Scalar::F32) => FieldType::F32,
+            naga::TypeInner::Vector { size: naga::VectorSize::Tri, scalar: naga::Scalar::U32 } => FieldType::Vec3,
+            naga::TypeInner::Vector { size: naga::VectorSize::Quad, scalar: naga::Scalar::U32 } => FieldType::Vec4,
+            _ => return Err(format!("the parameter {name} has a type that launches do not give")),
+        };
+        Ok(Field { name, offset: member.offset as usize, ty })
+    };
+    Ok((members.iter().map(field).collect::<Result<_, _>>()?, *span as usize))
 }

@@ -1,11 +1,6 @@
-//! Rewrites before a plan is laid out: what no output needs is pruned, neighbours become one operation, and every
-//! operation takes the form that suits its target.
-
-use std::collections::HashMap;
-use std::sync::Arc;
+//! Rewrites before a plan is laid out: what no output needs is pruned, and neighbours become one operation.
 
 use super::ir::{Graph, Kind, Node, NodeId};
-use crate::ops::{Op, Target};
 use crate::tensor::Shape;
 
 /// The part of `graph` that `outputs` and the weights' new values need, and where the outputs are in it.
@@ -75,58 +70,15 @@ fn fuse_one(nodes: &[Node], uses: &[usize], i: usize) -> Option<(Node, NodeId)> 
         if let Some(joined) = previous.absorb_consumer(op.as_ref(), slot, &shapes) {
             let others = node.inputs.iter().enumerate().filter(|&(s, _)| s != slot);
             let inputs = before.inputs.iter().copied().chain(others.map(|(_, &id)| id));
-            let fused =
-                Node { kind: Kind::Op(joined), inputs: inputs.collect(), shape: node.shape, name: before.name.clone() };
+            let fused = Node { kind: Kind::Op(joined), inputs: inputs.collect(), shape: node.shape, ..before.clone() };
             return Some((fused, producer));
         }
         if let Some(joined) = op.absorb_producer(previous.as_ref(), slot) {
             let mut inputs = node.inputs.clone();
             inputs[slot] = before.inputs[0];
-            let fused = Node { kind: Kind::Op(joined), inputs, shape: node.shape, name: node.name.clone() };
+            let fused = Node { kind: Kind::Op(joined), inputs, ..node.clone() };
             return Some((fused, producer));
         }
     }
     None
-}
-
-/// Gives every operation the form that suits `target` and adds the nodes that prepare its weights, each once however
-/// many layers share it.
-pub fn specialize(graph: &Graph, outputs: &[NodeId], target: &Target) -> (Graph, Vec<NodeId>) {
-    let mut result = Graph::new();
-    let mut place: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
-    let mut prepared: HashMap<(String, NodeId), NodeId> = HashMap::new();
-    for node in graph.nodes() {
-        let mut node = node.clone();
-        let shapes: Vec<Shape> = node.inputs.iter().map(|&id| graph.shape(id)).collect();
-        for input in &mut node.inputs {
-            *input = place[input.0];
-        }
-        if let Kind::Op(op) = &node.kind
-            && let Some(special) = op.specialize(target, &shapes)
-        {
-            for (slot, prepare) in special.prepared {
-                node.inputs[slot] = prepare_once(&mut result, &mut prepared, prepare, node.inputs[slot]);
-            }
-            node.kind = Kind::Op(special.op);
-        }
-        place.push(result.push(node));
-    }
-    prune(&result, &outputs.iter().map(|id| place[id.0]).collect::<Vec<_>>())
-}
-
-fn prepare_once(
-    graph: &mut Graph,
-    prepared: &mut HashMap<(String, NodeId), NodeId>,
-    op: Arc<dyn Op>,
-    input: NodeId,
-) -> NodeId {
-    let key = (format!("{op:?}"), input);
-    if let Some(&id) = prepared.get(&key) {
-        return id;
-    }
-    let shape = op.infer(&[graph.shape(input)]).expect("a preparing operation is made for its weight");
-    let name = format!("{} ({})", graph.node(input).name, op.name());
-    let id = graph.push(Node { kind: Kind::Op(op), inputs: vec![input], shape, name });
-    prepared.insert(key, id);
-    id
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::ops::Op;
+use super::op::Op;
 use crate::tensor::Shape;
 
 /// A node's place in its graph. Nodes are in topological order: inputs come before their users.
@@ -16,7 +16,10 @@ pub enum Kind {
     /// A tensor that every run is given, by name.
     Input,
     /// A weight, by its checkpoint name.
-    Param,
+    Param {
+        /// The dimensions that a checkpoint has it in, such as `[c]` for a bias.
+        dims: Vec<usize>,
+    },
     /// The channel concatenation of the node's inputs. The plan makes it a view: its parts are written in place.
     Concat,
     /// The channels of the node's input from `start` on, as many as its shape has: a view as well.
@@ -31,10 +34,35 @@ pub enum Kind {
         /// First element.
         offset: usize,
     },
+    /// The elements of the node's input in another shape: a view wherever the input's batch items are dense or stay as
+    /// they are.
+    Reshape,
     /// The new value (first input) of a weight (second input), which it takes when a run has succeeded.
     Assign,
     /// The result of an operation.
     Op(Arc<dyn Op>),
+}
+
+impl Kind {
+    /// Whether the node's elements lie among those of its inputs, or theirs among its own: nothing computes it.
+    pub fn is_view(&self) -> bool {
+        match self {
+            Self::Concat | Self::Flatten | Self::Slice { .. } | Self::Part { .. } | Self::Reshape => true,
+            Self::Input | Self::Param { .. } | Self::Assign | Self::Op(_) => false,
+        }
+    }
+}
+
+/// The part of a training step that a node belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Phase {
+    /// From the inputs to the loss.
+    #[default]
+    Forward,
+    /// From the loss to the gradient, with what is computed again.
+    Backward,
+    /// From the gradient to the new weights.
+    Update,
 }
 
 /// One tensor of the graph and how it comes about.
@@ -48,6 +76,8 @@ pub struct Node {
     pub shape: Shape,
     /// The layer's name; for inputs and weights the name they are given under.
     pub name: String,
+    /// The part of a training step that it belongs to.
+    pub phase: Phase,
 }
 
 /// Why a graph could not be built.
@@ -92,6 +122,7 @@ pub struct Graph {
     params: BTreeMap<String, NodeId>,
     marks: Vec<(String, NodeId)>,
     scope: Vec<String>,
+    phase: Phase,
 }
 
 impl Graph {
@@ -137,17 +168,36 @@ impl Graph {
         NodeId(self.nodes.len() - 1)
     }
 
-    /// A tensor that every run is given under `name`.
-    pub fn input(&mut self, name: &str, shape: Shape) -> NodeId {
-        self.push(Node { kind: Kind::Input, inputs: Vec::new(), shape, name: name.to_owned() })
+    /// Appends a node of the present phase.
+    fn add(&mut self, kind: Kind, inputs: &[NodeId], shape: Shape, name: String) -> NodeId {
+        self.push(Node { kind, inputs: inputs.to_vec(), shape, name, phase: self.phase })
     }
 
-    /// The weight `name`, prefixed with the current scope; asking twice gives the same node.
+    /// Runs `build`, whose nodes belong to `phase`.
+    pub fn in_phase<T>(&mut self, phase: Phase, build: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.phase, phase);
+        let result = build(self);
+        self.phase = before;
+        result
+    }
+
+    /// A tensor that every run is given under `name`.
+    pub fn input(&mut self, name: &str, shape: Shape) -> NodeId {
+        self.add(Kind::Input, &[], shape, name.to_owned())
+    }
+
+    /// The weight `name`, prefixed with the current scope; asking twice gives the same node. `dims` are the dimensions
+    /// that checkpoints have it in, read as [`Shape::from_dims`] reads them: `[c]` for a bias, `[out, in]` for a linear
+    /// layer.
     ///
     /// # Errors
-    /// If the weight is already in use with another shape.
-    pub fn param(&mut self, name: &str, shape: Shape) -> Result<NodeId, GraphError> {
-        let name = self.scoped(name);
+    /// If the weight is already in use with another shape, or has a number of dimensions that no weight has.
+    pub fn param(&mut self, name: &str, dims: impl AsRef<[usize]>) -> Result<NodeId, GraphError> {
+        let (name, dims) = (self.scoped(name), dims.as_ref());
+        let Some(shape) = Shape::from_dims(dims) else {
+            let reason = format!("a weight cannot have the dimensions {dims:?}");
+            return Err(shape_error(&name, "weight", &[], reason));
+        };
         if let Some(&id) = self.params.get(&name) {
             let first = self.shape(id);
             if first != shape {
@@ -155,7 +205,7 @@ impl Graph {
             }
             return Ok(id);
         }
-        let id = self.push(Node { kind: Kind::Param, inputs: Vec::new(), shape, name: name.clone() });
+        let id = self.add(Kind::Param { dims: dims.to_vec() }, &[], shape, name.clone());
         self.params.insert(name, id);
         Ok(id)
     }
@@ -190,7 +240,7 @@ impl Graph {
         let shapes: Vec<Shape> = inputs.iter().map(|&id| self.shape(id)).collect();
         let layer = self.scoped(name);
         let shape = op.infer(&shapes).map_err(|reason| shape_error(&layer, op.name(), &shapes, reason))?;
-        Ok(self.push(Node { kind: Kind::Op(Arc::new(op)), inputs: inputs.to_vec(), shape, name: layer }))
+        Ok(self.add(Kind::Op(Arc::new(op)), inputs, shape, layer))
     }
 
     /// The channel concatenation of `parts`, which costs nothing: the parts are written side by side.
@@ -210,7 +260,7 @@ impl Graph {
         }
         let channels = shapes.iter().map(Shape::c).sum();
         let shape = Shape::new(first.n(), channels, first.h(), first.w());
-        Ok(self.push(Node { kind: Kind::Concat, inputs: parts.to_vec(), shape, name: layer }))
+        Ok(self.add(Kind::Concat, parts, shape, layer))
     }
 }
 
@@ -226,12 +276,22 @@ impl Graph {
             let reason = format!("channels {start}..{} are not all there", start + count);
             return Err(shape_error(&layer, "slice", &[shape], reason));
         }
-        Ok(self.push(Node {
-            kind: Kind::Slice { start },
-            inputs: vec![x],
-            shape: Shape::new(shape.n(), count, shape.h(), shape.w()),
-            name: layer,
-        }))
+        let part = Shape::new(shape.n(), count, shape.h(), shape.w());
+        Ok(self.add(Kind::Slice { start }, &[x], part, layer))
+    }
+
+    /// The elements of `x`, in their order, in another shape: a view.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] if `shape` has another number of elements.
+    pub fn reshape(&mut self, name: &str, x: NodeId, shape: Shape) -> Result<NodeId, GraphError> {
+        let given = self.shape(x);
+        let layer = self.scoped(name);
+        if given.numel() != shape.numel() {
+            let reason = format!("{shape} has another number of elements");
+            return Err(shape_error(&layer, "reshape", &[given], reason));
+        }
+        Ok(self.add(Kind::Reshape, &[x], shape, layer))
     }
 }
 
@@ -241,7 +301,7 @@ impl Graph {
     pub fn flatten(&mut self, name: &str, parts: &[NodeId]) -> NodeId {
         let total = parts.iter().map(|&id| self.shape(id).numel()).sum();
         let shape = Shape::new(1, 1, 1, total);
-        self.push(Node { kind: Kind::Flatten, inputs: parts.to_vec(), shape, name: self.scoped(name) })
+        self.add(Kind::Flatten, parts, shape, self.scoped(name))
     }
 
     /// `weight` is `value` from the next run on. All weights change together, after a run whose outputs are finite.
@@ -251,11 +311,11 @@ impl Graph {
     pub fn assign(&mut self, weight: NodeId, value: NodeId) -> Result<(), GraphError> {
         let (shape, new) = (self.shape(weight), self.shape(value));
         let name = self.node(weight).name.clone();
-        if shape != new || !matches!(self.node(weight).kind, Kind::Param) {
+        if shape != new || !matches!(self.node(weight).kind, Kind::Param { .. }) {
             let reason = "a weight and a new value of its shape are needed".to_owned();
             return Err(shape_error(&name, "assign", &[shape, new], reason));
         }
-        self.push(Node { kind: Kind::Assign, inputs: vec![value, weight], shape, name });
+        self.add(Kind::Assign, &[value, weight], shape, name);
         Ok(())
     }
 
@@ -268,9 +328,8 @@ impl Graph {
         let ids: Vec<NodeId> = names.iter().map(|name| self.params[name]).collect();
         let total = ids.iter().map(|&id| self.shape(id).numel()).sum();
         let mut graph = Self::new();
-        let weight =
-            Node { kind: Kind::Param, inputs: Vec::new(), shape: Shape::new(1, 1, 1, total), name: row.to_owned() };
-        let row_id = graph.push(weight);
+        let shape = Shape::new(1, 1, 1, total);
+        let row_id = graph.add(Kind::Param { dims: shape.0.to_vec() }, &[], shape, row.to_owned());
         graph.params = self.params.iter().map(|(name, id)| (name.clone(), NodeId(id.0 + 1))).collect();
         graph.params.insert(row.to_owned(), row_id);
         graph.marks = self.marks.iter().map(|(name, id)| (name.clone(), NodeId(id.0 + 1))).collect();

@@ -1,11 +1,14 @@
-//! The graph of a network and the plan that runs it.
+//! The graph of a network, what an operation in it is, and the plan that runs it.
 
-pub mod fuse;
-pub mod grad;
-pub mod ir;
-pub mod place;
-pub mod plan;
+mod copy;
+pub(crate) mod fuse;
+mod ir;
+mod lower;
+mod op;
+mod place;
+mod plan;
 
-pub use grad::{gradients, gradients_in_segments};
-pub use ir::{Graph, GraphError, Kind, Node, NodeId, Rowed};
-pub use plan::{Plan, PlanError};
+pub use copy::Copy;
+pub use ir::{Graph, GraphError, Kind, Node, NodeId, Phase, Rowed};
+pub use op::{Backward, Gradients, Lowered, MAX_LOOP_ROUNDS, Op, Prepared, Target, Work, operands};
+pub use plan::{Buffer, Life, Location, Plan, PlanError, Step};

@@ -3,15 +3,19 @@
 
 use std::sync::Arc;
 
+use super::copy::Copy;
 use super::ir::{Graph, Kind, Node, NodeId};
-use crate::ops::Slot;
-use crate::ops::pointwise::Pointwise;
+use crate::tensor::Slot;
 
-/// The root tensor that owns a node's memory and where in it the node lies.
+/// A tensor with memory of its own: of the node of this number, or, from the number of nodes on, one that is prepared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TensorId(pub usize);
+
+/// The tensor that owns a node's memory and where in it the node lies.
 #[derive(Clone, Copy, Debug)]
 pub struct Placed {
-    /// The node whose buffer it is.
-    pub root: NodeId,
+    /// The tensor whose memory it is.
+    pub root: TensorId,
     /// Where in that buffer.
     pub slot: Slot,
 }
@@ -20,30 +24,39 @@ pub struct Placed {
 ///
 /// A part is written in place unless it cannot be: it is an input, a weight or a view, it already lies in another
 /// concatenation, or its operation reads the very buffer it would write, which WebGPU forbids. Such a part goes through
-/// a copy that this function adds to the graph.
+/// a copy that this function adds to the graph. So does what is reshaped across batch items that are not dense.
 pub fn place(graph: Graph, outputs: Vec<NodeId>) -> (Graph, Vec<NodeId>, Vec<Placed>) {
-    let (graph, outputs) = copy_parts(&graph, &outputs, |graph, owner, part| {
-        !matches!(graph.node(part).kind, Kind::Op(_) | Kind::Concat | Kind::Flatten) || owner[part.0].is_some()
+    let (graph, outputs) = copy_inputs(&graph, &outputs, |owner, reader, part| {
+        let reader = &graph.node(reader).kind;
+        let written = matches!(graph.node(part).kind, Kind::Op(_) | Kind::Concat | Kind::Flatten);
+        matches!(reader, Kind::Concat | Kind::Flatten) && (!written || owner[part.0].is_some())
     });
     let placed = lay_out(&graph);
-    let conflict = |part: NodeId| {
+    let reads_own_buffer = |part: NodeId| {
         let reads = &graph.node(part).inputs;
         matches!(graph.node(part).kind, Kind::Op(_)) && reads.iter().any(|r| placed[r.0].root == placed[part.0].root)
     };
-    if !(0..graph.nodes().len()).any(|i| conflict(NodeId(i))) {
+    let needs_copy = |reader: NodeId, part: NodeId| match graph.node(reader).kind {
+        Kind::Concat | Kind::Flatten => reads_own_buffer(part),
+        Kind::Reshape => graph.shape(reader).n() != graph.shape(part).n() && !placed[part.0].slot.is_contiguous(),
+        _ => false,
+    };
+    let edges =
+        graph.nodes().iter().enumerate().flat_map(|(i, node)| node.inputs.iter().map(move |id| (NodeId(i), *id)));
+    if !edges.into_iter().any(|(reader, part)| needs_copy(reader, part)) {
         return (graph, outputs, placed);
     }
-    let (graph, outputs) = copy_parts(&graph, &outputs, |_, _, part| conflict(part));
+    let (graph, outputs) = copy_inputs(&graph, &outputs, |_, reader, part| needs_copy(reader, part));
     let placed = lay_out(&graph);
     (graph, outputs, placed)
 }
 
-/// Puts a copy between a concatenation and each part for which `needs_copy(graph, owner, part)` holds, where `owner`
-/// is the concatenation that already holds a node.
-fn copy_parts(
+/// Puts a copy between a node and each of its inputs for which `needs_copy(owner, node, input)` holds, where `owner` is
+/// the concatenation that already holds a node.
+fn copy_inputs(
     graph: &Graph,
     outputs: &[NodeId],
-    needs_copy: impl Fn(&Graph, &[Option<NodeId>], NodeId) -> bool,
+    needs_copy: impl Fn(&[Option<NodeId>], NodeId, NodeId) -> bool,
 ) -> (Graph, Vec<NodeId>) {
     let mut owner: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
     let mut result = Graph::new();
@@ -51,17 +64,18 @@ fn copy_parts(
     for (i, node) in graph.nodes().iter().enumerate() {
         let mut inputs = Vec::new();
         for &input in &node.inputs {
+            if needs_copy(&owner, NodeId(i), input) {
+                let given = graph.node(input);
+                inputs.push(result.push(Node {
+                    kind: Kind::Op(Arc::new(Copy)),
+                    inputs: vec![place[input.0]],
+                    shape: given.shape,
+                    name: format!("{} (copy)", given.name),
+                    phase: node.phase,
+                }));
+                continue;
+            }
             if matches!(node.kind, Kind::Concat | Kind::Flatten) {
-                if needs_copy(graph, &owner, input) {
-                    let shape = graph.shape(input);
-                    inputs.push(result.push(Node {
-                        kind: Kind::Op(Arc::new(Pointwise::copy())),
-                        inputs: vec![place[input.0]],
-                        shape,
-                        name: format!("{} (copy)", graph.node(input).name),
-                    }));
-                    continue;
-                }
                 owner[input.0] = Some(NodeId(i));
             }
             inputs.push(place[input.0]);
@@ -77,7 +91,7 @@ fn lay_out(graph: &Graph) -> Vec<Placed> {
         .nodes()
         .iter()
         .enumerate()
-        .map(|(i, node)| Placed { root: NodeId(i), slot: Slot::contiguous(node.shape) })
+        .map(|(i, node)| Placed { root: TensorId(i), slot: Slot::contiguous(node.shape) })
         .collect();
     for (i, node) in graph.nodes().iter().enumerate().rev() {
         if !matches!(node.kind, Kind::Concat | Kind::Flatten) {
@@ -102,9 +116,13 @@ fn lay_out(graph: &Graph) -> Vec<Placed> {
         match node.kind {
             Kind::Slice { start } => {
                 let whole = placed[node.inputs[0].0];
-                let offset = whole.slot.offset + start * node.shape.plane();
-                let slot = Slot { offset, shape: node.shape, ..whole.slot };
-                placed[i] = Placed { root: whole.root, slot };
+                placed[i] = Placed { root: whole.root, slot: whole.slot.channels(start, node.shape.c()) };
+            }
+            Kind::Reshape => {
+                let Placed { root, slot } = placed[node.inputs[0].0];
+                let same_items = node.shape.n() == slot.shape.n();
+                let batch_stride = if same_items { slot.batch_stride } else { node.shape.item() };
+                placed[i] = Placed { root, slot: Slot { shape: node.shape, batch_stride, ..slot } };
             }
             Kind::Part { offset } => {
                 let whole = placed[node.inputs[0].0];
@@ -112,7 +130,7 @@ fn lay_out(graph: &Graph) -> Vec<Placed> {
                 placed[i] = Placed { root: whole.root, slot: Slot { offset, ..placed[i].slot } };
             }
             Kind::Assign => placed[i] = placed[node.inputs[1].0],
-            Kind::Input | Kind::Param | Kind::Concat | Kind::Flatten | Kind::Op(_) => {}
+            Kind::Input | Kind::Param { .. } | Kind::Concat | Kind::Flatten | Kind::Op(_) => {}
         }
     }
     placed

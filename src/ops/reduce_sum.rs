@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
+use super::gradient_name;
 use super::pointwise::Pointwise;
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::moments::sum;
 use crate::cpu::view::{View, ViewMut};
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Elements that one workgroup of the kernel sums.
@@ -70,8 +70,17 @@ impl Op for ReduceSum {
         Ok(vec![Some(g.apply(&name, spread, &[at.inputs[0], at.dy])?)])
     }
 
-    fn cpu(&self, inputs: &[View], out: ViewMut) {
-        let x = inputs[0];
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs[0], out)),
+            Target::Gpu(_) => op.launches(inputs[0], output),
+        }
+    }
+}
+
+impl ReduceSum {
+    fn compute(&self, x: View, out: ViewMut) {
         if out.shape.plane() == 1 {
             self.sum_planes(x, out);
         } else {
@@ -79,42 +88,29 @@ impl Op for ReduceSum {
         }
     }
 
-    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], output: Shape) -> Vec<usize> {
-        vec![output.numel() * self.count(inputs[0]).div_ceil(CHUNK)]
-    }
-
-    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
-        (CHUNK / 64).max(self.count(inputs[0]).div_ceil(CHUNK * 64))
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let x = inputs[0];
-        let count = self.count(x.shape);
+    /// Sums in chunks, then the chunks of each element of the result.
+    fn launches(&self, x: Operand, output: Operand) -> Lowered {
+        let (shape, outputs) = (x.shape(), output.shape().numel());
+        let count = self.count(shape);
         let chunks = count.div_ceil(CHUNK);
-        let [_, c, h, w] = x.shape.0;
-        let strides = [x.batch_stride, h * w, w, 1];
-        let mut params = Params::new().slot(&x).slot(&output);
-        for axis in 0..4 {
-            params = params.u(output.shape.0[axis]);
-        }
-        for axis in 0..4 {
-            params = params.u(if self.over[axis] { x.shape.0[axis] } else { 1 });
-        }
-        for stride in strides {
-            params = params.u(stride);
-        }
-        debug_assert!(c > 0);
-        let params = params.u(count).u(chunks).u(CHUNK);
-        let binds = vec![Bind::Input(0), Bind::Scratch(0), Bind::Output];
-        let outputs = output.shape.numel();
-        let launch = |entry, groups| {
-            Dispatch::folded(Kernel::new("reduce_sum").entry(entry), params.clone(), binds.clone(), groups)
+        let partial = Operand::scratch(0, outputs * chunks);
+        let summed = std::array::from_fn(|axis| if self.over[axis] { shape.0[axis] } else { 1 });
+        let launch = |entry| {
+            Launch::new("reduce_sum", entry)
+                .vec4("out_shape", output.shape().0)
+                .vec4("summed", summed)
+                .vec4("strides", [x.slot.batch_stride, shape.plane(), shape.w(), 1])
+                .u32("count", count)
+                .u32("chunk_count", chunks)
+                .u32("chunk", CHUNK)
+                .write("partial", partial)
         };
-        vec![launch("chunks", outputs * chunks), launch("main", outputs)]
+        let of_chunks = launch("chunks").read("x", x).over(outputs * chunks);
+        let of_elements = launch("main").write("out", output).over(outputs);
+        let rounds = (CHUNK / 64).max(count.div_ceil(CHUNK * 64));
+        Lowered::gpu([of_chunks, of_elements]).scratch([partial.shape().numel()]).rounds(rounds)
     }
-}
 
-impl ReduceSum {
     /// Sums whole planes, then over batch and channels.
     fn sum_planes(&self, x: View, mut out: ViewMut) {
         let (shape, plane) = (x.shape, x.shape.plane());

@@ -6,12 +6,12 @@ use std::sync::{Arc, OnceLock};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::pointwise::Pointwise;
-use super::{GpuTraits, Op, Slot, Target};
+use super::gradients;
+use crate::cpu::view::{View, ViewMut};
 use crate::device::Device;
-use crate::gpu::{Gpu, shader};
-use crate::graph::{Graph, NodeId, gradients};
-use crate::tensor::{Shape, Tensor};
+use crate::gpu::{Bind, Gpu, GpuTraits, Launch, Operand, check};
+use crate::graph::{Copy, Graph, Lowered, NodeId, Op, Target, Work, operands};
+use crate::tensor::{Shape, Slot, Tensor};
 
 /// Values in [-1, 1), the same for the same seed.
 pub fn random(len: usize, seed: u64) -> Vec<f32> {
@@ -50,7 +50,7 @@ pub fn check_twins(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) -> Vec
 /// [`check_twins`] on given inputs. Inputs from the second on are also tried as weights, which are prepared beforehand.
 pub fn check_twins_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], tolerance: f64) -> Vec<f32> {
     let mut graph = Graph::new();
-    let (inputs, weights) = operands(&mut graph, shapes, data);
+    let (inputs, weights) = x_and_weights(&mut graph, shapes, data);
     let out = graph.apply("op", op, &inputs).expect("the shapes fit");
     let given = [("x", &data[0][..])];
     let run = |device: Device| {
@@ -65,7 +65,7 @@ pub fn check_twins_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], 
 }
 
 /// The input `x` of the first shape, and weights of the others with their values.
-fn operands(graph: &mut Graph, shapes: &[Shape], data: &[Vec<f32>]) -> (Vec<NodeId>, BTreeMap<String, Tensor>) {
+fn x_and_weights(graph: &mut Graph, shapes: &[Shape], data: &[Vec<f32>]) -> (Vec<NodeId>, BTreeMap<String, Tensor>) {
     let mut inputs = vec![graph.input("x", shapes[0])];
     let mut weights = BTreeMap::new();
     for (i, (shape, data)) in shapes.iter().zip(data).enumerate().skip(1) {
@@ -82,13 +82,13 @@ pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
     let data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 70 + i as u64)).collect();
     let expected = check_twins_on(op.clone(), shapes, &data, tolerance);
     let mut graph = Graph::new();
-    let (mut inputs, weights) = operands(&mut graph, shapes, &data);
+    let (mut inputs, weights) = x_and_weights(&mut graph, shapes, &data);
     let part = |graph: &mut Graph, node: NodeId, name: &str| {
         let Shape([n, _, h, w]) = graph.shape(node);
         let before = graph.input(name, Shape::new(n, 3, h, w));
         graph.concat("whole", &[before, node]).expect("they fit")
     };
-    inputs[0] = graph.apply("copy", Pointwise::copy(), &inputs[..1]).expect("it fits");
+    inputs[0] = graph.apply("copy", Copy, &inputs[..1]).expect("it fits");
     let read = part(&mut graph, inputs[0], "before x");
     let out = graph.apply("op", op, &inputs).expect("the shapes fit");
     let written = part(&mut graph, out, "before out");
@@ -182,7 +182,7 @@ pub fn check_gradient_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f6
             let channels = graph.shape(whole).c() - BEFORE;
             let part = graph.slice("part", whole, BEFORE, channels).expect("it has that many");
             // A copy is dense, a slice is not.
-            if viewed { part } else { graph.apply("copy", Pointwise::copy(), &[part]).expect("it fits") }
+            if viewed { part } else { graph.apply("copy", Copy, &[part]).expect("it fits") }
         };
         let mut inputs = wrt.clone();
         inputs[0] = part(&mut graph, wrt[0]);
@@ -212,29 +212,61 @@ pub fn check_gradient_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f6
     }
 }
 
-/// Fails if a kernel of `op` on inputs of these shapes is not valid WGSL, in its form for GPUs. Needs no GPU.
-pub fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
-    let traits = GpuTraits { max_binding: 1 << 30, max_buffer: 1 << 30, software: false, subgroup: Some(8) };
+/// `op` as it is computed on `target`, its tensors contiguous.
+pub fn lowered(op: &dyn Op, target: &Target, shapes: &[Shape]) -> Lowered {
     let output = op.infer(shapes).expect("the shapes fit");
-    let mut shapes = shapes.to_vec();
-    let special = op.specialize(&Target::Gpu(traits.clone()), &shapes);
-    let mut kernels = Vec::new();
-    let mut op = op;
-    if let Some(special) = &special {
-        for (slot, prepare) in &special.prepared {
-            let prepared = prepare.infer(&[shapes[*slot]]).expect("it prepares its weight");
-            let dispatches = prepare.gpu(&traits, &[Slot::contiguous(shapes[*slot])], Slot::contiguous(prepared));
-            kernels.extend(dispatches.into_iter().map(|d| d.kernel));
-            shapes[*slot] = prepared;
-        }
-        op = special.op.as_ref();
+    let slots: Vec<Slot> = shapes.iter().map(|shape| Slot::contiguous(*shape)).collect();
+    let (inputs, output) = operands(&slots, Slot::contiguous(output));
+    op.lower(target, &inputs, output)
+}
+
+/// Computes `op` on the CPU; none of its inputs may be one that it prepares.
+pub fn compute(op: &dyn Op, inputs: &[View], out: ViewMut) {
+    let slots: Vec<Slot> =
+        inputs.iter().map(|view| Slot { shape: view.shape, offset: 0, batch_stride: view.batch_stride }).collect();
+    let (operands, output) = operands(&slots, Slot::contiguous(out.shape));
+    match op.lower(&Target::Cpu, &operands, output).work {
+        Work::Cpu(compute) => compute(inputs, out),
+        Work::Gpu(_) => panic!("{} has launches on the CPU", op.name()),
     }
-    let slots: Vec<Slot> = shapes.iter().map(|s| Slot::contiguous(*s)).collect();
-    kernels.extend(op.gpu(&traits, &slots, Slot::contiguous(output)).into_iter().map(|d| d.kernel));
-    assert!(!kernels.is_empty(), "{} launches nothing", op.name());
-    for kernel in kernels {
-        if let Err(error) = shader::validate(&kernel) {
-            panic!("{error}");
+}
+
+/// What adapters may be like, for tests that need none: subgroups that kernels use, and none.
+pub fn adapters() -> [GpuTraits; 2] {
+    [Some(8), None].map(|subgroup| GpuTraits { max_binding: 1 << 30, max_buffer: 1 << 30, software: false, subgroup })
+}
+
+/// Fails if a launch of `op` on inputs of these shapes does not suit its kernel, or the kernel is not valid. Needs no GPU.
+pub fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
+    for traits in adapters() {
+        let lowered = lowered(op, &Target::Gpu(traits), shapes);
+        check_launches(op.name(), &lowered.work, &lowered);
+        for prepared in &lowered.prepared {
+            check_launches(&prepared.what, &prepared.work, &lowered);
+        }
+    }
+}
+
+fn check_launches(name: &str, work: &Work, lowered: &Lowered) {
+    let Work::Gpu(launches) = work else {
+        panic!("{name} has a function on a GPU");
+    };
+    assert!(!launches.is_empty(), "{name} launches nothing");
+    for launch in launches {
+        check(launch).unwrap_or_else(|error| panic!("{name}: {error}"));
+        check_scratch(name, launch, lowered);
+    }
+}
+
+/// Every scratch buffer that a launch names is asked for, as long as the launch says.
+fn check_scratch(name: &str, launch: &Launch, lowered: &Lowered) {
+    use crate::gpu::Use;
+    for (tensor, used) in &launch.tensors {
+        if let Use::Read(operand) | Use::Write(operand) = used
+            && let Operand { bind: Bind::Scratch(i), slot } = operand
+        {
+            let there = lowered.scratch.get(*i).copied().unwrap_or(0);
+            assert!(slot.offset + slot.shape.numel() <= there, "{name}: scratch {i}, {tensor} in {launch:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What follows a convolution's sum of products, and the rows of the output that it is written to.
 
+use crate::cpu::activation::Activation;
 use crate::cpu::view::{View, ViewMut};
-use crate::ops::activation::Activation;
 use crate::tensor::Shape;
 use std::marker::PhantomData;
 

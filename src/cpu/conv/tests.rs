@@ -1,7 +1,7 @@
 //! Every algorithm on every instruction set against the definition.
 
 use super::*;
-use crate::ops::activation::Activation;
+use crate::cpu::activation::Activation;
 use crate::ops::testing::{random, relative_l2};
 use proptest::prelude::*;
 

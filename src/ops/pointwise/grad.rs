@@ -1,10 +1,9 @@
-//! The gradient of an expression: another expression of the same inputs and the gradient by the result.
+//! The gradient of an expression: another expression of the same inputs and the gradient with respect to the result.
 
 use super::{Activation, Expr, Instr, Pointwise};
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
+use crate::graph::{Backward, Gradients, Graph};
+use crate::ops::gradient_name;
 use crate::ops::reduce_sum::ReduceSum;
-use crate::ops::{Backward, Gradients};
 
 /// The gradient rule of expressions: derived by the chain rule, summed where an input was broadcast.
 pub(super) fn grad(op: &Pointwise, g: &mut Graph, at: Backward) -> Gradients {
@@ -28,8 +27,8 @@ pub(super) fn grad(op: &Pointwise, g: &mut Graph, at: Backward) -> Gradients {
 }
 
 impl Pointwise {
-    /// Of one activation: the gradient by its input as an expression of its result and the gradient by that; `None`
-    /// where the result does not tell.
+    /// Of one activation: the gradient with respect to its input as an expression of its result and the gradient with
+    /// respect to that; `None` where the result does not tell.
     pub fn act_grad_from_result(activation: Activation) -> Option<Self> {
         match activation {
             Activation::None => Some(Self::build(|[_, dy]| dy)),
@@ -39,11 +38,11 @@ impl Pointwise {
             }
             Activation::Tanh => Some(Self::build(|[y, dy]| dy * (y.clone() * y).affine(-1.0, 1.0))),
             Activation::Sigmoid => Some(Self::build(|[y, dy]| dy * y.clone() * y.affine(-1.0, 1.0))),
-            Activation::Silu | Activation::LeakyRelu(_) => None,
+            _ => None,
         }
     }
 
-    /// The gradients by the inputs, expressions of the inputs and, as input number `self.inputs`, the gradient by the
+    /// The gradients with respect to the inputs, expressions of the inputs and, as input number `self.inputs`, the gradient with respect to the
     /// result. `None` where the result does not depend on the input.
     fn derivatives(&self) -> Vec<Option<Expr>> {
         let value = |i: usize| Expr(self.program[..=i].to_vec());
@@ -89,14 +88,15 @@ impl Pointwise {
                 }
                 Instr::Sqrt(a) => add(&mut by_register[a], dy.affine(0.5, 0.0) / value(i)),
                 Instr::Abs(a) => add(&mut by_register[a], dy * value(a).step(0.5).affine(2.0, -1.0)),
-                Instr::Step { .. } => {}
+                Instr::Step { .. } | Instr::Slope(..) => {}
             }
         }
         by_input
     }
 }
 
-/// The derivative of an activation at `x`, see [`Activation::derivative`]; `None` if it is 1 everywhere.
+/// The derivative of an activation at `x`, see [`Activation::derivative`]; `None` if it is 1 everywhere. Those that are
+/// written out share values with the expression they are the derivative of, such as the sigmoid in SiLU.
 fn slope(activation: Activation, x: Expr) -> Option<Expr> {
     Some(match activation {
         Activation::None => return None,
@@ -114,6 +114,8 @@ fn slope(activation: Activation, x: Expr) -> Option<Expr> {
             let s = x.act(Activation::Sigmoid);
             s.clone() * s.affine(-1.0, 1.0)
         }
+        #[allow(unreachable_patterns)]
+        other => x.slope(other),
     })
 }
 

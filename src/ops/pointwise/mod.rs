@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::activation::Activation;
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
+use crate::cpu::activation::Activation;
 use crate::cpu::view::{View, ViewMut};
 use crate::cpu::wide::wide_fn;
-use crate::graph::Graph;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// The most tensors one expression reads: with the result WebGPU's default of eight storage buffers.
@@ -41,6 +41,8 @@ enum Instr {
     },
     /// An activation function.
     Act(Activation, usize),
+    /// The derivative of an activation function. Its own derivative is taken for zero.
+    Slope(Activation, usize),
     Add(usize, usize),
     Sub(usize, usize),
     Mul(usize, usize),
@@ -63,6 +65,7 @@ impl Instr {
             Self::Input(i) => Self::Input(input(i)),
             Self::Affine { a, scale, shift } => Self::Affine { a: reg(a), scale, shift },
             Self::Act(act, a) => Self::Act(act, reg(a)),
+            Self::Slope(act, a) => Self::Slope(act, reg(a)),
             Self::Add(a, b) => Self::Add(reg(a), reg(b)),
             Self::Sub(a, b) => Self::Sub(reg(a), reg(b)),
             Self::Mul(a, b) => Self::Mul(reg(a), reg(b)),
@@ -110,6 +113,12 @@ impl Expr {
     /// The activation of this value.
     pub fn act(mut self, activation: Activation) -> Self {
         self.0.push(Instr::Act(activation, self.0.len() - 1));
+        self
+    }
+
+    /// The derivative of an activation at this value.
+    fn slope(mut self, activation: Activation) -> Self {
+        self.0.push(Instr::Slope(activation, self.0.len() - 1));
         self
     }
 
@@ -190,11 +199,6 @@ impl Pointwise {
         Self { program: write(inputs).0, inputs: N }
     }
 
-    /// The input itself.
-    pub fn copy() -> Self {
-        Self::build(|[x]| x)
-    }
-
     /// One activation.
     pub fn act(activation: Activation) -> Self {
         Self::build(|[x]| x.act(activation))
@@ -232,7 +236,8 @@ impl Pointwise {
                     format!("in{k}[p.t{k}.x + n * p.t{k}.y + c * p.t{k}.z + pixel * p.t{k}.w]")
                 }
                 Instr::Affine { a, scale, shift } => format!("fma(v{a}, {scale:?}f, {shift:?}f)"),
-                Instr::Act(activation, a) => activation_call(activation, &format!("v{a}")),
+                Instr::Act(activation, a) => activation.wgsl(&format!("v{a}")),
+                Instr::Slope(activation, a) => activation.wgsl_derivative(&format!("v{a}")),
                 Instr::Add(a, b) => format!("v{a} + v{b}"),
                 Instr::Sub(a, b) => format!("v{a} - v{b}"),
                 Instr::Mul(a, b) => format!("v{a} * v{b}"),
@@ -248,18 +253,6 @@ impl Pointwise {
         }
         let _ = writeln!(text, "    return v{};", self.program.len() - 1);
         text
-    }
-}
-
-/// The call of an activation function of `shaders/shared/activation.wgsl`.
-pub(super) fn activation_call(activation: Activation, x: &str) -> String {
-    match activation {
-        Activation::None => x.to_owned(),
-        Activation::Relu => format!("max({x}, 0.0)"),
-        Activation::Silu => format!("silu({x})"),
-        Activation::LeakyRelu(slope) => format!("select({slope:?}f * {x}, {x}, {x} > 0.0)"),
-        Activation::Tanh => format!("tanh_safe({x})"),
-        Activation::Sigmoid => format!("sigmoid({x})"),
     }
 }
 
@@ -326,12 +319,24 @@ impl Op for Pointwise {
         grad::grad(self, g, at)
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => {
+                let op = self.clone();
+                Lowered::cpu(move |inputs, out| op.compute(inputs, out))
+            }
+            Target::Gpu(_) => Lowered::gpu([self.launch(inputs, output)]),
+        }
+    }
+}
+
+impl Pointwise {
+    fn compute(&self, inputs: &[View], mut out: ViewMut) {
         let shape = out.shape;
         let plane = shape.plane();
         let strides: Vec<[usize; 3]> = inputs.iter().map(|v| strides(v.batch_stride, v.shape, shape)).collect();
         let fold = |registers: &mut Vec<[f32; BLOCK]>, [n, c, first]: [usize; 3], part: &mut [f32]| {
-            let mut operands: [Operand; MAX_INPUTS] = [(&[], 0); MAX_INPUTS];
+            let mut operands: [Elements; MAX_INPUTS] = [(&[], 0); MAX_INPUTS];
             for ((operand, input), &[sn, sc, sp]) in operands.iter_mut().zip(inputs).zip(&strides) {
                 *operand = (&input.data[n * sn + c * sc + first * sp..], sp);
             }
@@ -347,36 +352,34 @@ impl Op for Pointwise {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let shape = output.shape;
-        let mut params = Params::new();
-        for k in 0..MAX_INPUTS {
-            params = match inputs.get(k) {
-                Some(slot) => {
-                    let [n, c, pixel] = strides(slot.batch_stride, slot.shape, shape);
-                    params.u(slot.offset).u(n).u(c).u(pixel)
+    fn launch(&self, inputs: &[Operand], output: Operand) -> Launch {
+        /// The names of the kernel's inputs, and of what says how each is read.
+        const NAMES: [(&str, &str); MAX_INPUTS] =
+            [("in0", "t0"), ("in1", "t1"), ("in2", "t2"), ("in3", "t3"), ("in4", "t4"), ("in5", "t5"), ("in6", "t6")];
+        let shape = output.shape();
+        let mut launch = Launch::new("pointwise", "main").text("value", self.wgsl());
+        for (k, (name, place)) in NAMES.into_iter().enumerate() {
+            launch = match inputs.get(k) {
+                Some(input) => {
+                    let [n, c, pixel] = strides(input.slot.batch_stride, input.shape(), shape);
+                    launch.read(name, *input).vec4(place, [input.slot.offset, n, c, pixel])
                 }
-                None => params.u(0).u(0).u(0).u(0),
+                None => launch.vec4(place, [0; 4]),
             };
         }
-        let params = params.slot(&output).u(shape.plane()).u(shape.n());
-        let mut binds: Vec<Bind> = (0..inputs.len()).map(Bind::Input).collect();
-        binds.resize(MAX_INPUTS, Bind::Absent);
-        binds.push(Bind::Output);
-        let kernel = Kernel { body: Some(self.wgsl()), ..Kernel::new("pointwise") };
-        let counts = [shape.plane().div_ceil(256).min(65_535), shape.c(), shape.n()];
-        vec![Dispatch::new(kernel, params, binds, counts)]
+        let blocks = shape.plane().div_ceil(256);
+        launch.write("out", output).u32("plane", shape.plane()).over_grid([blocks, shape.c(), shape.n()])
     }
 }
 
 /// An input from a part's first element on, and its pixel stride, 0 or 1.
-type Operand<'a> = (&'a [f32], usize);
+type Elements<'a> = (&'a [f32], usize);
 
 wide_fn! {
     /// Evaluates a part of a plane, a block after the other.
     fn evaluate<'a>(
         program: &'a [Instr],
-        inputs: &'a [Operand<'a>],
+        inputs: &'a [Elements<'a>],
         registers: &'a mut [[f32; BLOCK]],
         out: &'a mut [f32],
     ) -> () {
@@ -393,6 +396,7 @@ wide_fn! {
                         *value = done[a];
                         activation.apply_slice(&mut value[..out.len()]);
                     }
+                    Instr::Slope(activation, a) => unary(value, &done[a], |a| activation.derivative(a)),
                     Instr::Affine { a, scale, shift } => unary(value, &done[a], |a| a.mul_add(scale, shift)),
                     Instr::Add(a, b) => binary(value, &done[a], &done[b], |a, b| a + b),
                     Instr::Sub(a, b) => binary(value, &done[a], &done[b], |a, b| a - b),
@@ -427,7 +431,7 @@ fn binary(value: &mut [f32; BLOCK], a: &[f32; BLOCK], b: &[f32; BLOCK], f: impl 
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check_gradient, check_kernels, check_twins};
+    use super::super::testing::{check_gradient, check_kernels, check_twins, compute};
     use super::*;
 
     fn gate() -> Pointwise {
@@ -451,6 +455,23 @@ mod tests {
     }
 
     #[test]
+    fn more_channels_or_items_than_workgroups_in_a_dimension() {
+        for shape in [Shape::new(1, 70_000, 1, 2), Shape::new(70_000, 1, 1, 3)] {
+            let one = Shape::new(1, 1, 1, 1);
+            check_twins(Pointwise::mul(), &[shape, one], 0.0);
+        }
+    }
+
+    #[test]
+    fn slopes_agree_on_both_devices() {
+        for act in [Activation::Silu, Activation::LeakyRelu(0.2), Activation::Tanh] {
+            let op = Pointwise::build(|[x, y]| x.affine(9.0, 0.5).slope(act) * y);
+            check_kernels(&op, &[Shape::new(1, 3, 33, 5); 2]);
+            check_twins(op, &[Shape::new(1, 3, 33, 5); 2], 1e-5);
+        }
+    }
+
+    #[test]
     fn activations_agree_on_both_devices() {
         use Activation::{LeakyRelu, None, Relu, Sigmoid, Silu, Tanh};
         for act in [None, Relu, Silu, LeakyRelu(0.2), Tanh, Sigmoid] {
@@ -466,7 +487,7 @@ mod tests {
         let inputs = [[0.25f32, 0.5, 2.0], [1.0, -2.0, 4.0], [3.0, 5.0, -6.0]];
         let views: Vec<View> = inputs.iter().map(|v| View::contiguous(v, shape)).collect();
         let mut out = [0f32; 3];
-        gate().cpu(&views, ViewMut::contiguous(&mut out, shape));
+        compute(&gate(), &views, ViewMut::contiguous(&mut out, shape));
         let expected = std::array::from_fn(|i| {
             let [w, x, y] = [inputs[0][i], inputs[1][i], inputs[2][i]];
             w * x + (1.0 - w) * y + x + y
@@ -495,7 +516,7 @@ mod tests {
     #[test]
     fn corners_differentiate_as_in_pytorch() {
         use crate::device::Device;
-        use crate::graph::gradients;
+        use crate::ops::gradients;
         let shape = Shape::new(1, 1, 1, 3);
         let mut g = Graph::new();
         let (a, b, dy) = (g.input("a", shape), g.input("b", shape), g.input("dy", shape));
@@ -526,7 +547,7 @@ mod tests {
         let views: Vec<View> = inputs.iter().map(|v| View::contiguous(v, shape)).collect();
         let run = |op: &Pointwise| {
             let mut out = [0f32; 2];
-            op.cpu(&views, ViewMut::contiguous(&mut out, shape));
+            compute(op, &views, ViewMut::contiguous(&mut out, shape));
             out
         };
         assert_eq!(run(joined), run(&by_hand));
@@ -542,7 +563,7 @@ mod tests {
         let both = double.absorb_consumer(both.as_ref(), 1, &shapes[..2]).expect("pointwise joins pointwise");
         let (views, mut out) = ([[3.0f32], [5.0]], [0f32]);
         let views: Vec<View> = views.iter().map(|v| View::contiguous(v, shapes[0])).collect();
-        both.cpu(&views, ViewMut::contiguous(&mut out, shapes[0]));
+        compute(both.as_ref(), &views, ViewMut::contiguous(&mut out, shapes[0]));
         assert_eq!(out, [6.0]);
     }
 }

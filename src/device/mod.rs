@@ -1,13 +1,22 @@
-//! Choosing a device and running graphs on it.
+//! Choosing a device, and compiling and running graphs on it.
+//!
+//! Whatever waits for a GPU is asynchronous, as it must be in a browser; beside it stands a function of the plain name
+//! that blocks, where there are threads to block.
+
+mod cpu;
+mod gpu;
+// #[cfg(test)]
+// mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cpu::executor::CpuExecutable;
-use crate::gpu::{AdapterReport, Gpu, GpuError, GpuExecutable};
-use crate::graph::plan::{Life, Location};
-use crate::graph::{Graph, NodeId, Plan, PlanError};
-use crate::ops::Target;
+pub use cpu::CpuExecutable;
+pub use gpu::GpuExecutable;
+
+use crate::gpu::{AdapterReport, Gpu, GpuError};
+use crate::graph::{Graph, Life, Location, NodeId, Plan, PlanError, Target};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::Weights;
 
@@ -57,7 +66,7 @@ pub enum RunError {
 /// Where graphs run.
 #[derive(Clone, Debug)]
 pub enum Device {
-    /// The CPU twins, on all cores.
+    /// The CPU, on all cores.
     Cpu,
     /// An adapter that wgpu reaches.
     Gpu(Arc<Gpu>),
@@ -84,21 +93,21 @@ impl ParamSource for Weights {
 impl Device {
     /// The device of a `--device` argument: `auto`, `cpu`, `gpu`, an adapter's number or part of its name.
     ///
-    /// `auto` takes a hardware GPU where there is one, else the CPU twins: a software adapter runs on the same cores
-    /// with narrower vectors and was never seen to beat them.
+    /// `auto` takes a hardware GPU where there is one, else the CPU: a software adapter runs on the same cores with
+    /// narrower vectors and was never seen to beat it.
     ///
     /// # Errors
     /// [`GpuError`] if no such adapter is there or it does not open.
-    pub fn select(wanted: &str) -> Result<Self, GpuError> {
+    pub async fn select_async(wanted: &str) -> Result<Self, GpuError> {
         let hardware = |r: &AdapterReport| r.kind != "software";
         match wanted {
             "cpu" => Ok(Self::Cpu),
-            "auto" => match Gpu::open("with hardware", hardware) {
+            "auto" => match Gpu::open("with hardware", hardware).await {
                 Err(GpuError::NoAdapter { .. }) => Ok(Self::Cpu),
                 opened => opened.map(Self::Gpu),
             },
-            "gpu" => match Gpu::open("with hardware", hardware) {
-                Err(GpuError::NoAdapter { .. }) => Gpu::open("of any kind", |_| true),
+            "gpu" => match Gpu::open("with hardware", hardware).await {
+                Err(GpuError::NoAdapter { .. }) => Gpu::open("of any kind", |_| true).await,
                 opened => opened,
             }
             .map(Self::Gpu),
@@ -113,9 +122,17 @@ impl Device {
                     Some(index) => format!("number {index}"),
                     None => format!("called {wanted:?}"),
                 };
-                Gpu::open(&description, fits).map(Self::Gpu)
+                Gpu::open(&description, fits).await.map(Self::Gpu)
             }
         }
+    }
+
+    /// [`select_async`](Self::select_async) that blocks.
+    ///
+    /// # Errors
+    /// Those of [`select_async`](Self::select_async), and [`GpuError::Browser`] where blocking is not possible.
+    pub fn select(wanted: &str) -> Result<Self, GpuError> {
+        block_on(Self::select_async(wanted))?
     }
 
     /// What the device is, for people.
@@ -159,18 +176,49 @@ impl Device {
         }
         Ok(match self {
             Self::Cpu => Executable::Cpu(CpuExecutable::new(plan, &data)),
-            Self::Gpu(gpu) => Executable::Gpu(GpuExecutable::new(gpu.clone(), plan, &data)?),
+            Self::Gpu(gpu) => {
+                Executable::Gpu { exe: GpuExecutable::new(gpu.clone(), plan, &data)?, running: Mutex::new(()) }
+            }
         })
+    }
+}
+
+/// All adapters of this machine; waits for the drivers to answer.
+///
+/// # Errors
+/// [`GpuError::Browser`] where blocking is not possible.
+pub fn adapters() -> Result<Vec<AdapterReport>, GpuError> {
+    block_on(crate::gpu::adapters())
+}
+
+/// Waits for `future`.
+#[cfg(not(target_arch = "wasm32"))]
+fn block_on<T>(future: impl Future<Output = T>) -> Result<T, GpuError> {
+    Ok(pollster::block_on(future))
+}
+
+/// The value of a future that is ready at once, as everything is that does not wait for a GPU.
+#[cfg(target_arch = "wasm32")]
+fn block_on<T>(future: impl Future<Output = T>) -> Result<T, GpuError> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(value) => Ok(value),
+        std::task::Poll::Pending => Err(GpuError::Browser),
     }
 }
 
 /// A graph ready to run on a device.
 #[derive(Debug)]
 pub enum Executable {
-    /// On the CPU twins.
+    /// On the CPU.
     Cpu(CpuExecutable),
     /// On a GPU.
-    Gpu(GpuExecutable),
+    Gpu {
+        /// The plan with its memory.
+        exe: GpuExecutable,
+        /// Held by whoever blocks on a run: runs share their buffers.
+        running: Mutex<()>,
+    },
 }
 
 impl Executable {
@@ -178,8 +226,17 @@ impl Executable {
     pub fn plan(&self) -> &Plan {
         match self {
             Self::Cpu(exe) => exe.plan(),
-            Self::Gpu(exe) => exe.plan(),
+            Self::Gpu { exe, .. } => exe.plan(),
         }
+    }
+
+    /// Waits for `future`, which uses the executable's buffers, while nobody else does.
+    fn alone<T>(&self, future: impl Future<Output = T>) -> Result<T, GpuError> {
+        let _alone = match self {
+            Self::Cpu(_) => None,
+            Self::Gpu { running, .. } => Some(running.lock().unwrap_or_else(PoisonError::into_inner)),
+        };
+        block_on(future)
     }
 
     /// Runs on inputs given by name (those that the plan does not need are passed over); returns the outputs in the
@@ -188,28 +245,41 @@ impl Executable {
     /// # Errors
     /// [`RunError`] if an input is missing or has the wrong size, or the GPU fails.
     pub fn run(&self, inputs: &[(&str, &[f32])]) -> Result<Vec<Vec<f32>>, RunError> {
-        let mut data: Vec<&[f32]> = Vec::with_capacity(inputs.len());
-        for (name, location) in &self.plan().inputs {
+        self.alone(self.run_async(inputs))?
+    }
+
+    /// [`run`](Self::run) without blocking. The run must end before the next begins.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run).
+    pub async fn run_async(&self, inputs: &[(&str, &[f32])]) -> Result<Vec<Vec<f32>>, RunError> {
+        let data = self.ordered(inputs)?;
+        let outputs = match self {
+            Self::Cpu(exe) => exe.run(&data),
+            Self::Gpu { exe, .. } => exe.run(&data).await?,
+        };
+        if !outputs.iter().flatten().all(|v| v.is_finite()) {
+            return Err(RunError::NotFinite { layer: self.first_not_finite(&data).await });
+        }
+        match self {
+            Self::Cpu(exe) => exe.commit(),
+            Self::Gpu { exe, .. } => exe.commit()?,
+        }
+        Ok(outputs)
+    }
+
+    /// The inputs in the plan's order.
+    fn ordered<'a>(&self, inputs: &[(&str, &'a [f32])]) -> Result<Vec<&'a [f32]>, RunError> {
+        let of = |(name, location): &(String, Location)| {
             let (_, values) =
                 inputs.iter().find(|(n, _)| n == name).ok_or_else(|| RunError::MissingInput(name.clone()))?;
             let expected = location.slot.shape.numel();
             if values.len() != expected {
                 return Err(RunError::InputSize { name: name.clone(), found: values.len(), expected });
             }
-            data.push(values);
-        }
-        let outputs = match self {
-            Self::Cpu(exe) => exe.run(&data),
-            Self::Gpu(exe) => exe.run(&data)?,
+            Ok(*values)
         };
-        if !outputs.iter().flatten().all(|v| v.is_finite()) {
-            return Err(RunError::NotFinite { layer: self.first_not_finite(&data) });
-        }
-        match self {
-            Self::Cpu(exe) => exe.commit(),
-            Self::Gpu(exe) => exe.commit()?,
-        }
-        Ok(outputs)
+        self.plan().inputs.iter().map(of).collect()
     }
 
     /// The present values of a weight that the graph assigns.
@@ -224,15 +294,31 @@ impl Executable {
         let (_, location) = plan.params.iter().find(of_name).ok_or_else(|| RunError::MissingWeight(name.to_owned()))?;
         match self {
             Self::Cpu(exe) => Ok(exe.read(location)),
-            Self::Gpu(exe) => Ok(exe.read(location)?),
+            Self::Gpu { exe, .. } => Ok(self.alone(exe.read(location))??),
+        }
+    }
+
+    /// Seconds of each step of a run on `inputs`, which are in the plan's order; `None` where the adapter has no clock
+    /// for its kernels.
+    ///
+    /// # Errors
+    /// [`RunError`] if the GPU fails.
+    pub fn time_steps(&self, inputs: &[&[f32]]) -> Result<Option<Vec<f64>>, RunError> {
+        match self {
+            Self::Cpu(exe) => {
+                let mut seconds = Vec::new();
+                exe.run_observed(inputs, |_, elapsed, _| seconds.push(elapsed));
+                Ok(Some(seconds))
+            }
+            Self::Gpu { exe, .. } => Ok(self.alone(exe.time_steps(inputs))??),
         }
     }
 
     /// The first layer whose result is not finite on these inputs.
-    fn first_not_finite(&self, inputs: &[&[f32]]) -> Option<String> {
+    async fn first_not_finite(&self, inputs: &[&[f32]]) -> Option<String> {
         let exe = match self {
             Self::Cpu(exe) => exe,
-            Self::Gpu(exe) => return exe.first_not_finite(inputs).ok().flatten(),
+            Self::Gpu { exe, .. } => return exe.first_not_finite(inputs).await.ok().flatten(),
         };
         let mut first = None;
         exe.run_observed(inputs, |step, _, result| {

@@ -1,9 +1,11 @@
-//! Runs a plan on the CPU twins, one operation after the other, each on all threads.
+//! Runs a plan on the CPU, one operation after the other, each on all threads.
 
 use std::sync::{Mutex, PoisonError};
 
-use super::view::{View, ViewMut};
-use crate::graph::plan::{Life, Location, Plan, Step};
+use web_time::Instant;
+
+use crate::cpu::view::{View, ViewMut};
+use crate::graph::{Life, Location, Plan, Step, Work};
 
 /// A plan with its memory, ready to run.
 #[derive(Debug)]
@@ -14,7 +16,7 @@ pub struct CpuExecutable {
 
 impl CpuExecutable {
     /// Allocates the plan's buffers, copies `weights` (in the order of [`Plan::params`]) and prepares them.
-    pub fn new(plan: Plan, weights: &[&[f32]]) -> Self {
+    pub(super) fn new(plan: Plan, weights: &[&[f32]]) -> Self {
         let mut buffers: Vec<Vec<f32>> = plan.buffers.iter().map(|b| vec![0.0; b.len]).collect();
         for ((_, location), data) in plan.params.iter().zip(weights) {
             upload(&mut buffers, location, data);
@@ -36,18 +38,18 @@ impl CpuExecutable {
     }
 
     /// Runs the plan on `inputs` (in the order of [`Plan::inputs`]); returns the outputs, each contiguous.
-    pub fn run(&self, inputs: &[&[f32]]) -> Vec<Vec<f32>> {
+    pub(super) fn run(&self, inputs: &[&[f32]]) -> Vec<Vec<f32>> {
         self.run_observed(inputs, |_, _, _| {})
     }
 
-    /// Like [`CpuExecutable::run`]; `observe` gets each step, its seconds and its result.
+    /// [`run`](Self::run) that tells `observe` of each step, the seconds it took, and its result.
     pub fn run_observed(&self, inputs: &[&[f32]], mut observe: impl FnMut(&Step, f64, View)) -> Vec<Vec<f32>> {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
             upload(&mut buffers, location, data);
         }
         for step in &self.plan.steps {
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             run_step(&mut buffers, step);
             observe(step, start.elapsed().as_secs_f64(), view(&buffers, &step.output));
         }
@@ -55,13 +57,13 @@ impl CpuExecutable {
     }
 
     /// Gives the weights that the plan changes the values that the last run computed for them.
-    pub fn commit(&self) {
+    pub(super) fn commit(&self) {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         self.plan.commits.iter().for_each(|step| run_step(&mut buffers, step));
     }
 
     /// The present value of what lies there: a weight that the plan changes.
-    pub fn read(&self, location: &Location) -> Vec<f32> {
+    pub(super) fn read(&self, location: &Location) -> Vec<f32> {
         read(&self.buffers.lock().unwrap_or_else(PoisonError::into_inner), location)
     }
 }
@@ -84,10 +86,13 @@ fn view<'a>(buffers: &'a [Vec<f32>], location: &Location) -> View<'a> {
 }
 
 fn run_step(buffers: &mut [Vec<f32>], step: &Step) {
+    let Work::Cpu(compute) = &step.work else {
+        panic!("{}: a plan for the CPU has no launches", step.name);
+    };
     // No step reads the buffer that it writes, so the output can be taken out while the inputs are borrowed.
     let mut taken = std::mem::take(&mut buffers[step.output.buffer]);
     let inputs: Vec<View> = step.inputs.iter().map(|l| view(buffers, l)).collect();
-    step.op.cpu(
+    compute(
         &inputs,
         ViewMut {
             data: &mut taken[step.output.slot.offset..],

