@@ -51,6 +51,11 @@ impl Operand {
         Self { slot, ..self }
     }
 
+    /// Its buffer from the beginning, for kernels that other values tell where the tensor lies.
+    pub const fn buffer(self) -> Self {
+        self.with_slot(Slot::contiguous(self.slot.shape))
+    }
+
     /// `count` of its channels from `first` on.
     pub const fn channels(self, first: usize, count: usize) -> Self {
         self.with_slot(self.slot.channels(first, count))

@@ -105,7 +105,7 @@ impl ReduceSum {
                 .u32("chunk", CHUNK)
                 .write("partial", partial)
         };
-        let of_chunks = launch("chunks").read("x", x).over(outputs * chunks);
+        let of_chunks = launch("chunks").read("x", x.buffer()).u32("x_offset", x.slot.offset).over(outputs * chunks);
         let of_elements = launch("main").write("out", output).over(outputs);
         let rounds = (CHUNK / 64).max(count.div_ceil(CHUNK * 64));
         Lowered::gpu([of_chunks, of_elements]).scratch([partial.shape().numel()]).rounds(rounds)

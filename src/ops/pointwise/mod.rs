@@ -359,10 +359,11 @@ impl Pointwise {
         let shape = output.shape();
         let mut launch = Launch::new("pointwise", "main").text("value", self.wgsl());
         for (k, (name, place)) in NAMES.into_iter().enumerate() {
-            launch = match inputs.get(k) {
+            // The kernel has a buffer for what the expression reads only.
+            launch = match inputs.get(k).filter(|_| self.program.contains(&Instr::Input(k))) {
                 Some(input) => {
                     let [n, c, pixel] = strides(input.slot.batch_stride, input.shape(), shape);
-                    launch.read(name, *input).vec4(place, [input.slot.offset, n, c, pixel])
+                    launch.read(name, input.buffer()).vec4(place, [input.slot.offset, n, c, pixel])
                 }
                 None => launch.vec4(place, [0; 4]),
             };
@@ -431,7 +432,7 @@ fn binary(value: &mut [f32; BLOCK], a: &[f32; BLOCK], b: &[f32; BLOCK], f: impl 
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check_gradient, check_kernels, check_twins, compute};
+    use super::super::testing::{check_gradient, check_kernels, check_twins, check_views, compute};
     use super::*;
 
     fn gate() -> Pointwise {
@@ -460,6 +461,13 @@ mod tests {
             let one = Shape::new(1, 1, 1, 1);
             check_twins(Pointwise::mul(), &[shape, one], 0.0);
         }
+    }
+
+    #[test]
+    fn parts_of_concatenations() {
+        let full = Shape::new(3, 5, 4, 7);
+        check_views(gate(), &[full, full, full], 1e-6);
+        check_views(Pointwise::mul(), &[full, Shape::new(1, 5, 1, 1)], 1e-6);
     }
 
     #[test]
