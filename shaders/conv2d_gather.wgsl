@@ -1,12 +1,24 @@
 // The columns of a convolution's GEMM: what each output pixel multiplies, one row per input channel and tap.
 // Result: columns[blocks][depth + 1][32 pixels]. An invocation gathers 4 neighbouring pixels of a row in 8 channels.
 // Workgroups: x over eights of blocks, y over groups of 8 channels: what a workgroup reads of a channel is contiguous.
-//#use conv2d
+//#use place
+//#use conv2d_input
+//#use conv2d_quads
 
 // Whether the kernel has a single tap.
 override POINT: bool = false;
 // Whether, besides, pixels of a quad are neighbours in the tensor and begin at a multiple of 4.
 override ALIGNED: bool = false;
+
+struct Params {
+    grid: vec3<u32>,
+//#use conv2d_input_fields
+//#use conv2d_window_fields
+//#use conv2d_quad_fields
+    in_channels: u32,
+    // Rows of the columns, without the one that keeps apart what is written together.
+    depth: u32,
+}
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
@@ -15,6 +27,10 @@ override ALIGNED: bool = false;
 // Past the last channel it is repeated, see `quad_of`.
 fn channel_of(first: u32, c: u32) -> u32 {
     return min(first + c, p.in_channels - 1u);
+}
+
+fn element(i: u32) -> f32 {
+    return x[i / 4u][i % 4u];
 }
 
 // Gathers one tap of 8 channels from `first` on, for the quad of output pixels at line `top` and column `left` of the
@@ -35,33 +51,43 @@ fn gather(tap: vec2<u32>, base: u32, top: i32, left: i32, first: u32, at: u32) {
     let row = tap.y * p.kernel_w + tap.x;
     let pixels = line + vec4<u32>(max(xs, vec4(0)));
     // All channels' first pixels before their second ones, so that cache misses overlap.
-    var values: array<vec4<f32>, 8>;
+//#for C in 0..8
+    let plane$C = channel_of(first, $Cu) * in_plane();
+    var values$C = vec4(0.0);
+//#end
     if ALIGNED {
-        for (var c = 0u; c < 8u; c++) {
-            values[c] = x[(pixels.x + channel_of(first, c) * in_plane()) / 4u];
-        }
+//#for C in 0..8
+        values$C = x[(pixels.x + plane$C) / 4u];
+//#end
     } else {
-        for (var i = 0u; i < 4u; i++) {
-            for (var c = 0u; c < 8u; c++) {
-                let at = pixels[i] + channel_of(first, c) * in_plane();
-                values[c][i] = x[at / 4u][at % 4u];
-            }
-        }
+//#for I in x y z w
+//#for C in 0..8
+        values$C.$I = element(pixels.$I + plane$C);
+//#end
+//#end
     }
-    for (var c = 0u; c < 8u; c++) {
-        columns[at + (channel_of(first, c) * taps + row) * 8u] = select(vec4(0.0), values[c], used);
-    }
+//#for C in 0..8
+    columns[at + (channel_of(first, $Cu) * taps + row) * 8u] = select(vec4(0.0), values$C, used);
+//#end
 }
 
 @compute @workgroup_size(8, 8)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
+    @builtin(local_invocation_id) lane: vec3<u32>,
+) {
+    let group = place(id, launched);
+    if outside(group) {
+        return;
+    }
     let first = group.y * 8u;
     let quad = quad_of(group.x * 8u + lane.y, lane.x);
     let row = quad / p.row_quads;
     let n = row / p.image_rows;
     let top = i32((row % p.image_rows) * p.stride_h) - p.pad_h;
     let left = i32((quad % p.row_quads) * 4u * p.stride_w) - p.pad_w;
-    let base = p.in_offset + n * p.in_batch_stride;
+    let base = p.x_offset + n * p.x_batch_stride;
     let in_launch = quad - p.first_quad;
     let at = in_launch / 8u * (p.depth + 1u) * 8u + in_launch % 8u;
     // The depth is even: what an odd number of products is filled up with must be finite. Row `depth` is never read.

@@ -1,14 +1,22 @@
 // The result of a convolution's GEMM, with bias, channel add, residual and activation, written to its tensor.
 // sums[blocks][rows + 1][32 pixels]. An invocation writes 4 neighbouring pixels of a row in 8 channels.
 // Workgroups: x over blocks, y over groups of 32 channels.
-//#use activation
-//#use conv2d
+//#use place
+//#use conv2d_quads
 //#use conv2d_epilogue
 
 // Whether rows are whole quads.
 override EXACT: bool = false;
 // Whether, besides, all of them begin at multiples of 4 elements.
 override ALIGNED: bool = false;
+
+struct Params {
+    grid: vec3<u32>,
+//#use conv2d_output_fields
+//#use conv2d_quad_fields
+    // Rows of the sums, without the one that keeps apart what is written together.
+    rows: u32,
+}
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> sums: array<vec4<f32>>;
@@ -18,7 +26,15 @@ override ALIGNED: bool = false;
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
 @compute @workgroup_size(8, 4)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lane: vec3<u32>) {
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
+    @builtin(local_invocation_id) lane: vec3<u32>,
+) {
+    let group = place(id, launched);
+    if outside(group) {
+        return;
+    }
     let first = (group.y * 4u + lane.y) * 8u;
     let quad = quad_of(group.x, lane.x);
     let row = quad / p.row_quads;
@@ -39,11 +55,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         if ALIGNED {
             out[(to + at) / 4u] = finish4(value + shift, n, at);
         } else {
-            for (var i = 0u; i < 4u; i++) {
-                if EXACT || left + i < width {
-                    out[(to + at + i) / 4u][(to + at + i) % 4u] = finish(value[i] + shift, n, at + i);
-                }
+//#for K,I in 0u,x 1u,y 2u,z 3u,w
+            if EXACT || left + $K < width {
+                out[(to + at + $K) / 4u][(to + at + $K) % 4u] = finish(value.$I + shift, n, at + $K);
             }
+//#end
         }
     }
 }

@@ -2,10 +2,11 @@
 // operand[blocks][3 * 514][depth + 1][32]. A complex product is three real ones (Gauss): the planes of a frequency are
 // a, b - a, a + b of the left value a + i b, which is conjugated, and c + d, c, d of the right one.
 // A workgroup transforms two tiles of an image's channel in one, as a + i b, or one kernel, an image of one tile.
-// Tiles are 32x32 and step by what is computed of them, 33 less the kernel's size. In the parameters quads are tiles,
-// numbered along rows, down the image, along the batch.
+// Tiles are 32x32 and step by what is computed of them, 33 less the kernel's size. They are numbered along rows, down the
+// image, along the batch.
 // Workgroups: x over pairs of tiles or kernels, y over the depth, or x over channels, y over pairs of tiles.
-//#use conv2d
+//#use place
+//#use conv2d_input
 //#use fft
 
 // Whether it is the left operand.
@@ -14,6 +15,15 @@ override LEFT: bool = false;
 override SUMMED: bool = false;
 // Whether tiles are cut to their steps.
 override CUT: bool = LEFT && SUMMED;
+
+struct Params {
+    grid: vec3<u32>,
+//#use conv2d_input_fields
+//#use fft_tile_fields
+    channels: u32,
+    // Rows of the operand, without the one that keeps apart what is written together.
+    depth: u32,
+}
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
@@ -26,17 +36,18 @@ struct Column {
     used: bool,
 }
 
-var<private> columns: array<Column, 2>;
+var<private> first_column: Column;
+var<private> second_column: Column;
 // Where this lane's row of the spectrum goes.
 var<private> row: u32;
 
 fn column_of(tile: u32, channel: u32) -> Column {
-    let t = min(tile, p.quads - 1u);
-    let line = t / p.row_quads;
+    let t = min(tile, p.tiles - 1u);
+    let line = t / p.row_tiles;
     let step = vec2(33u - p.kernel_w, 33u - p.kernel_h);
-    let column = source_line(i32(t % p.row_quads * step.x + lane) - p.pad_w, p.in_w);
-    let base = p.in_offset + line / p.image_rows * p.in_batch_stride + min(channel, p.in_channels - 1u) * in_plane();
-    let used = tile < p.quads && channel < p.in_channels && column >= 0 && !(CUT && lane >= step.x);
+    let column = source_line(i32(t % p.row_tiles * step.x + lane) - p.pad_w, p.in_w);
+    let base = p.x_offset + line / p.image_rows * p.x_batch_stride + min(channel, p.channels - 1u) * in_plane();
+    let used = tile < p.tiles && channel < p.channels && column >= 0 && !(CUT && lane >= step.x);
     return Column(base + u32(max(column, 0)), i32(line % p.image_rows * step.y) - p.pad_h, used);
 }
 
@@ -46,18 +57,19 @@ fn seen(column: Column, k: u32) -> f32 {
     return select(0.0, value, column.used && line >= 0 && !(CUT && k >= 33u - p.kernel_h));
 }
 
-fn load(k: u32) {
+fn load(k: u32) -> vec2<f32> {
     if !KERNELS {
-        v[k] = vec2(seen(columns[0], k), seen(columns[1], k));
-    } else if k < 17u {
-        v[k] = vec2(seen(columns[0], k), 0.0);
+        return vec2(seen(first_column, k), seen(second_column, k));
     }
+    if k < 17u {
+        return vec2(seen(first_column, k), 0.0);
+    }
+    return vec2(0.0);
 }
 
-fn store(kx: u32) {
+fn store(kx: u32, z: vec2<f32>) {
     let stride = (p.depth + 1u) * 32u;
-    let spot = place_of(lane, kx);
-    let z = v[point(kx)];
+    let spot = spot_of(lane, kx);
     let a = z.x;
     let b = select(z.y, -z.y, spot.other != LEFT);
     // The second frequency of a pair comes after the first; for a kernel it says nothing new.
@@ -75,11 +87,20 @@ fn store(kx: u32) {
 }
 
 @compute @workgroup_size(32)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let group = place(id, launched);
+    if outside(group) {
+        return;
+    }
     lane = index;
     let tile = select(2u, 1u, KERNELS) * select(group.x, group.y, SUMMED);
     let channel = select(group.y, group.x, SUMMED);
-    columns = array(column_of(p.first_quad + tile, channel), column_of(p.first_quad + tile + 1u, channel));
+    first_column = column_of(p.first_tile + tile, channel);
+    second_column = column_of(p.first_tile + tile + 1u, channel);
     load_all();
     fourier();
     hand_round();
@@ -88,7 +109,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     fourier();
     // Workgroups one after the other write neighbours.
-    let place = select(vec2(tile, channel), vec2(channel, tile), SUMMED);
-    row = (place.x / 32u * 3u * FREQUENCIES * (p.depth + 1u) + place.y) * 32u + place.x % 32u;
+    let spot = select(vec2(tile, channel), vec2(channel, tile), SUMMED);
+    row = (spot.x / 32u * 3u * FREQUENCIES * (p.depth + 1u) + spot.y) * 32u + spot.x % 32u;
     store_all();
 }

@@ -4,36 +4,44 @@
 //#use gemm
 
 @compute @workgroup_size(8, 4, 2)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
-    let block = group.y * 4u + id.z * 2u;
-    if block >= p.blocks {
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
+    @builtin(local_invocation_id) lane: vec3<u32>,
+) {
+    let at = place(id, launched);
+    let block = at.y * 4u + lane.z * 2u;
+    if outside(at) || block >= p.column_blocks {
         return;
     }
     // A last block without a partner is computed twice.
-    let other = min(block + 1u, p.blocks - 1u);
-    var w = (group.x * p.batch + group.z) * (p.depth + 1u) * 8u + id.y * 2u;
-    var left = (block * p.batch + group.z) * (p.depth + 1u) * 8u + id.x;
-    var right = (other * p.batch + group.z) * (p.depth + 1u) * 8u + id.x;
-    var sums: array<vec4<f32>, 16>;
+    let other = min(block + 1u, p.column_blocks - 1u);
+    var w = (at.x * p.batch + at.z) * (p.depth + 1u) * 8u + lane.y * 2u;
+    var l = (block * p.batch + at.z) * (p.depth + 1u) * 8u + lane.x;
+    var r = (other * p.batch + at.z) * (p.depth + 1u) * 8u + lane.x;
+//#for I in 0..8
+    var first$I = vec4(0.0);
+    var second$I = vec4(0.0);
+//#end
     for (var k = 0u; k < p.depth; k++) {
-        let a = weight[w];
-        let b = weight[w + 1u];
-        let l = columns[left];
-        let r = columns[right];
-        for (var i = 0u; i < 4u; i++) {
-            sums[i] = fma(vec4(a[i]), l, sums[i]);
-            sums[i + 4u] = fma(vec4(b[i]), l, sums[i + 4u]);
-            sums[i + 8u] = fma(vec4(a[i]), r, sums[i + 8u]);
-            sums[i + 12u] = fma(vec4(b[i]), r, sums[i + 12u]);
-        }
+        let a = left[w];
+        let b = left[w + 1u];
+        let columns = right[l];
+        let others = right[r];
+//#for I,W in 0,a.x 1,a.y 2,a.z 3,a.w 4,b.x 5,b.y 6,b.z 7,b.w
+        first$I = fma(vec4($W), columns, first$I);
+        second$I = fma(vec4($W), others, second$I);
+//#end
         w += 8u;
-        left += 8u;
-        right += 8u;
+        l += 8u;
+        r += 8u;
     }
     let stride = (p.row_blocks * 32u + 1u) * 8u;
-    let row = (group.x * 32u + id.y * 8u) * 8u + id.x;
-    for (var i = 0u; i < 8u; i++) {
-        result[(block * p.batch + group.z) * stride + row + i * 8u] = sums[i];
-        result[(other * p.batch + group.z) * stride + row + i * 8u] = sums[i + 8u];
-    }
+    let row = (at.x * 32u + lane.y * 8u) * 8u + lane.x;
+    let to = (block * p.batch + at.z) * stride + row;
+    let and_to = (other * p.batch + at.z) * stride + row;
+//#for I in 0..8
+    product[to + $Iu * 8u] = first$I;
+    product[and_to + $Iu * 8u] = second$I;
+//#end
 }

@@ -1,4 +1,5 @@
-// How kernels that read single pixels see their input. Needs `conv2d` and the binding `x`.
+// How kernels that read single pixels see their input. Needs the binding `x`.
+//#use conv2d_input
 
 // The pixel of the padded input at column `i` of the row that begins at `base`.
 fn pixel(base: u32, used: bool, i: i32) -> f32 {

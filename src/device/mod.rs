@@ -5,8 +5,8 @@
 
 mod cpu;
 mod gpu;
-// #[cfg(test)]
-// mod tests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -76,34 +76,78 @@ pub(crate) struct Interface {
     pub params: Option<u32>,
 }
 
-/// The WGSL text of a kernel: `//#use NAME` lines replaced with `shaders/shared/NAME.wgsl`, `//@NAME` lines with the
-/// kernel's own texts.
+/// The WGSL text of a kernel. Lines of the files that are not WGSL:
+/// - `//#use NAME` is replaced with `shaders/shared/NAME.wgsl`;
+/// - `//@NAME` is replaced with the kernel's own text of that name;
+/// - the lines from `//#for A,B in 0,1 2,3` to `//#end` are written once for each item, with `$A` and `$B` replaced;
+///   `//#for K in 0..8` counts. It gives sums names of their own, where an array would lie in memory on a GPU.
 ///
 /// # Errors
-/// If the file or something it uses does not exist.
+/// If the file or something it uses does not exist, or a repetition is not well-formed.
 pub(crate) fn source(kernel: &Kernel) -> Result<String, ShaderError> {
     let fail = |message: String| ShaderError::new(kernel, message);
     let text = find(KERNELS, kernel.file).ok_or_else(|| fail("there is no such file".into()))?;
     let mut source = String::with_capacity(2 * text.len());
-    append(&mut source, text, kernel)?;
+    append(&mut source, text, kernel).map_err(fail)?;
     Ok(source)
 }
 
-fn append(source: &mut String, text: &str, kernel: &Kernel) -> Result<(), ShaderError> {
-    let fail = |message: String| ShaderError::new(kernel, message);
-    for line in text.lines() {
-        if let Some(name) = line.strip_prefix("//#use ") {
-            let shared = find(SHARED, name.trim());
-            append(source, shared.ok_or_else(|| fail(format!("it uses {name}, which is missing")))?, kernel)?;
-        } else if let Some(name) = line.trim().strip_prefix("//@") {
+fn append(source: &mut String, text: &str, kernel: &Kernel) -> Result<(), String> {
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let command = line.trim();
+        if let Some(name) = command.strip_prefix("//#use ") {
+            append(source, find(SHARED, name).ok_or_else(|| format!("it uses {name}, which is missing"))?, kernel)?;
+        } else if let Some(header) = command.strip_prefix("//#for ") {
+            let body = body(&mut lines).ok_or_else(|| format!("//#for {header} has no //#end"))?;
+            for item in items(header).ok_or_else(|| format!("//#for {header} is not understood"))? {
+                append(source, &replaced(&body, &item), kernel)?;
+            }
+        } else if let Some(name) = command.strip_prefix("//@") {
             let given = kernel.texts.iter().find(|(n, _)| *n == name);
-            source.push_str(&given.ok_or_else(|| fail(format!("it needs the text {name}")))?.1);
+            source.push_str(&given.ok_or_else(|| format!("it needs the text {name}"))?.1);
         } else {
             source.push_str(line);
         }
         source.push('\n');
     }
     Ok(())
+}
+
+/// The lines up to the `//#end` that belongs to the `//#for` before them.
+fn body(lines: &mut std::str::Lines) -> Option<String> {
+    let mut body = String::new();
+    let mut depth = 1;
+    for line in lines {
+        let command = line.trim();
+        depth += usize::from(command.starts_with("//#for "));
+        depth -= usize::from(command == "//#end");
+        if depth == 0 {
+            return Some(body);
+        }
+        body.push_str(line);
+        body.push('\n');
+    }
+    None
+}
+
+/// The names and values of every item of `NAMES in ITEMS`.
+fn items(header: &str) -> Option<Vec<Vec<(&str, String)>>> {
+    let (names, items) = header.split_once(" in ")?;
+    let names: Vec<&str> = names.split(',').map(str::trim).collect();
+    if let Some((first, end)) = items.split_once("..") {
+        let range = first.trim().parse::<usize>().ok()?..end.trim().parse().ok()?;
+        return Some(range.map(|i| vec![(names[0], i.to_string())]).collect());
+    }
+    let item = |item: &str| {
+        let values: Vec<String> = item.split(',').map(str::to_owned).collect();
+        (values.len() == names.len()).then(|| names.iter().copied().zip(values).collect())
+    };
+    items.split_whitespace().map(item).collect()
+}
+
+fn replaced(body: &str, item: &[(&str, String)]) -> String {
+    item.iter().fold(body.to_owned(), |text, (name, value)| text.replace(&format!("${name}"), value))
 }
 
 fn find(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
@@ -203,4 +247,30 @@ fn fields(module: &naga::Module, ty: naga::Handle<naga::Type>) -> Result<(Vec<Fi
         Ok(Field { name, offset: member.offset as usize, ty })
     };
     Ok((members.iter().map(field).collect::<Result<_, _>>()?, *span as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(text: &str) -> Result<String, String> {
+        let kernel = Kernel { file: "", entry: "", constants: Vec::new(), texts: vec![("value", "x".into())] };
+        let mut source = String::new();
+        append(&mut source, text, &kernel).map(|()| source)
+    }
+
+    #[test]
+    fn lines_are_repeated_with_names_replaced() {
+        let text = "a\n//#for I,V in 0,x 1,y\n  //#for J in 0..2\n  s$I$J = $V;\n  //#end\n//#end\n//@value\n";
+        let lines = expanded(text).unwrap();
+        let lines: Vec<&str> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        assert_eq!(lines, ["a", "s00 = x;", "s01 = x;", "s10 = y;", "s11 = y;", "x"]);
+    }
+
+    #[test]
+    fn what_is_not_well_formed_is_told() {
+        for text in ["//#for I in 0..2\na\n", "//#for I 0..2\n//#end\n", "//#for I,J in 0\n//#end\n", "//@other\n"] {
+            assert!(expanded(text).is_err(), "{text}");
+        }
+    }
 }

@@ -72,6 +72,23 @@ pub struct Prepared {
     pub work: Work,
 }
 
+impl Prepared {
+    /// Made of input `input` by one launch.
+    pub fn on_gpu(input: usize, what: String, len: usize, launch: Launch) -> Self {
+        Self { input, what, len, work: Work::Gpu(vec![launch]) }
+    }
+
+    /// Made of input `input` by `compute`.
+    pub fn on_cpu(
+        input: usize,
+        what: String,
+        len: usize,
+        compute: impl Fn(&[View], ViewMut) + Send + Sync + 'static,
+    ) -> Self {
+        Self { input, what, len, work: Work::Cpu(Arc::new(compute)) }
+    }
+}
+
 /// An operation as it is computed on a target.
 #[derive(Clone, Debug)]
 pub struct Lowered {

@@ -220,7 +220,7 @@ pub fn gradient_name(g: &Graph, id: NodeId) -> String {
     format!("{} (gradient)", g.node(id).name)
 }
 
-#[cfg(all(test, any()))]
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 

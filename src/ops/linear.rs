@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::activation::Activation;
 use super::conv2d::grad::{TransposeWeight, before_activation, of_vector};
 use super::conv2d::{Conv2dWeightGrad, ConvSpec};
-use super::pointwise::{Pointwise, activation_call};
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
+use super::gradient_name;
+use super::pointwise::Pointwise;
+use crate::cpu::activation::Activation;
 use crate::cpu::moments::dot;
 use crate::cpu::view::{View, ViewMut};
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Output features that one CPU task computes.
@@ -96,39 +96,38 @@ impl Op for Linear {
         Ok(grads)
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let weight = inputs[1].data;
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        let Target::Gpu(_) = target else {
+            return Lowered::cpu(move |inputs, out| op.compute(inputs, out));
+        };
+        let launch = Launch::new("linear", "main")
+            .text("activation", format!("    return {};", op.activation.wgsl("v")))
+            .read("x", inputs[0])
+            .read("weight", inputs[1])
+            .read_if_any("bias", inputs.get(2).copied())
+            .write("out", output)
+            .u32("has_bias", usize::from(op.bias))
+            .u32("in_features", inputs[0].shape().c());
+        Lowered::gpu([launch.over_grid([output.shape().c(), output.shape().n(), 1])])
+    }
+}
+
+impl Linear {
+    fn compute(&self, inputs: &[View], mut out: ViewMut) {
+        let weight = inputs[1];
         for n in 0..out.shape.n() {
             let x = inputs[0].item(n);
             let blocks = out.item(n).par_chunks_mut(ROWS).enumerate();
             blocks.for_each(|(block, out)| {
                 for (i, out) in out.iter_mut().enumerate() {
                     let row = block * ROWS + i;
-                    let sum = dot(&weight[row * x.len()..][..x.len()], x);
+                    let sum = dot(weight.item(row), x);
                     let bias = inputs.get(2).map_or(0.0, |b| b.data[row]);
                     *out = self.activation.apply((sum + f64::from(bias)) as f32);
                 }
             });
         }
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let bias = inputs.get(2);
-        let params = Params::new()
-            .slot(&inputs[0])
-            .slot(&output)
-            .u(inputs[1].offset)
-            .u(bias.map_or(0, |b| b.offset))
-            .u(usize::from(self.bias))
-            .u(output.shape.n())
-            .u(inputs[0].shape.c())
-            .u(output.shape.c());
-        let binds = vec![Bind::Input(0), Bind::Input(1), bias.map_or(Bind::Absent, |_| Bind::Input(2)), Bind::Output];
-        let kernel = Kernel {
-            body: Some(format!("    return {};", activation_call(self.activation, "v"))),
-            ..Kernel::new("linear")
-        };
-        vec![Dispatch::folded(kernel, params, binds, output.shape.numel())]
     }
 }
 

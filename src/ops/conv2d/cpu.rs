@@ -1,99 +1,49 @@
-//! The convolution of the CPU executor: weights packed once, then Winograd, Fourier transforms, GEMM or direct.
+//! The convolution of the CPU: the weight packed once, then Winograd, Fourier transforms, a matrix product or a direct loop.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use super::Conv2d;
-use crate::cpu::conv::{Algorithm, ConvSpec, conv2d, pack_into, packed_len};
-use crate::cpu::view::{View, ViewMut};
-use crate::ops::{Dispatch, GpuTraits, Op, Slot, Specialized};
+use crate::cpu::conv::{Algorithm, ConvSpec, Epilogue, conv2d, pack_into, packed_len};
+use crate::cpu::view::View;
+use crate::gpu::Operand;
+use crate::graph::{Lowered, Prepared};
 use crate::tensor::Shape;
 
-/// `conv` on packed weights.
-pub fn specialize(conv: Conv2d, inputs: &[Shape]) -> Specialized {
-    let (input, weight) = (inputs[0], inputs[1]);
-    Specialized {
-        op: Arc::new(Packed { conv, weight }),
-        prepared: vec![(1, Arc::new(Pack { spec: conv.spec, input, weight }))],
-    }
+/// How `conv` is computed on the CPU.
+pub(super) fn lower(conv: Conv2d, inputs: &[Operand]) -> Lowered {
+    let [input, weight] = [inputs[0].shape(), inputs[1].shape()];
+    let method = Algorithm::choose(&conv.spec, input, weight).name();
+    let compute = Lowered::cpu(move |inputs, out| {
+        let of = conv.operands(inputs);
+        conv2d(&conv.spec, of.x, of.weight.item(0), weight, &conv.epilogue(&of), out);
+    });
+    compute.method(method).prepare(Some(pack(conv.spec, input, weight, method)))
 }
 
-/// Packs a weight for the algorithm that an input of this shape is convolved by.
-#[derive(Clone, Copy, Debug)]
-struct Pack {
-    spec: ConvSpec,
-    input: Shape,
-    weight: Shape,
-}
-
-/// A [`Conv2d`] whose weight has been packed.
-#[derive(Clone, Copy, Debug)]
-struct Packed {
-    conv: Conv2d,
-    weight: Shape,
-}
-
-/// Neither operation is ever planned for a GPU.
-fn cpu_only(op: &dyn Op) -> ! {
-    unreachable!("{} is made by the CPU's plan", op.name())
-}
-
-impl Op for Pack {
-    fn name(&self) -> &'static str {
-        "conv2d_pack"
-    }
-
-    fn infer(&self, _inputs: &[Shape]) -> Result<Shape, String> {
-        let len = packed_len(&self.spec, self.input, self.weight);
-        Ok(Shape::new(1, len, 1, 1))
-    }
-
-    fn cpu(&self, inputs: &[View], out: ViewMut) {
-        let (given, size) = (inputs[0], self.weight.numel());
+/// The weight as the algorithm reads it that an input of this shape is convolved by.
+fn pack(spec: ConvSpec, input: Shape, weight: Shape, method: &str) -> Prepared {
+    let what = format!("packed for {method}, {} groups", spec.groups);
+    Prepared::on_cpu(1, what, packed_len(&spec, input, weight), move |inputs, out| {
+        let given = inputs[0];
         // A weight may be a slice of a larger one, so its output channels need not be contiguous.
-        let weight = if given.batch_stride == self.weight.item() {
-            Cow::Borrowed(&given.data[..size])
+        let values = if given.batch_stride == weight.item() {
+            Cow::Borrowed(&given.data[..weight.numel()])
         } else {
-            Cow::Owned((0..self.weight.n()).map(|n| given.item(n)).collect::<Vec<_>>().concat())
+            Cow::Owned((0..weight.n()).map(|n| given.item(n)).collect::<Vec<_>>().concat())
         };
         let len = out.shape.numel();
-        pack_into(&self.spec, self.input, self.weight, &weight, &mut out.data[..len]);
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, _inputs: &[Slot], _output: Slot) -> Vec<Dispatch> {
-        cpu_only(self)
-    }
+        pack_into(&spec, input, weight, &values, &mut out.data[..len]);
+    })
 }
 
-impl Op for Packed {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
-        self.conv.infer_with(inputs, self.weight)
-    }
-
-    fn macs(&self, _inputs: &[Shape], output: Shape) -> u64 {
-        (output.numel() * self.weight.item()) as u64
-    }
-
-    fn summary(&self) -> String {
-        self.conv.describe()
-    }
-
-    fn cpu_algorithm(&self, inputs: &[Shape]) -> &'static str {
-        Algorithm::choose(&self.conv.spec, inputs[0], self.weight).name()
-    }
-
-    fn cpu(&self, inputs: &[View], out: ViewMut) {
-        let of = self.conv.operands(inputs);
-        let epilogue = self.conv.epilogue(&of);
-        let packed = of.weight.item(0);
-        conv2d(&self.conv.spec, of.x, packed, self.weight, &epilogue, out);
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, _inputs: &[Slot], _output: Slot) -> Vec<Dispatch> {
-        cpu_only(self)
+impl Conv2d {
+    /// What is done to the sums.
+    pub(super) fn epilogue<'a>(&self, of: &super::Operands<View<'a>>) -> Epilogue<'a> {
+        Epilogue {
+            bias: of.bias.map(|(_, view)| view.item(0)),
+            channel_add: of.channel_add.map(|(_, view)| view),
+            residual: of.residual.map(|(_, view)| view),
+            activation: self.activation,
+        }
     }
 }

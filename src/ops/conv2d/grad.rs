@@ -1,17 +1,17 @@
-//! The gradients of convolutions: by the input another convolution, with the weight's channels swapped and its kernels
-//! turned; by the weight [`Conv2dWeightGrad`]; by what is added a sum.
+//! The gradients of convolutions: with respect to the input another convolution, with the weight's channels swapped and
+//! its kernels turned; with respect to the weight [`Conv2dWeightGrad`]; with respect to what is added a sum.
 
 use rayon::prelude::*;
 
 use super::{Conv2d, Conv2dWeightGrad, ConvSpec, PaddingMode};
+use crate::cpu::activation::Activation;
 use crate::cpu::view::{View, ViewMut};
-use crate::graph::grad::gradient_name;
-use crate::graph::{Graph, GraphError, NodeId};
-use crate::ops::activation::Activation;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, GraphError, Lowered, NodeId, Op, Target};
 use crate::ops::adjoint::Adjoint;
+use crate::ops::gradient_name;
 use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce_sum::ReduceSum;
-use crate::ops::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::tensor::Shape;
 
 /// The gradient rule of [`Conv2d`].
@@ -37,7 +37,7 @@ pub(super) fn grad(conv: &Conv2d, g: &mut Graph, at: Backward) -> Gradients {
     Ok(grads)
 }
 
-/// The gradient by what an operation's activation is applied to; `plain` is the operation without the activation. Where
+/// The gradient with respect to what an operation's activation is applied to; `plain` is the operation without the activation. Where
 /// the result does not tell it, the operation is computed again.
 pub(in crate::ops) fn before_activation(
     g: &mut Graph,
@@ -57,7 +57,7 @@ pub(in crate::ops) fn before_activation(
     Ok(grads[0].unwrap_or(at.dy))
 }
 
-/// The gradient by a vector that was added to every pixel.
+/// The gradient with respect to a vector that was added to every pixel.
 pub(in crate::ops) fn of_vector(g: &mut Graph, vector: NodeId, dy: NodeId) -> Result<NodeId, GraphError> {
     match ReduceSum::to(g.shape(dy), g.shape(vector)) {
         Some(sum) => g.apply(&gradient_name(g, vector), sum, &[dy]),
@@ -65,7 +65,7 @@ pub(in crate::ops) fn of_vector(g: &mut Graph, vector: NodeId, dy: NodeId) -> Re
     }
 }
 
-/// The gradient by the input.
+/// The gradient with respect to the input.
 fn by_input(spec: &ConvSpec, g: &mut Graph, x: NodeId, weight: NodeId, dy: NodeId) -> Result<NodeId, GraphError> {
     let name = gradient_name(g, x);
     let extent = spec.extent(g.shape(x));
@@ -76,7 +76,7 @@ fn by_input(spec: &ConvSpec, g: &mut Graph, x: NodeId, weight: NodeId, dy: NodeI
         grad = g.apply(&name, Adjoint::Stride { stride: spec.stride, size }, &[grad])?;
     }
     let transposed = g.apply(&name, TransposeWeight { groups: spec.groups }, &[weight])?;
-    // Zero padding is left off where it can be; else the gradient by the padded input is taken first.
+    // Zero padding is left off where it can be; else the gradient with respect to the padded input is taken first.
     let whole = spec.padding_mode == PaddingMode::Reflect || (0..2).any(|axis| spec.padding[axis] > reach[axis]);
     let padding = if whole { reach } else { std::array::from_fn(|axis| reach[axis] - spec.padding[axis]) };
     let adjoint = ConvSpec { stride: [1; 2], padding, padding_mode: PaddingMode::Zeros, upsample: false, ..*spec };
@@ -115,8 +115,24 @@ impl Op for TransposeWeight {
         }
     }
 
-    fn cpu(&self, inputs: &[View], out: ViewMut) {
-        let weight = inputs[0];
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let (op, weight) = (*self, inputs[0]);
+        let Target::Gpu(_) = target else {
+            return Lowered::cpu(move |inputs, out| op.compute(inputs[0], out));
+        };
+        let [rows, group_out, ..] = output.shape().0;
+        let launch = Launch::new("conv2d_weight_transpose", "main")
+            .read("weight", weight)
+            .write("out", output)
+            .u32("group_out", group_out)
+            .u32("group_in", weight.shape().c())
+            .u32("taps", weight.shape().plane());
+        Lowered::gpu([launch.over_grid([output.shape().item().div_ceil(64), rows, 1])])
+    }
+}
+
+impl TransposeWeight {
+    fn compute(&self, weight: View, out: ViewMut) {
         let [rows, group_out, kh, kw] = out.shape.0;
         let (group_in, taps) = (rows / self.groups, kh * kw);
         let items = out.data.par_chunks_mut(out.batch_stride).take(rows).enumerate();
@@ -126,15 +142,6 @@ impl Op for TransposeWeight {
                 kernel.iter_mut().zip(from.iter().rev()).for_each(|(to, v)| *to = *v);
             }
         });
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let weight = inputs[0].shape;
-        let params = Params::new().slot(&inputs[0]).slot(&output).u(self.groups).u(output.shape.c());
-        let params = params.u(weight.c()).u(weight.plane());
-        let binds = vec![Bind::Input(0), Bind::Output];
-        let kernel = Kernel::new("conv2d_weight_transpose");
-        vec![Dispatch::folded(kernel, params, binds, weight.numel().div_ceil(64))]
     }
 }
 

@@ -11,13 +11,11 @@ use std::sync::Arc;
 pub use crate::cpu::conv::{ConvSpec, PaddingMode};
 pub use weight_grad::Conv2dWeightGrad;
 
-use super::activation::Activation;
 use super::pointwise::Pointwise;
 use super::resize::UpsampleNearest2;
-use super::{Backward, Dispatch, GpuTraits, Gradients, Op, Slot, Specialized, Target};
-use crate::cpu::conv::{Epilogue, conv2d_reference};
-use crate::cpu::view::{View, ViewMut};
-use crate::graph::Graph;
+use crate::cpu::activation::Activation;
+use crate::gpu::Operand;
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// `activation(conv(x, weight) + bias + channel_add + residual)`.
@@ -86,7 +84,7 @@ impl Conv2d {
         2 + [self.bias, self.channel_add, self.residual].iter().filter(|there| **there).count()
     }
 
-    /// [`Op::summary`] of this convolution in any form.
+    /// [`Op::summary`] of this convolution.
     fn describe(&self) -> String {
         let spec = &self.spec;
         let [kh, kw] = spec.kernel;
@@ -101,48 +99,6 @@ impl Conv2d {
         add(spec.groups != 1, &format!(" groups {}", spec.groups));
         add(self.residual, " + residual");
         text
-    }
-
-    /// The shape of the result; `weight` is that before any packing.
-    fn infer_with(&self, inputs: &[Shape], weight: Shape) -> Result<Shape, String> {
-        if inputs.len() != self.input_count() {
-            return Err(format!("it takes {} tensors", self.input_count()));
-        }
-        if weight.numel() == 0 || inputs.iter().any(|shape| shape.numel() == 0) {
-            return Err("no tensor may be empty".into());
-        }
-        let of = self.operands(inputs);
-        let spec = &self.spec;
-        let [kh, kw] = spec.kernel;
-        if (weight.h(), weight.w()) != (kh, kw) {
-            return Err(format!("the kernel should be {kh}x{kw}"));
-        }
-        let groups = spec.groups;
-        if groups == 0 || of.x.c() != weight.c() * groups || !weight.n().is_multiple_of(groups) {
-            return Err(format!("{} input channels do not go with {groups} groups of this weight", of.x.c()));
-        }
-        let output = spec.output_shape(of.x, weight).ok_or("the input is smaller than the kernel or its reflection")?;
-        let channels = |shape: Shape| shape.c() == output.c() && shape.plane() == 1;
-        if of.bias.is_some_and(|(_, s)| !channels(s) || s.n() != 1) {
-            return Err("the bias needs one value per output channel".into());
-        }
-        if of.channel_add.is_some_and(|(_, s)| !channels(s) || (s.n() != 1 && s.n() != output.n())) {
-            return Err("the added vector needs one value per output channel".into());
-        }
-        if of.residual.is_some_and(|(_, s)| s != output) {
-            return Err(format!("the added tensor should be {output}"));
-        }
-        Ok(output)
-    }
-
-    /// The epilogue of the CPU twins.
-    fn epilogue<'a>(&self, of: &Operands<View<'a>>) -> Epilogue<'a> {
-        Epilogue {
-            bias: of.bias.map(|(_, view)| view.item(0)),
-            channel_add: of.channel_add.map(|(_, view)| view),
-            residual: of.residual.map(|(_, view)| view),
-            activation: self.activation,
-        }
     }
 
     /// This convolution with a sum that follows it, if the other summand is one it can add itself.
@@ -165,8 +121,34 @@ impl Op for Conv2d {
     }
 
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
-        let weight = *inputs.get(1).ok_or("it takes an input and a weight")?;
-        self.infer_with(inputs, weight)
+        if inputs.len() != self.input_count() {
+            return Err(format!("it takes {} tensors", self.input_count()));
+        }
+        if inputs.iter().any(|shape| shape.numel() == 0) {
+            return Err("no tensor may be empty".into());
+        }
+        let of = self.operands(inputs);
+        let (spec, weight) = (&self.spec, of.weight);
+        let [kh, kw] = spec.kernel;
+        if (weight.h(), weight.w()) != (kh, kw) {
+            return Err(format!("the kernel should be {kh}x{kw}"));
+        }
+        let groups = spec.groups;
+        if groups == 0 || of.x.c() != weight.c() * groups || !weight.n().is_multiple_of(groups) {
+            return Err(format!("{} input channels do not go with {groups} groups of this weight", of.x.c()));
+        }
+        let output = spec.output_shape(of.x, weight).ok_or("the input is smaller than the kernel or its reflection")?;
+        let channels = |shape: Shape| shape.c() == output.c() && shape.plane() == 1;
+        if of.bias.is_some_and(|(_, s)| !channels(s) || s.n() != 1) {
+            return Err("the bias needs one value per output channel".into());
+        }
+        if of.channel_add.is_some_and(|(_, s)| !channels(s) || (s.n() != 1 && s.n() != output.n())) {
+            return Err("the added vector needs one value per output channel".into());
+        }
+        if of.residual.is_some_and(|(_, s)| s != output) {
+            return Err(format!("the added tensor should be {output}"));
+        }
+        Ok(output)
     }
 
     fn macs(&self, inputs: &[Shape], output: Shape) -> u64 {
@@ -201,27 +183,14 @@ impl Op for Conv2d {
         Some(Arc::new(Self { spec, ..*self }))
     }
 
-    fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
-        match target {
-            Target::Cpu => Some(cpu::specialize(*self, inputs)),
-            Target::Gpu(traits) => Some(gpu::specialize(*self, traits, inputs)),
-        }
-    }
-
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
         grad::grad(self, g, at)
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let of = self.operands(inputs);
-        let weight: Vec<f32> = (0..of.weight.shape.n()).flat_map(|n| of.weight.item(n)).copied().collect();
-        let result = conv2d_reference(&self.spec, of.x, &weight, of.weight.shape, &self.epilogue(&of));
-        for (n, item) in result.chunks(out.shape.item()).enumerate() {
-            out.item(n).copy_from_slice(item);
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => cpu::lower(*self, inputs),
+            Target::Gpu(traits) => gpu::lower(self, traits, inputs, output),
         }
-    }
-
-    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        gpu::unpacked(self, traits, inputs, output)
     }
 }

@@ -1,16 +1,17 @@
-//! The gradient of a convolution by its weight.
+//! The gradient of a convolution with respect to its weight.
 
 use super::{ConvSpec, gpu};
 use crate::cpu::conv::{Algorithm, conv2d_weight_grad};
-use crate::cpu::view::{View, ViewMut};
-use crate::ops::{Dispatch, GpuTraits, Op, Slot};
+use crate::gpu::Operand;
+use crate::graph::{Lowered, Op, Target};
 use crate::tensor::Shape;
 
-/// The gradient of a convolution by its weight: for every weight the sum over the pixels of the result of the gradient
-/// there times what the weight was multiplied with.
+/// The gradient of a convolution with respect to its weight:
+/// `dW[o, i, ky, kx] = sum over n, y, x of dy[n, o, y, x] * x[n, i, y + ky - pad, x + kx - pad]`, with stride, dilation and
+/// groups likewise.
 ///
-/// Inputs: `x` `[n, ic, h, w]` and the gradient by the convolution's result, `[n, oc, oh, ow]`. Result: `weight`,
-/// `[oc, ic / groups, kh, kw]`.
+/// Inputs: `x` `[n, ic, h, w]` and `dy`, the gradient with respect to the convolution's result, `[n, oc, oh, ow]`. Result:
+/// `weight`, `[oc, ic / groups, kh, kw]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Conv2dWeightGrad {
     /// The hyperparameters of the convolution.
@@ -46,27 +47,21 @@ impl Op for Conv2dWeightGrad {
         super::Conv2d::new(self.spec).describe() + " weight gradient"
     }
 
-    fn cpu_algorithm(&self, inputs: &[Shape]) -> &'static str {
-        Algorithm::choose_for_weight_grad(&self.spec, inputs[1], self.weight).name()
-    }
-
-    fn scratch(&self, traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
-        gpu::weight_grad::scratch(traits, &self.spec, self.weight, inputs[1])
-    }
-
-    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
-        gpu::weight_grad::loop_rounds(self.weight, inputs[1])
-    }
-
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let grad = conv2d_weight_grad(&self.spec, inputs[0], inputs[1], self.weight);
-        for (n, item) in grad.chunks_exact(self.weight.item()).enumerate() {
-            out.item(n).copy_from_slice(item);
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let (op, dy) = (*self, inputs[1].shape());
+        match target {
+            Target::Cpu => {
+                let method = Algorithm::choose_for_weight_grad(&op.spec, dy, op.weight).name();
+                let compute = Lowered::cpu(move |inputs, mut out| {
+                    let grad = conv2d_weight_grad(&op.spec, inputs[0], inputs[1], op.weight);
+                    for (n, item) in grad.chunks_exact(op.weight.item()).enumerate() {
+                        out.item(n).copy_from_slice(item);
+                    }
+                });
+                compute.method(method)
+            }
+            Target::Gpu(traits) => gpu::weight_grad::lower(traits, &op.spec, inputs[0], inputs[1], output),
         }
-    }
-
-    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        gpu::weight_grad::dispatches(traits, &self.spec, inputs[0], inputs[1], output)
     }
 }
 
@@ -74,7 +69,7 @@ impl Op for Conv2dWeightGrad {
 mod tests {
     use super::*;
     use crate::ops::conv2d::PaddingMode;
-    use crate::ops::testing::{check_kernels, check_twins, check_twins_on, check_views, random, relative_l2};
+    use crate::ops::testing::{check_kernels, check_twins, check_twins_on, check_views, lowered, random, relative_l2};
     use proptest::prelude::*;
 
     fn op(spec: ConvSpec, x: Shape, oc: usize) -> (Conv2dWeightGrad, [Shape; 2]) {
@@ -151,7 +146,7 @@ mod tests {
     fn algorithms_suit_their_shapes() {
         let algorithm = |spec: ConvSpec, x: [usize; 4], oc| {
             let (op, shapes) = op(spec, Shape(x), oc);
-            op.cpu_algorithm(&shapes)
+            lowered(&op, &Target::Cpu, &shapes).method
         };
         let three = ConvSpec::same(3);
         assert_eq!(algorithm(three, [2, 128, 160, 160], 128), "winograd");

@@ -1,34 +1,52 @@
-//! Convolutions by their definition, for few output channels a group.
+//! Convolutions by their definition, 4 output channels of a group at a time.
 
-use super::{Call, Launch, Method};
-use crate::ops::conv2d::ConvSpec;
-use crate::ops::{Bind, Dispatch, GpuTraits};
-use crate::tensor::Shape;
+use super::{Call, Costs, Method, packed_in_tiles, window};
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Lowered, Prepared};
 
-/// Tiles of 4 output channels, none across two groups.
-pub fn tiles(spec: &ConvSpec, weight: Shape) -> usize {
-    spec.groups * (weight.n() / spec.groups).div_ceil(4)
+/// Output channels that an invocation computes.
+const TILE: usize = 4;
+/// Columns and rows of a workgroup's pixels.
+const PIXELS: [usize; 2] = [64, 8];
+
+/// By definition, for three output channels a group or more.
+pub(super) struct Direct;
+
+/// Tiles of output channels, none across two groups.
+fn tiles(call: &Call) -> usize {
+    call.spec().groups * call.group_out().div_ceil(TILE)
 }
 
-/// The launches: one, or several parts of the batch where WebGPU's limit on workgroups asks for them.
-pub fn dispatches(call: &Call, method: Method, traits: &GpuTraits) -> Vec<Dispatch> {
-    let spec = &call.conv.spec;
-    let out = call.output.shape;
-    // What the kernel whose lanes hand each other weights knows: no strides and no sums over channels.
-    let depthwise = call.weight.c() == 1 && spec.stride == [1; 2] && spec.dilation == [1; 2];
-    let sliding = |file| call.storing(file).flag("SLIDE", spec.stride[1] == 1 && spec.dilation[1] == 1);
-    // Columns and rows of a workgroup's pixels, and its channels.
-    let (kernel, pixels, channels) = match method {
-        Method::Depthwise if depthwise && traits.subgroup == Some(8) => {
-            (call.storing("conv2d_depthwise_subgroup"), [64, 64], out.c())
-        }
-        Method::Depthwise => (sliding("conv2d_depthwise"), [128, 8], out.c()),
-        _ => (sliding("conv2d_direct"), [64, 8], tiles(spec, call.weight)),
-    };
-    let mut binds = vec![Bind::Input(0), Bind::Input(1)];
-    binds.extend(call.epilogue_binds());
-    let launch = Launch::default();
-    let params = call.params(call.extent(), launch);
-    let counts = [out.w().div_ceil(pixels[0]), out.h().div_ceil(pixels[1]), channels * out.n()];
-    vec![Dispatch::new(kernel, params, binds, counts)]
+impl Method for Direct {
+    fn name(&self) -> &'static str {
+        "direct"
+    }
+
+    fn fits(&self, call: &Call) -> bool {
+        call.group_out() > 2
+    }
+
+    fn cost(&self, call: &Call, costs: &Costs) -> f64 {
+        let out = call.output_shape();
+        let pixels = out.n() * out.h() * out.w().next_multiple_of(PIXELS[0]) / 8;
+        (pixels * tiles(call) * call.weight_shape().item()) as f64 * TILE as f64 * costs.direct
+    }
+
+    fn pack(&self, call: &Call) -> Option<Prepared> {
+        let what = format!("in tiles of {TILE}, {} groups", call.spec().groups);
+        Some(packed_in_tiles(call, what, TILE, call.weight_shape().item()))
+    }
+
+    fn launches(&self, call: &Call, weight: Operand) -> Lowered {
+        let (spec, out) = (call.spec(), call.output_shape());
+        let [_, group_in, kh, kw] = call.weight_shape().0;
+        let launch = Launch::new("conv2d_direct", "main")
+            .flag("SLIDE", spec.stride[1] == 1 && spec.dilation[1] == 1)
+            .read("weight", weight)
+            .u32("group_in", group_in)
+            .u32("group_out", call.group_out());
+        let launch = call.stored(window(call.seen(launch), spec));
+        let grid = [out.w().div_ceil(PIXELS[0]), out.h().div_ceil(PIXELS[1]), tiles(call) * out.n()];
+        Lowered::gpu([launch.over_grid(grid)]).rounds(group_in * (4 + kh * (4 + kw)))
+    }
 }

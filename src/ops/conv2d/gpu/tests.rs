@@ -1,53 +1,41 @@
 use super::*;
-use crate::ops::activation::Activation;
 use std::collections::BTreeMap;
 
+use super::depthwise::Depthwise;
+use super::direct::Direct;
+use super::fft::{Fft, Transforms};
+use super::gemm::Gemm;
+use super::winograd::Winograd;
+use crate::cpu::activation::Activation;
+use crate::cpu::conv::conv2d_reference;
 use crate::device::Device;
-use crate::graph::Graph;
-use crate::ops::Target;
+use crate::graph::{Graph, Op, Target, Work, operands};
 use crate::ops::conv2d::Conv2dWeightGrad;
 use crate::ops::conv2d::PaddingMode::{Reflect, Zeros};
-use crate::ops::testing::{check_kernels, check_twins, check_views, gpu, random, relative_l2};
+use crate::ops::testing::{adapters, check_kernels, check_twins, check_views, gpu, random, relative_l2};
 use crate::tensor::Tensor;
 
-/// A convolution that one method computes on a GPU, whatever its shapes.
-#[derive(Clone, Copy, Debug)]
+/// A convolution that one method computes on a GPU, whatever its shapes, and the reference on the CPU.
+#[derive(Clone, Copy)]
 struct Forced {
     conv: Conv2d,
-    method: Method,
-    /// Whether it is as [`WithoutSubgroups`] has it.
+    method: &'static dyn Method,
+    /// Whether it is as adapters compute it whose subgroups are of no fixed size, and whose buffers are small.
     plain: bool,
 }
-
-/// A convolution as adapters compute it whose subgroups are of no fixed size, and whose buffers are small.
-#[derive(Debug)]
-struct WithoutSubgroups(GpuConv2d);
 
 /// Bytes of a buffer that holds two blocks of 64 of the Fourier transforms' products.
 const SMALL: u64 = 26 << 20;
 
-impl Op for WithoutSubgroups {
-    fn name(&self) -> &'static str {
-        "conv2d"
+impl std::fmt::Debug for Forced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} by {}, plain {}", self.conv, self.method.name(), self.plain)
     }
+}
 
-    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
-        self.0.infer(inputs)
-    }
-
-    fn scratch(&self, traits: &GpuTraits, inputs: &[Shape], output: Shape) -> Vec<usize> {
-        let traits = GpuTraits { max_binding: SMALL, ..traits.clone() };
-        self.0.scratch(&traits, inputs, output)
-    }
-
-    fn cpu(&self, _inputs: &[View], _out: ViewMut) {
-        gpu_only(self)
-    }
-
-    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let traits = GpuTraits { subgroup: None, max_binding: SMALL, ..traits.clone() };
-        self.0.gpu(&traits, inputs, output)
-    }
+/// An adapter without subgroups of a fixed size, with small buffers.
+fn plain(traits: &GpuTraits) -> GpuTraits {
+    GpuTraits { subgroup: None, max_binding: SMALL, ..traits.clone() }
 }
 
 impl Op for Forced {
@@ -59,20 +47,29 @@ impl Op for Forced {
         self.conv.infer(inputs)
     }
 
-    fn specialize(&self, target: &Target, inputs: &[Shape]) -> Option<Specialized> {
-        let Self { conv, method, plain } = *self;
-        let special = matches!(target, Target::Gpu(_)).then(|| with_method(conv, method, inputs[1]))?;
-        let without = || Arc::new(WithoutSubgroups(GpuConv2d { conv, method, weight: inputs[1] }));
-        Some(if plain { Specialized { op: without(), ..special } } else { special })
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let Self { conv, method, plain: is_plain } = *self;
+        let Target::Gpu(traits) = target else {
+            return Lowered::cpu(move |inputs, mut out| {
+                let of = conv.operands(inputs);
+                let weight: Vec<f32> = (0..of.weight.shape.n()).flat_map(|n| of.weight.item(n)).copied().collect();
+                let result = conv2d_reference(&conv.spec, of.x, &weight, of.weight.shape, &conv.epilogue(&of));
+                for (n, item) in result.chunks(out.shape.item()).enumerate() {
+                    out.item(n).copy_from_slice(item);
+                }
+            });
+        };
+        let traits = if is_plain { plain(traits) } else { traits.clone() };
+        by(method, &Call { conv: &conv, traits: &traits, of: conv.operands(inputs), output })
     }
+}
 
-    fn cpu(&self, inputs: &[View], out: ViewMut) {
-        self.conv.cpu(inputs, out);
-    }
-
-    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        self.conv.gpu(traits, inputs, output)
-    }
+/// The call of `conv` on contiguous tensors.
+fn with_call<T>(conv: &Conv2d, traits: &GpuTraits, shapes: &[Shape], then: impl FnOnce(&Call) -> T) -> T {
+    let slots: Vec<Slot> = shapes.iter().map(|shape| Slot::contiguous(*shape)).collect();
+    let output = Slot::contiguous(conv.infer(shapes).expect("the shapes fit"));
+    let (inputs, output) = operands(&slots, output);
+    then(&Call { conv, traits, of: conv.operands(&inputs), output })
 }
 
 fn shapes(conv: &Conv2d, input: Shape, oc: usize) -> Vec<Shape> {
@@ -87,7 +84,7 @@ fn shapes(conv: &Conv2d, input: Shape, oc: usize) -> Vec<Shape> {
 }
 
 /// Fails unless `method` computes what the reference does.
-fn check(method: Method, conv: Conv2d, input: Shape, oc: usize) {
+fn check(method: &'static dyn Method, conv: Conv2d, input: Shape, oc: usize) {
     check_twins(Forced { conv, method, plain: false }, &shapes(&conv, input, oc), 1e-5);
 }
 
@@ -101,27 +98,28 @@ fn winograd_on_odd_shapes() {
     let valid = ConvSpec { padding: [0; 2], ..same };
     let mirrored = ConvSpec { padding_mode: Reflect, padding: [2, 1], ..same };
     let enlarged = ConvSpec { upsample: true, ..same };
-    check(Method::Winograd, Conv2d::new(same), Shape::new(1, 3, 7, 5), 5);
-    check(Method::Winograd, everything(same, Activation::Silu), Shape::new(3, 33, 19, 37), 35);
-    check(Method::Winograd, everything(valid, Activation::Tanh), Shape::new(2, 2, 18, 67), 40);
-    check(Method::Winograd, everything(mirrored, Activation::LeakyRelu(0.2)), Shape::new(1, 5, 21, 9), 64);
-    check(Method::Winograd, Conv2d::with_bias(enlarged), Shape::new(2, 9, 6, 11), 17);
+    check(&Winograd, Conv2d::new(same), Shape::new(1, 3, 7, 5), 5);
+    check(&Winograd, everything(same, Activation::Silu), Shape::new(3, 33, 19, 37), 35);
+    check(&Winograd, everything(valid, Activation::Tanh), Shape::new(2, 2, 18, 67), 40);
+    check(&Winograd, everything(mirrored, Activation::LeakyRelu(0.2)), Shape::new(1, 5, 21, 9), 64);
+    check(&Winograd, Conv2d::with_bias(enlarged), Shape::new(2, 9, 6, 11), 17);
 }
 
 #[test]
 fn products_on_whole_quads() {
     let same = ConvSpec::same(3);
     for activation in [Activation::None, Activation::Silu] {
-        check(Method::Winograd, everything(same, activation), Shape::new(2, 6, 12, 32), 9);
-        check(Method::Winograd, everything(same, activation), Shape::new(1, 5, 7, 20), 33);
-        check(Method::Gemm, everything(ConvSpec::same(1), activation), Shape::new(2, 5, 6, 10), 33);
+        check(&Winograd, everything(same, activation), Shape::new(2, 6, 12, 32), 9);
+        check(&Winograd, everything(same, activation), Shape::new(1, 5, 7, 20), 33);
+        check(&Gemm, everything(ConvSpec::same(1), activation), Shape::new(2, 5, 6, 10), 33);
     }
 }
 
 #[test]
 fn products_without_subgroups() {
     let shape = Shape::new(2, 7, 19, 37);
-    for (method, kernel) in [(Method::Winograd, 3), (Method::Gemm, 3), (Method::Gemm, 1), (Method::Fft, 7)] {
+    let methods: [(&'static dyn Method, usize); 4] = [(&Winograd, 3), (&Gemm, 3), (&Gemm, 1), (&Fft, 7)];
+    for (method, kernel) in methods {
         let conv = everything(ConvSpec::same(kernel), Activation::Relu);
         check_twins(Forced { conv, method, plain: true }, &shapes(&conv, shape, 70), 1e-5);
     }
@@ -129,17 +127,17 @@ fn products_without_subgroups() {
 
 #[test]
 fn winograd_of_many_channels_stays_accurate() {
-    check(Method::Winograd, Conv2d::new(ConvSpec::same(3)), Shape::new(1, 512, 16, 16), 32);
+    check(&Winograd, Conv2d::new(ConvSpec::same(3)), Shape::new(1, 512, 16, 16), 32);
 }
 
 #[test]
 fn winograd_in_parts() {
     // 512 channels of 36 points take 2.4 MB a block of 32 tiles: 4 blocks at a time of the 24 here.
     let input = Shape::new(2, 512, 48, 128);
-    let product =
-        Product::new(Method::Winograd, &ConvSpec::same(3), Shape::new(8, 512, 3, 3), Shape::new(2, 8, 48, 128));
-    assert!(product.is_some_and(|p| p.scratch()[0] <= 12 << 18 && p.scratch()[0] > 6 << 18));
-    check(Method::Winograd, everything(ConvSpec::same(3), Activation::Relu), input, 8);
+    let conv = everything(ConvSpec::same(3), Activation::Relu);
+    let scratch = with_call(&conv, &adapters()[0], &shapes(&conv, input, 8), |call| by(&Winograd, call).scratch);
+    assert!(scratch[0] <= 12 << 18 && scratch[0] > 6 << 18, "{scratch:?}");
+    check(&Winograd, conv, input, 8);
 }
 
 #[test]
@@ -149,12 +147,12 @@ fn gemm_on_odd_shapes() {
     let spread = ConvSpec { dilation: [2, 3], padding: [2, 3], padding_mode: Reflect, ..ConvSpec::same(3) };
     let oblong = ConvSpec { kernel: [7, 2], padding: [3, 1], stride: [3, 2], padding_mode: Zeros, ..ConvSpec::same(7) };
     let enlarged = ConvSpec { upsample: true, ..ConvSpec::same(1) };
-    check(Method::Gemm, Conv2d::new(point), Shape::new(1, 3, 5, 5), 2);
-    check(Method::Gemm, everything(point, Activation::Sigmoid), Shape::new(3, 67, 13, 11), 70);
-    check(Method::Gemm, everything(strided, Activation::Silu), Shape::new(2, 9, 17, 38), 33);
-    check(Method::Gemm, everything(spread, Activation::None), Shape::new(2, 5, 9, 14), 12);
-    check(Method::Gemm, everything(oblong, Activation::Relu), Shape::new(1, 6, 20, 23), 31);
-    check(Method::Gemm, Conv2d::with_bias(enlarged), Shape::new(2, 5, 3, 5), 9);
+    check(&Gemm, Conv2d::new(point), Shape::new(1, 3, 5, 5), 2);
+    check(&Gemm, everything(point, Activation::Sigmoid), Shape::new(3, 67, 13, 11), 70);
+    check(&Gemm, everything(strided, Activation::Silu), Shape::new(2, 9, 17, 38), 33);
+    check(&Gemm, everything(spread, Activation::None), Shape::new(2, 5, 9, 14), 12);
+    check(&Gemm, everything(oblong, Activation::Relu), Shape::new(1, 6, 20, 23), 31);
+    check(&Gemm, Conv2d::with_bias(enlarged), Shape::new(2, 5, 3, 5), 9);
 }
 
 #[test]
@@ -163,12 +161,12 @@ fn fft_on_odd_shapes() {
     let valid = ConvSpec { padding: [0; 2], ..large([5, 5]) };
     let mirrored = ConvSpec { padding_mode: Reflect, padding: [3, 9], ..large([11, 11]) };
     let enlarged = ConvSpec { upsample: true, ..large([17, 17]) };
-    check(Method::Fft, Conv2d::new(large([15, 15])), Shape::new(1, 1, 18, 18), 1);
-    check(Method::Fft, everything(large([15, 15]), Activation::Silu), Shape::new(3, 33, 19, 37), 35);
-    check(Method::Fft, everything(valid, Activation::Tanh), Shape::new(2, 6, 30, 67), 5);
-    check(Method::Fft, everything(mirrored, Activation::LeakyRelu(0.2)), Shape::new(1, 5, 21, 43), 64);
-    check(Method::Fft, Conv2d::with_bias(enlarged), Shape::new(3, 9, 13, 22), 17);
-    check(Method::Fft, everything(large([4, 15]), Activation::Relu), Shape::new(2, 7, 61, 38), 9);
+    check(&Fft, Conv2d::new(large([15, 15])), Shape::new(1, 1, 18, 18), 1);
+    check(&Fft, everything(large([15, 15]), Activation::Silu), Shape::new(3, 33, 19, 37), 35);
+    check(&Fft, everything(valid, Activation::Tanh), Shape::new(2, 6, 30, 67), 5);
+    check(&Fft, everything(mirrored, Activation::LeakyRelu(0.2)), Shape::new(1, 5, 21, 43), 64);
+    check(&Fft, Conv2d::with_bias(enlarged), Shape::new(3, 9, 13, 22), 17);
+    check(&Fft, everything(large([4, 15]), Activation::Relu), Shape::new(2, 7, 61, 38), 9);
 }
 
 #[test]
@@ -178,17 +176,20 @@ fn fft_in_parts() {
         let x = Shape::new(3, 17, 150, 95);
         let conv = everything(ConvSpec::same(5), Activation::Relu);
         let shapes = shapes(&conv, x, oc);
-        let output = shapes[4];
-        let fft = Fft::new(&conv.spec, shapes[1], output, SMALL).expect("it fits");
-        assert!(fft.scratch().iter().all(|len| 4 * *len as u64 <= SMALL));
-        let slots: Vec<Slot> = shapes.iter().map(|s| Slot::contiguous(*s)).collect();
-        let of = conv.operands(&slots);
-        let call = Call { conv: &conv, weight: shapes[1], of, output: Slot::contiguous(output) };
-        let traits = GpuTraits { max_binding: SMALL, ..gpu().traits().clone() };
-        let launches = fft.dispatches(&call, &traits);
-        let count = |first: Bind| launches.iter().filter(|d| d.binds[0] == first).count();
-        assert_eq!([Bind::Input(1), Bind::Input(0), Bind::Scratch(2)].map(count), expected);
-        check_twins(Forced { conv, method: Method::Fft, plain: true }, &shapes, 1e-5);
+        let launches = with_call(&conv, &plain(&adapters()[0]), &shapes, |call| {
+            let lowered = by(&Fft, call);
+            assert!(lowered.scratch.iter().all(|len| 4 * *len as u64 <= SMALL));
+            lowered.work
+        });
+        let Work::Gpu(launches) = launches else { panic!("it runs on a GPU") };
+        let reads = |bind: Bind| {
+            let first = |launch: &&Launch| {
+                launch.tensors.iter().any(|(_, used)| matches!(used, crate::gpu::Use::Read(t) if t.bind == bind))
+            };
+            launches.iter().filter(|launch| launch.kernel.file.starts_with("fft")).filter(first).count()
+        };
+        assert_eq!([Bind::Input(1), Bind::Input(0), Bind::Scratch(2)].map(reads), expected);
+        check_twins(Forced { conv, method: &Fft, plain: true }, &shapes, 1e-5);
     }
 }
 
@@ -198,7 +199,8 @@ fn direct_and_depthwise_on_odd_shapes() {
     let strided = ConvSpec { stride: [2, 3], dilation: [1, 2], ..ConvSpec::same(3) };
     let pairs = ConvSpec { groups: 6, padding_mode: Reflect, ..ConvSpec::same(3) };
     let enlarged = ConvSpec { upsample: true, ..ConvSpec::same(3) };
-    for (method, plain) in [(Method::Direct, false), (Method::Depthwise, false), (Method::Depthwise, true)] {
+    let methods: [(&'static dyn Method, bool); 3] = [(&Direct, false), (&Depthwise, false), (&Depthwise, true)];
+    for (method, plain) in methods {
         let check = |conv, input, oc| check_twins(Forced { conv, method, plain }, &shapes(&conv, input, oc), 1e-5);
         check(Conv2d::with_bias(mirrored), Shape::new(1, 2, 9, 13), 1);
         check(everything(strided, Activation::Tanh), Shape::new(2, 3, 17, 29), 7);
@@ -215,6 +217,15 @@ fn direct_and_depthwise_on_odd_shapes() {
 }
 
 #[test]
+fn more_channels_of_items_than_workgroups_in_a_dimension() {
+    let spec = ConvSpec { groups: 192, ..ConvSpec::same(3) };
+    let x = Shape::new(342, 192, 3, 3);
+    check_twins(Conv2d::new(spec), &[x, Shape::new(192, 1, 3, 3)], 1e-5);
+    let spec = ConvSpec { groups: 192, ..ConvSpec::same(1) };
+    check_twins(Conv2d::new(spec), &[Shape::new(342, 192, 1, 2), Shape::new(576, 1, 1, 1)], 1e-5);
+}
+
+#[test]
 fn every_variant_is_valid() {
     let activations = [
         Activation::None,
@@ -227,10 +238,10 @@ fn every_variant_is_valid() {
     let strided = ConvSpec { stride: [2; 2], ..ConvSpec::same(3) };
     for activation in activations {
         for spec in [ConvSpec::same(3), ConvSpec::same(1), ConvSpec::same(5), strided] {
-            for method in [Method::Winograd, Method::Fft, Method::Gemm, Method::Direct, Method::Depthwise] {
-                let suits = match method {
-                    Method::Winograd => spec == ConvSpec::same(3),
-                    Method::Fft => spec == ConvSpec::same(5),
+            for method in METHODS {
+                let suits = match method.name() {
+                    "winograd" => spec == ConvSpec::same(3),
+                    "fft" => spec == ConvSpec::same(5),
                     _ => true,
                 };
                 if !suits {
@@ -252,21 +263,22 @@ fn every_variant_is_valid() {
 
 #[test]
 fn methods_suit_their_shapes() {
-    let choose = |spec: &ConvSpec, input: [usize; 4], oc: usize| {
+    let chosen = |spec: &ConvSpec, input: [usize; 4], oc: usize| {
         let weight = Shape::new(oc, input[1] / spec.groups, spec.kernel[0], spec.kernel[1]);
-        Method::choose(spec, Shape(input), weight, 128 << 20)
+        let traits = GpuTraits { max_binding: 128 << 20, ..adapters()[0].clone() };
+        with_call(&Conv2d::new(*spec), &traits, &[Shape(input), weight], |call| choose(call).name())
     };
     let three = ConvSpec::same(3);
-    assert_eq!(choose(&three, [1, 128, 128, 128], 128), Method::Winograd);
-    assert_eq!(choose(&three, [1, 32, 256, 256], 32), Method::Winograd);
-    assert_eq!(choose(&ConvSpec::same(15), [4, 128, 64, 64], 128), Method::Fft);
-    assert_eq!(choose(&ConvSpec::same(5), [1, 32, 256, 256], 32), Method::Fft);
-    assert_eq!(choose(&ConvSpec::same(1), [1, 128, 64, 64], 128), Method::Gemm);
-    assert_eq!(choose(&ConvSpec { stride: [2; 2], ..three }, [1, 128, 128, 128], 128), Method::Gemm);
-    assert_eq!(choose(&ConvSpec { groups: 64, ..three }, [1, 128, 64, 64], 64), Method::Depthwise);
-    assert_eq!(choose(&three, [1, 64, 256, 256], 1), Method::Depthwise);
+    assert_eq!(chosen(&three, [1, 128, 128, 128], 128), "winograd");
+    assert_eq!(chosen(&three, [1, 32, 256, 256], 32), "winograd");
+    assert_eq!(chosen(&ConvSpec::same(15), [4, 128, 64, 64], 128), "fft");
+    assert_eq!(chosen(&ConvSpec::same(5), [1, 32, 256, 256], 32), "fft");
+    assert_eq!(chosen(&ConvSpec::same(1), [1, 128, 64, 64], 128), "gemm");
+    assert_eq!(chosen(&ConvSpec { stride: [2; 2], ..three }, [1, 128, 128, 128], 128), "gemm");
+    assert_eq!(chosen(&ConvSpec { groups: 64, ..three }, [1, 128, 64, 64], 64), "depthwise");
+    assert_eq!(chosen(&three, [1, 64, 256, 256], 1), "depthwise");
     // The weights of Winograd's products would take 144 MiB.
-    assert_eq!(choose(&three, [1, 1024, 64, 64], 1024), Method::Gemm);
+    assert_eq!(chosen(&three, [1, 1024, 64, 64], 1024), "gemm");
 }
 
 /// Convolutions that read one part of a concatenation and write another, at offsets that are no multiples of 4.
@@ -277,7 +289,7 @@ fn parts_of_concatenations() {
         let mut graph = Graph::new();
         let mut weights = BTreeMap::new();
         let x = graph.input("x", Shape::new(2, 3, 7, 9));
-        let mut conv = |graph: &mut Graph, method, input, oc: usize| {
+        let mut conv = |graph: &mut Graph, method: &'static dyn Method, input, oc: usize| {
             let name = format!("w{}", graph.nodes().len());
             let weight = Shape::new(oc, graph.shape(input).c(), kernel, kernel);
             let param = graph.param(&name, weight).expect("names differ");
@@ -286,11 +298,12 @@ fn parts_of_concatenations() {
             let forced = Forced { conv, method, plain: false };
             graph.apply(&name, forced, &[input, param]).expect("the shapes fit")
         };
-        let method = [Method::Gemm, Method::Winograd, Method::Fft][kernel / 2];
+        let methods: [&'static dyn Method; 3] = [&Gemm, &Winograd, &Fft];
+        let method = methods[kernel / 2];
         let a = conv(&mut graph, method, x, 5);
         let b = conv(&mut graph, method, a, 6);
-        let c = conv(&mut graph, Method::Direct, b, 3);
-        let d = conv(&mut graph, Method::Depthwise, c, 2);
+        let c = conv(&mut graph, &Direct, b, 3);
+        let d = conv(&mut graph, &Depthwise, c, 2);
         let whole = graph.concat("whole", &[a, b, c, d]).expect("the shapes fit");
         let out = conv(&mut graph, method, whole, 4);
         let data = random(2 * 3 * 63, 1);
@@ -303,15 +316,9 @@ fn parts_of_concatenations() {
     }
 }
 
-/// A gradient by a weight by Fourier transforms, with buffers of at most so many bytes.
+/// A gradient with respect to a weight by Fourier transforms, with buffers of at most so many bytes.
 #[derive(Clone, Copy, Debug)]
 struct ForcedGrad(Conv2dWeightGrad, u64);
-
-impl ForcedGrad {
-    fn fft(&self, dy: Shape) -> Fft {
-        Fft::of_weight(&self.0.spec, self.0.weight, dy, self.1).expect("it suits")
-    }
-}
 
 impl Op for ForcedGrad {
     fn name(&self) -> &'static str {
@@ -322,16 +329,15 @@ impl Op for ForcedGrad {
         self.0.infer(inputs)
     }
 
-    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
-        self.fft(inputs[1]).scratch()
-    }
-
-    fn cpu(&self, inputs: &[View], out: ViewMut) {
-        self.0.cpu(inputs, out);
-    }
-
-    fn gpu(&self, traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        self.fft(inputs[1].shape).of_weight_dispatches(traits, &self.0.spec, [inputs[0], inputs[1], output])
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let Target::Gpu(traits) = target else {
+            return self.0.lower(target, inputs, output);
+        };
+        let traits = GpuTraits { max_binding: self.1, ..traits.clone() };
+        let [x, dy] = [inputs[0], inputs[1]];
+        let transforms = Transforms::of_weight(&self.0.spec, self.0.weight, dy.shape(), &traits).expect("it suits");
+        assert!(transforms.scratch().iter().all(|len| 4 * *len as u64 <= self.1));
+        transforms.weight_grad(&traits, &self.0.spec, [x, dy, output])
     }
 }
 
@@ -352,7 +358,6 @@ fn fft_of_weight_gradients() {
         let weight = Shape::new(oc, x.c(), spec.kernel[0], spec.kernel[1]);
         let dy = spec.output_shape(x, weight).expect("the shapes fit");
         let grad = ForcedGrad(Conv2dWeightGrad { spec, weight }, max_bytes);
-        assert!(grad.fft(dy).scratch().iter().all(|len| 4 * *len as u64 <= max_bytes));
         check_twins(grad, &[x, dy], 1e-5);
         check_kernels(&grad, &[x, dy]);
     }

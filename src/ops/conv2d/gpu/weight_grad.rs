@@ -1,15 +1,19 @@
-//! The launches of the gradient by the weight: partial sums over chunks of pixels, then their sums.
+//! The gradient with respect to the weight on a GPU: partial sums over chunks of pixels, then their sums; or Fourier
+//! transforms, where they are faster.
 
-use super::fft::Fft;
-use super::{Call, Launch, cost, max_bytes};
-use crate::ops::conv2d::{Conv2d, ConvSpec, Operands};
-use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Slot};
+use super::fft::Transforms;
+use super::{as_seen, costs, window};
+use crate::cpu::conv::ConvSpec;
+use crate::gpu::{GpuTraits, Launch, Operand};
+use crate::graph::Lowered;
 use crate::tensor::Shape;
 
 /// Pixels of a chunk, at least and at most: an invocation's loops make two rounds for each.
 const CHUNK: [usize; 2] = [2048, 16_384];
 /// Elements of the partial sums from which on chunks get longer: 16 MiB.
 const PARTIAL: usize = 4 << 20;
+/// Output channels and taps of a workgroup's tile.
+const TILE: usize = 32;
 
 /// Pixels of a chunk, and how many chunks there are.
 fn chunks(weight: Shape, dy: Shape) -> [usize; 2] {
@@ -19,48 +23,52 @@ fn chunks(weight: Shape, dy: Shape) -> [usize; 2] {
     [pixels.div_ceil(count).next_multiple_of(16), count]
 }
 
-/// The gradient by Fourier transforms, where they are faster.
-fn transforms(traits: &GpuTraits, spec: &ConvSpec, weight: Shape, dy: Shape) -> Option<Fft> {
-    let tiles = weight.n().next_multiple_of(32) * weight.item().next_multiple_of(32) / 8;
-    let sums = (dy.n() * dy.plane() * tiles) as f64 * cost::WEIGHT_GRAD;
-    Fft::of_weight(spec, weight, dy, max_bytes(traits)).filter(|fft| fft.cost < sums)
-}
-
-/// Elements of the scratch buffers.
-pub fn scratch(traits: &GpuTraits, spec: &ConvSpec, weight: Shape, dy: Shape) -> Vec<usize> {
-    match transforms(traits, spec, weight, dy) {
-        Some(fft) => fft.scratch(),
-        None => vec![chunks(weight, dy)[1] * weight.numel()],
+/// How the gradient `grad` with respect to the weight is computed, for an input and the gradient with respect to the
+/// convolution's result.
+pub(in crate::ops::conv2d) fn lower(
+    traits: &GpuTraits,
+    spec: &ConvSpec,
+    x: Operand,
+    dy: Operand,
+    grad: Operand,
+) -> Lowered {
+    let weight = grad.shape();
+    let tiles = weight.n().next_multiple_of(TILE) * weight.item().next_multiple_of(TILE) / 8;
+    let sums = (dy.shape().n() * dy.shape().plane() * tiles) as f64 * costs::of(traits).weight_grad;
+    match Transforms::of_weight(spec, weight, dy.shape(), traits) {
+        Some(transforms) if transforms.cost < sums => {
+            transforms.weight_grad(traits, spec, [x, dy, grad]).method("fft")
+        }
+        _ => sum_in_chunks(spec, x, dy, grad).method("direct"),
     }
 }
 
-/// See [`Op::loop_rounds`](crate::ops::Op::loop_rounds); transforms need fewer.
-pub fn loop_rounds(weight: Shape, dy: Shape) -> usize {
-    let [chunk, count] = chunks(weight, dy);
-    2 * chunk + count + 64
-}
-
-/// The launches for an input, the gradient by the convolution's result and the gradient by the weight.
-pub fn dispatches(traits: &GpuTraits, spec: &ConvSpec, x: Slot, dy: Slot, grad: Slot) -> Vec<Dispatch> {
-    let weight = grad.shape;
-    if let Some(fft) = transforms(traits, spec, weight, dy.shape) {
-        return fft.of_weight_dispatches(traits, spec, [x, dy, grad]);
-    }
-    let of = Operands { x, weight: grad, bias: None, channel_add: None, residual: None };
-    let call = Call { conv: &Conv2d::new(*spec), weight, of, output: dy };
-    let [chunk, count] = chunks(weight, dy.shape);
-    let params = call.params(call.extent(), Launch { depth: chunk, rows: count, ..Launch::default() });
-    let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Scratch(0), Bind::Output];
+fn sum_in_chunks(spec: &ConvSpec, x: Operand, dy: Operand, grad: Operand) -> Lowered {
+    let (weight, out) = (grad.shape(), dy.shape());
+    let [chunk_len, chunks] = chunks(weight, out);
+    let partial = Operand::scratch(0, chunks * weight.numel());
     let group_out = weight.n() / spec.groups;
     // A tile is 32x32: elements one by one are fewer multiply-adds where a group fills but a small part of it.
-    let (entry, groups) = if group_out * weight.item() <= 64 {
-        ("element", weight.numel())
+    let (entry, grid) = if group_out * weight.item() <= 64 {
+        ("element", [chunks, weight.numel(), 1])
     } else {
-        ("tile", spec.groups * group_out.div_ceil(32) * weight.item().div_ceil(32))
+        ("tile", [chunks, weight.item().div_ceil(TILE), spec.groups * group_out.div_ceil(TILE)])
     };
-    let launch = |entry, groups| {
-        let kernel = Kernel::new("conv2d_weight_grad").entry(entry);
-        Dispatch::folded(kernel, params.clone(), binds.clone(), groups)
+    let extent = spec.extent(x.shape());
+    let launch = |entry| {
+        let launch = Launch::new("conv2d_weight_grad", entry)
+            .write("partial", partial)
+            .u32("group_in", weight.c())
+            .u32("group_out", group_out)
+            .u32("batch", out.n())
+            .u32("out_channels", out.c())
+            .u32("out_h", out.h())
+            .u32("out_w", out.w())
+            .u32("chunk_len", chunk_len)
+            .u32("chunks", chunks);
+        window(as_seen(launch, spec, extent), spec)
     };
-    vec![launch(entry, groups * count), launch("main", weight.numel().div_ceil(64))]
+    let of_chunks = launch(entry).read("x", x).read("dy", dy).over_grid(grid);
+    let main = launch("main").write("out", grad).over(weight.numel().div_ceil(64));
+    Lowered::gpu([of_chunks, main]).scratch([partial.shape().numel()]).rounds(2 * chunk_len + chunks + 64)
 }

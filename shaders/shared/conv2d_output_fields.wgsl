@@ -1,0 +1,13 @@
+    out_offset: u32,
+    out_batch_stride: u32,
+    out_channels: u32,
+    out_h: u32,
+    out_w: u32,
+    // Whether there is a bias, and a vector that is added to every pixel of a batch item.
+    has_bias: u32,
+    bias_offset: u32,
+    has_channel_add: u32,
+    channel_add_offset: u32,
+    channel_add_batch_stride: u32,
+    residual_offset: u32,
+    residual_batch_stride: u32,
