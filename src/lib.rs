@@ -19,12 +19,20 @@
 //! `ARCHITECTURE.md` says how it is built; the rooms of the crate are the modules below.
 #![deny(missing_docs)]
 
+pub mod bench;
+pub mod cli;
 pub mod cpu;
 pub mod device;
+pub mod diffusion;
 pub mod files;
 pub mod gpu;
 pub mod graph;
 pub mod hash;
+pub mod imaging;
+pub mod metrics;
+pub mod models;
 pub mod ops;
 pub mod tensor;
+pub mod train;
+pub mod verify;
 pub mod weights;
