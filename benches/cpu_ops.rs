@@ -3,12 +3,13 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use gemm::Parallelism;
-use medfuse::bench::networks::{Asked, random_inputs, random_model, unet_pass};
+use medfuse::bench::networks::random_inputs;
 use medfuse::bench::time_steps;
 use medfuse::cpu::conv::{ConvSpec, Epilogue, conv2d, conv2d_weight_grad, pack_weights};
 use medfuse::cpu::view::{View, ViewMut};
 use medfuse::device::{Device, Executable};
 use medfuse::graph::Graph;
+use medfuse::models::dm_fnet::passes::{PassOutputs, random_model, unet_pass};
 use medfuse::ops::Op;
 use medfuse::ops::activation::Activation;
 use medfuse::ops::attention::SelfAttention;
@@ -123,7 +124,7 @@ fn operations(c: &mut Criterion) {
 
 fn unet(c: &mut Criterion) {
     let model = random_model(32).expect("a multiple of the norms' groups");
-    let network = unet_pass(&model.unet, 128, Asked::Features).expect("a multiple of 16");
+    let network = unet_pass(&model.unet, 128, PassOutputs::Features).expect("a multiple of 16");
     let exe = Device::Cpu.compile(&network.graph, &network.outputs, &model).expect("its own weights");
     let mut group = c.benchmark_group("unet pass, 32 channels");
     group.throughput(Throughput::Elements(2 * exe.plan().macs));

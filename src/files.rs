@@ -1,9 +1,12 @@
 //! Files that are there whole or not at all.
 
-use std::io::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
-use tempfile::NamedTempFile;
+use crate::hash::fnv1a;
 
 /// The folder that a file of this path lies in.
 pub fn folder_of(path: &Path) -> PathBuf {
@@ -20,11 +23,10 @@ pub fn folder_of(path: &Path) -> PathBuf {
 /// No such folder, no permission, disk full, a folder of that name.
 pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
     let path = path.as_ref();
-    let mut file = temporary_beside(path)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    let mut part = Part::beside(path)?;
+    part.file.write_all(bytes)?;
+    part.file.sync_all()?;
+    std::fs::rename(&part.path, path)
 }
 
 /// Finds out before a long computation whether [`write_whole`] could write `path`. Nothing stays behind.
@@ -36,22 +38,51 @@ pub fn check_writable(path: impl AsRef<Path>) -> io::Result<()> {
     if path.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
-    temporary_beside(path).map(drop)
+    Part::beside(path).map(drop)
 }
 
-fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
-    let folder = folder_of(path);
-    if !folder.is_dir() {
-        let reason = format!("there is no folder {}", folder.display());
-        return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+/// Names that are tried for a temporary file.
+const TRIES: usize = 1000;
+
+/// A temporary file, which goes with this value unless it was given another name.
+struct Part {
+    path: PathBuf,
+    file: File,
+}
+
+impl Part {
+    /// A new file `.medfuse-*.part` in the folder of `path`.
+    fn beside(path: &Path) -> io::Result<Self> {
+        let folder = folder_of(path);
+        if !folder.is_dir() {
+            let reason = format!("there is no folder {}", folder.display());
+            return Err(io::Error::new(ErrorKind::NotFound, reason));
+        }
+        for _ in 0..TRIES {
+            let path = folder.join(format!(".medfuse-{:016x}.part", unlikely_number()));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok(Self { path, file }),
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e.kind().into()),
+            }
+        }
+        Err(ErrorKind::AlreadyExists.into())
     }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".medfuse-").suffix(".part");
-    // The umask takes from this what the user does not want; a temporary file has 0600 otherwise.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    // The library's own message names the temporary file, which says nothing to people.
-    builder.tempfile_in(folder).map_err(|e| e.kind().into())
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // After a rename there is no file of this name.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A number that other calls and other processes hardly have at the same time.
+fn unlikely_number() -> u64 {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let nanoseconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    fnv1a(format!("{} {call} {nanoseconds}", std::process::id()).as_bytes())
 }
 
 #[cfg(test)]
@@ -76,5 +107,30 @@ mod tests {
         std::fs::write(&plain, b"").unwrap();
         let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode();
         assert_eq!(mode(&path), mode(&plain));
+    }
+
+    #[test]
+    fn nothing_but_the_file_stays_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || {
+            let entries = std::fs::read_dir(folder.path()).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        check_writable(folder.path().join("out.csv")).unwrap();
+        assert!(names().is_empty());
+        std::fs::create_dir(folder.path().join("taken")).unwrap();
+        // A folder is in the way only when the written file takes its name.
+        write_whole(folder.path().join("taken"), b"new").unwrap_err();
+        assert_eq!(names(), ["taken"]);
+        std::fs::remove_dir(folder.path().join("taken")).unwrap();
+        std::thread::scope(|scope| {
+            for i in 0..8 {
+                let path = folder.path().join("out.csv");
+                scope.spawn(move || write_whole(path, &[i; 1000]).unwrap());
+            }
+        });
+        assert_eq!(names(), ["out.csv"]);
+        let bytes = std::fs::read(folder.path().join("out.csv")).unwrap();
+        assert!(bytes.len() == 1000 && bytes.iter().all(|b| *b == bytes[0]));
     }
 }

@@ -19,7 +19,9 @@
 //! `ARCHITECTURE.md` says how it is built; the rooms of the crate are the modules below.
 #![deny(missing_docs)]
 
+#[cfg(feature = "bench")]
 pub mod bench;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod cpu;
 pub mod device;
@@ -33,6 +35,8 @@ pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod tensor;
+#[cfg(feature = "train")]
 pub mod train;
+#[cfg(feature = "verify")]
 pub mod verify;
 pub mod weights;

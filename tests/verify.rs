@@ -6,7 +6,7 @@ use std::process::Command;
 
 use medfuse::device::Device;
 use medfuse::graph::Graph;
-use medfuse::models::unet::{UnetConfig, unet};
+use medfuse::models::dm_fnet::unet::{UnetConfig, unet};
 use medfuse::tensor::{Shape, Tensor};
 use medfuse::verify::{CaseError, Counts, Report, find_cases, verify};
 use medfuse::weights::{StoreType, Weights};

@@ -16,17 +16,16 @@ use serde::Serialize;
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::{GraphError, Plan, PlanError};
 use crate::models::checkpoint::ModelError;
-use crate::models::{Model, ModelKind};
+use crate::models::networks::{Effort, Network};
+use crate::models::{Model, ModelRow};
 use crate::train::step::StepError;
-use networks::{
-    Asked, Network, convolution, head_pass, random_inputs, random_lkc_funet, random_model, unet_pass, whole_pair,
-};
+use networks::{convolution, random_inputs};
 use rows::{Call, Peak, Row, gather, median, rate};
 use training::TrainingRow;
 use yardstick::{Yardstick, Yardsticks};
 
-/// Most runs of a whole pair.
-const PAIR_RUNS: usize = 3;
+/// Most runs of a network that takes very long.
+const LONGEST_RUNS: usize = 3;
 
 /// Kernel, channels in and out, side: convolutions that other programs' figures are known for.
 const CONVOLUTIONS: [(usize, [usize; 2], usize); 3] = [(3, [128, 128], 128), (3, [32, 32], 256), (1, [128, 128], 64)];
@@ -58,10 +57,10 @@ pub enum BenchError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Options {
     /// The model.
-    pub network: ModelKind,
-    /// Height and width of the images; of DM-FNet a multiple of 16 from 64 on, of LKC-FUNet a multiple of 4.
+    pub network: &'static ModelRow,
+    /// Height and width of the images; the model's [`BenchRow::sizes`](crate::models::networks::BenchRow::sizes).
     pub size: usize,
-    /// Channels of the first level, a multiple of 32; the published widths are 128 of DM-FNet's UNet and 32 of LKC-FUNet.
+    /// Channels of the first level, a multiple of 32.
     pub channels: usize,
     /// Measurements of which the median is taken, at least 1.
     pub runs: usize,
@@ -69,9 +68,9 @@ pub struct Options {
     pub kernels: bool,
     /// Whether whole networks are timed.
     pub model: bool,
-    /// Whether the whole pair and the whole UNet are run; otherwise they are only planned.
+    /// Whether the networks that take long are run; otherwise they are only planned.
     pub pair: bool,
-    /// Whether a training step is timed, of DM-FNet its UNet's.
+    /// Whether a training step is timed.
     pub training: bool,
 }
 
@@ -105,7 +104,7 @@ pub struct KernelTable {
 
 /// A whole network.
 #[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct ModelRow {
+pub struct NetworkRow {
     /// The network.
     pub network: String,
     /// Median seconds of a run with upload and download; none if it was only planned.
@@ -144,7 +143,7 @@ pub struct Report {
     /// The kernels of the networks, then the single convolutions.
     pub kernels: Vec<KernelTable>,
     /// The networks.
-    pub model: Vec<ModelRow>,
+    pub model: Vec<NetworkRow>,
     /// The training step.
     pub training: Option<TrainingRow>,
 }
@@ -158,10 +157,7 @@ pub fn run(device: &Device, options: &Options, progress: &mut dyn FnMut(&str)) -
     let mut bench = Bench {
         device,
         options: *options,
-        model: match options.network {
-            ModelKind::DmFnet => Model::DmFnet(Box::new(random_model(options.channels)?)),
-            ModelKind::LkcFunet => Model::LkcFunet(random_lkc_funet(options.channels)?),
-        },
+        model: options.network.random(options.channels)?,
         yardsticks: Yardsticks::new(device)?,
         progress,
     };
@@ -233,47 +229,21 @@ struct Timing {
     timed: Timed,
 }
 
-impl Model {
-    fn weights(&self) -> &dyn ParamSource {
-        match self {
-            Self::DmFnet(model) => &**model,
-            Self::LkcFunet(model) => &model.weights,
-        }
-    }
-
-    /// The networks whose calls are timed.
-    fn parts(&self, size: usize) -> Result<Vec<Network>, GraphError> {
-        match self {
-            Self::DmFnet(model) => {
-                Ok(vec![unet_pass(&model.unet, size, Asked::Features)?, head_pass(&model.head, size)?])
-            }
-            Self::LkcFunet(model) => Ok(vec![whole_pair(model.graph(size, size)?)]),
-        }
-    }
-
-    /// The whole networks, each with how often it is run; those without are only planned.
-    fn networks(&self, options: &Options) -> Result<Vec<(Network, Option<usize>)>, GraphError> {
-        let Options { size, runs, pair, .. } = *options;
-        match self {
-            Self::DmFnet(model) => {
-                let unet = |asked| unet_pass(&model.unet, size, asked);
-                Ok(vec![
-                    (unet(Asked::Features)?, Some(runs)),
-                    (unet(Asked::Prediction)?, pair.then_some(runs)),
-                    (unet(Asked::Everything)?, None),
-                    (head_pass(&model.head, size)?, Some(runs)),
-                    (whole_pair(model.graph(size, size)?), pair.then_some(runs.min(PAIR_RUNS))),
-                ])
-            }
-            Self::LkcFunet(model) => Ok(vec![(whole_pair(model.graph(size, size)?), Some(runs))]),
-        }
+/// How often a network is run; `None` if it is only planned.
+fn runs_of(effort: Effort, options: &Options) -> Option<usize> {
+    let Options { runs, pair, .. } = *options;
+    match effort {
+        Effort::Short => Some(runs),
+        Effort::Long => pair.then_some(runs),
+        Effort::VeryLong => pair.then_some(runs.min(LONGEST_RUNS)),
+        Effort::PlanOnly => None,
     }
 }
 
 struct Bench<'a> {
     device: &'a Device,
     options: Options,
-    model: Model,
+    model: Box<dyn Model>,
     yardsticks: Yardsticks<'a>,
     progress: &'a mut dyn FnMut(&str),
 }
@@ -316,18 +286,18 @@ impl Bench<'_> {
     }
 
     /// Times whole networks, one after the other so that only one is in memory.
-    fn networks(&mut self) -> Result<Vec<ModelRow>, BenchError> {
-        let networks = self.model.networks(&self.options)?;
-        let row = |(network, runs): &(Network, Option<usize>)| self.network(network, *runs);
-        networks.iter().map(row).collect()
+    fn networks(&mut self) -> Result<Vec<NetworkRow>, BenchError> {
+        let networks = self.model.networks(self.options.size)?;
+        let options = self.options;
+        networks.iter().map(|(network, effort)| self.network(network, runs_of(*effort, &options))).collect()
     }
 
-    fn network(&mut self, network: &Network, runs: Option<usize>) -> Result<ModelRow, BenchError> {
+    fn network(&mut self, network: &Network, runs: Option<usize>) -> Result<NetworkRow, BenchError> {
         let name = &network.name;
         (self.progress)(&format!("planning {name}"));
         let start = Instant::now();
         let plan = Plan::new(&network.graph, &network.outputs, self.device.target())?;
-        let mut row = model_row(name, &plan, start.elapsed().as_secs_f64());
+        let mut row = network_row(name, &plan, start.elapsed().as_secs_f64());
         let Some(runs) = runs else {
             return Ok(row);
         };
@@ -376,10 +346,10 @@ fn tables(timed: &[Timed], peak: Peak) -> Vec<KernelTable> {
     tables
 }
 
-fn model_row(name: &str, plan: &Plan, plan_seconds: f64) -> ModelRow {
+fn network_row(name: &str, plan: &Plan, plan_seconds: f64) -> NetworkRow {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let dispatches = plan.steps.iter().map(|s| Call::of(s, &plan.target).dispatches);
-    ModelRow {
+    NetworkRow {
         network: name.to_owned(),
         seconds: None,
         gmac: plan.macs as f64 * 1e-9,
@@ -397,10 +367,11 @@ fn model_row(name: &str, plan: &Plan, plan_seconds: f64) -> ModelRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::dm_fnet;
     use crate::ops::testing::gpu;
 
     const SMALL: Options = Options {
-        network: ModelKind::DmFnet,
+        network: &dm_fnet::ROW,
         size: 64,
         channels: 32,
         runs: 1,
@@ -428,15 +399,6 @@ mod tests {
             assert!([training.forward, training.backward, training.update].iter().all(|seconds| *seconds > 0.0));
             assert!(report.model.iter().all(|r| r.run_mib > 0.0 && r.dispatches >= r.steps));
         }
-    }
-
-    #[test]
-    fn lkc_funet_is_measured_too() {
-        let options = Options { network: ModelKind::LkcFunet, size: 16, training: false, ..SMALL };
-        let report = run(&Device::Cpu, &options, &mut |_| {}).expect("it runs");
-        let rows = |table: &KernelTable| table.rows.iter().filter(|row| row.op.contains("15x15")).count();
-        assert!(report.kernels[0].network == "pair" && rows(&report.kernels[0]) >= 3, "{:?}", report.kernels[0]);
-        assert!(report.model.len() == 1 && report.model[0].seconds.is_some());
     }
 
     #[test]

@@ -156,8 +156,9 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::networks::{Asked, configs, convolution, unet_pass};
+    use crate::bench::networks::convolution;
     use crate::graph::Plan;
+    use crate::models::dm_fnet::passes::{PassOutputs, configs, unet_pass};
     use crate::ops::testing::gpu;
 
     const PEAK: Peak = Peak { gflops: 100.0, gb_per_s: 10.0 };
@@ -230,7 +231,7 @@ mod tests {
 
     #[test]
     fn repeated_blocks_share_their_rows() {
-        let network = unet_pass(&configs(32).0, 64, Asked::Features).expect("the shapes fit");
+        let network = unet_pass(&configs(32).0, 64, PassOutputs::Features).expect("the shapes fit");
         let plan = Plan::new(&network.graph, &network.outputs, Target::Cpu).expect("it can be planned");
         let calls: Vec<Call> = plan.steps.iter().map(|s| Call::of(s, &plan.target)).collect();
         let rows = gather(&calls, &[vec![1.0; calls.len()]], PEAK);

@@ -1,4 +1,4 @@
-//! The training step of the UNet, its three phases apart.
+//! A model's training step, its three phases apart.
 
 use std::time::Instant;
 
@@ -9,21 +9,16 @@ use super::rows::Call;
 use super::{Bench, BenchError, KernelTable, Timed, median, rate, tables, time_steps};
 use crate::device::Device;
 use crate::models::Model;
-use crate::train::init::statistic;
-use crate::train::loss::{FusionLossConfig, constants};
+use crate::models::training::init::statistic;
+use crate::models::training::loss::constants;
 use crate::train::optim::{NUMBERS, Update, numbers};
 use crate::train::step::{Layout, Phase, TrainStep};
-use crate::train::{lkc, stage1};
 use crate::weights::is_buffer;
 
-/// Images of a batch: the reference's.
-const BATCH: usize = 2;
-/// Pairs of a batch of LKC-FUNet's.
-const LKC_BATCH: usize = 4;
 /// Value that the weights are drawn around zero by; any small one will do for timing.
 const WEIGHT: f32 = 0.02;
 
-/// A training step of the UNet: forward, backward, update.
+/// A training step: forward, backward, update.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct TrainingRow {
     /// Images of the batch and their sides.
@@ -55,7 +50,7 @@ impl Bench<'_> {
     pub(super) fn training(&mut self) -> Result<(TrainingRow, Vec<KernelTable>), BenchError> {
         (self.progress)("planning the training step");
         let size = self.options.size;
-        let (step, batch) = training_step(self.device, &self.model, size)?;
+        let step = training_step(self.device, &*self.model, size)?;
         let (exe, plan) = (step.executable(), step.plan());
         let mut inputs = random_inputs(plan);
         for (_, values) in inputs.iter_mut().filter(|(name, _)| name == NUMBERS) {
@@ -97,7 +92,7 @@ impl Bench<'_> {
         let seconds = median(whole);
         let gflops = rate(2.0 * plan.macs as f64, seconds);
         let row = TrainingRow {
-            batch: [batch, size, size],
+            batch: [self.options.network.bench.training_batch, size, size],
             seconds,
             forward: of(0),
             backward: of(1),
@@ -113,18 +108,12 @@ impl Bench<'_> {
     }
 }
 
-/// The step of a network with small weights, and the size of its batch.
-fn training_step(device: &Device, model: &Model, size: usize) -> Result<(TrainStep, usize), BenchError> {
-    let (graph, batch, prefix) = match model {
-        Model::DmFnet(model) => (stage1::loss_graph(&model.unet, 0.0, BATCH, size)?, BATCH, "denoise_fn."),
-        Model::LkcFunet(model) => {
-            (lkc::loss_graph(&model.config, &FusionLossConfig::lkc(), 0.0, LKC_BATCH, size)?, LKC_BATCH, "model.")
-        }
-    };
-    let layout = Layout::new(&graph, |name| name.starts_with(prefix) && !is_buffer(name));
+/// The step of a model with small weights.
+fn training_step(device: &Device, model: &dyn Model, size: usize) -> Result<TrainStep, BenchError> {
+    let (graph, constants) = (model.loss(size)?, constants());
+    let layout = Layout::new(&graph, |name| !is_buffer(name) && !constants.contains_key(name));
     let weights = (0..layout.len()).map(|i| WEIGHT * ((i % 17) as f32 / 8.0 - 1.0)).collect();
     let mut state = Update::default().first_rows(weights);
     state.extend(graph.assigned().map(|(name, shape)| (name.to_owned(), statistic(name, shape))));
-    let step = TrainStep::new(device, &graph, &layout, Update::default(), &state, &constants())?;
-    Ok((step, batch))
+    Ok(TrainStep::new(device, &graph, &layout, Update::default(), &state, &constants)?)
 }

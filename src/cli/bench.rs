@@ -9,14 +9,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::DeviceArgs;
 use super::eval::columns;
+use super::model_args::{model_parser, of_each};
 use crate::bench::rows::Row;
 use crate::bench::training::TrainingRow;
 use crate::bench::yardstick::Yardstick;
-use crate::bench::{KernelTable, ModelRow, Options, Report, run as measure};
-use crate::models::ModelKind;
+use crate::bench::{KernelTable, NetworkRow, Options, Report, run as measure};
+use crate::models::{MODELS, ModelRow};
 
 /// Runs of `--quick`.
 const QUICK_RUNS: usize = 3;
+/// Height and width of the images unless others are asked for.
+const SIZE: usize = 256;
 /// Share of a network's time from which a call has a line of its own; the JSON has all.
 const WORTH_A_LINE: f64 = 0.004;
 
@@ -28,15 +31,14 @@ const WORTH_A_LINE: f64 = 0.004;
 pub struct BenchArgs {
     #[command(flatten)]
     device: DeviceArgs,
-    /// The model: of dm-fnet a UNet pass, the fusion head and a pair are measured, of lkc-funet a pair
-    #[arg(long, value_enum, default_value = "dm-fnet", value_name = "MODEL")]
-    network: ModelKind,
-    /// Height and width of the images: of dm-fnet a multiple of 16 from 64 on, of lkc-funet a multiple of 4
-    /// [default: 256; with --training 160, of lkc-funet 64]
-    #[arg(long)]
+    /// The model
+    #[arg(long, value_parser = model_parser(), default_value = MODELS[0].name, value_name = "MODEL", help = network_help())]
+    network: &'static ModelRow,
+    /// Height and width of the images
+    #[arg(long, help = size_help())]
     size: Option<usize>,
-    /// Channels of the first level, a multiple of 32 [default: the published width, 128 of dm-fnet's UNet, 32 of lkc-funet]
-    #[arg(long)]
+    /// Channels of the first level
+    #[arg(long, help = channels_help())]
     channels: Option<usize>,
     /// Runs of which the median is taken
     #[arg(long, default_value_t = 5)]
@@ -47,9 +49,8 @@ pub struct BenchArgs {
     /// Time whole networks only
     #[arg(long)]
     model_only: bool,
-    /// Time a training step instead, of dm-fnet its UNet's on a batch of 2, of lkc-funet on a batch of 4: forward, backward
-    /// and update apart
-    #[arg(long, conflicts_with_all = ["kernels_only", "model_only"])]
+    /// Time a training step instead
+    #[arg(long, conflicts_with_all = ["kernels_only", "model_only"], help = training_help())]
     training: bool,
     /// At most 3 runs, and plan the whole pair without running it
     #[arg(long)]
@@ -57,6 +58,30 @@ pub struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+fn network_help() -> String {
+    format!("The model; measured are {}", of_each(|row| row.bench.measured.into()))
+}
+
+fn size_help() -> String {
+    let training: Vec<String> =
+        MODELS.iter().map(|row| format!("{} of {}", row.bench.training_size, row.name)).collect();
+    format!(
+        "Height and width of the images: {} [default: {SIZE}; with --training {}]",
+        of_each(|row| row.bench.sizes.into()),
+        training.join(", ")
+    )
+}
+
+fn channels_help() -> String {
+    let widths: Vec<String> = MODELS.iter().map(|row| format!("{} of {}", row.bench.width, row.name)).collect();
+    format!("Channels of the first level, a multiple of 32 [default: the published width, {}]", widths.join(", "))
+}
+
+fn training_help() -> String {
+    let steps = of_each(|row| format!("{} of {}", row.bench.trained, row.bench.training_batch));
+    format!("Time a training step instead, {steps}: forward, backward and update apart")
 }
 
 /// Measures and prints the tables.
@@ -67,15 +92,8 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     ensure!(args.runs > 0, "--runs must be at least 1");
     let options = Options {
         network: args.network,
-        size: args.size.unwrap_or(match (args.training, args.network) {
-            (false, _) => 256,
-            (true, ModelKind::DmFnet) => 160,
-            (true, ModelKind::LkcFunet) => 64,
-        }),
-        channels: args.channels.unwrap_or(match args.network {
-            ModelKind::DmFnet => 128,
-            ModelKind::LkcFunet => 32,
-        }),
+        size: args.size.unwrap_or(if args.training { args.network.bench.training_size } else { SIZE }),
+        channels: args.channels.unwrap_or(args.network.bench.width),
         runs: if args.quick { args.runs.min(QUICK_RUNS) } else { args.runs },
         kernels: !args.model_only && !args.training,
         model: !args.kernels_only && !args.training,
@@ -106,10 +124,7 @@ fn spinner() -> ProgressBar {
 fn text(report: &Report) -> String {
     let options = &report.options;
     let Options { size, channels, runs, .. } = *options;
-    let network = match options.network {
-        ModelKind::DmFnet => "DM-FNet",
-        ModelKind::LkcFunet => "LKC-FUNet",
-    };
+    let network = options.network.title;
     let mut text = format!(
         "medfuse {} on {}\n{network}, {channels} channels, {size}x{size}, medians of {runs} measurements\n",
         report.medfuse, report.machine.device
@@ -123,7 +138,7 @@ fn text(report: &Report) -> String {
         text += &section(&title, &KERNELS, table_cells(&table.rows).into_iter());
     }
     if !report.model.is_empty() {
-        text += &section("networks", &MODELS, report.model.iter().map(model_cells));
+        text += &section("networks", &NETWORKS, report.model.iter().map(model_cells));
     }
     if let Some(row) = &report.training {
         text += &section("training", &TRAINING, std::iter::once(training_cells(row)));
@@ -134,7 +149,7 @@ fn text(report: &Report) -> String {
 const YARDSTICKS: [&str; 5] = ["yardstick", "median", "lowest", "highest", ""];
 const KERNELS: [&str; 10] =
     ["operation", "by", "input", "output", "calls", "ms each", "of total", "GFLOP/s", "GB/s", "of peak"];
-const MODELS: [&str; 11] = [
+const NETWORKS: [&str; 11] = [
     "network",
     "s",
     "GMAC",
@@ -222,7 +237,7 @@ fn percent(share: f64) -> String {
     format!("{:.0} %", 100.0 * share)
 }
 
-fn model_cells(row: &ModelRow) -> Vec<String> {
+fn model_cells(row: &NetworkRow) -> Vec<String> {
     let some = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
     vec![
         row.network.clone(),

@@ -1,15 +1,20 @@
 //! The subcommands of `medfuse`, one file each.
 
+#[cfg(feature = "bench")]
 pub mod bench;
 pub mod compare;
 pub mod demo;
 pub mod devices;
 pub mod eval;
 pub mod fuse;
+pub mod model_args;
 pub mod phantom;
 pub mod sample;
+#[cfg(feature = "train")]
 pub mod train;
+#[cfg(feature = "train")]
 mod train_progress;
+#[cfg(feature = "verify")]
 pub mod verify;
 pub mod weights;
 
@@ -25,10 +30,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::device::Device;
 use crate::imaging::pairs::{Group, Matched, match_folders};
-use crate::models::checkpoint::model_name;
-use crate::models::dm_fnet::DmFnet;
-use crate::models::lkc_funet::{LkcFunet, ValueRange};
-use crate::models::{Model, ModelKind};
+use model_args::ModelArgs;
 
 /// Fuses registered pairs of medical images (MRI with CT, PET or SPECT) on any GPU, without CUDA.
 #[derive(Debug, Parser)]
@@ -41,11 +43,14 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Fuse(fuse::FuseArgs),
+    #[cfg(feature = "train")]
     Train(train::TrainArgs),
     Sample(sample::SampleArgs),
+    #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
     Eval(eval::EvalArgs),
     Compare(compare::CompareArgs),
+    #[cfg(feature = "verify")]
     Verify(verify::VerifyArgs),
     Weights(weights::WeightsArgs),
     Demo(demo::DemoArgs),
@@ -61,11 +66,14 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Fuse(args) => fuse::run(args),
+            #[cfg(feature = "train")]
             Command::Train(args) => train::run(args),
             Command::Sample(args) => sample::run(args),
+            #[cfg(feature = "bench")]
             Command::Bench(args) => bench::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Compare(args) => compare::run(args),
+            #[cfg(feature = "verify")]
             Command::Verify(args) => verify::run(args),
             Command::Weights(args) => weights::run(args),
             Command::Demo(args) => demo::run(args),
@@ -155,67 +163,5 @@ impl DeviceArgs {
     /// If it is not there or does not open.
     pub fn open(&self) -> anyhow::Result<Device> {
         Ok(Device::select(&self.device)?)
-    }
-}
-
-/// The model of a command.
-#[derive(Debug, Args)]
-pub struct ModelArgs {
-    /// The model [default: the one that model.json or the files of --weights name, else dm-fnet]
-    #[arg(long, value_enum)]
-    pub model: Option<ModelKind>,
-    /// Folder with unet and head, or with lkc-funet (.safetensors or .pth), and, if not the reference's values, model.json
-    /// [default: the weights that ship with medfuse]
-    #[arg(long, value_name = "DIR")]
-    pub weights: Option<PathBuf>,
-    /// Noise steps whose features dm-fnet fuses, such as 5,10,20 [default: the model's]
-    #[arg(long, value_name = "T,T,...", value_delimiter = ',')]
-    pub steps: Option<Vec<usize>>,
-    /// The range of lkc-funet's images, in and out: 0 to 1 or -1 to 1 [default: the model's]
-    #[arg(long, value_enum)]
-    pub range: Option<ValueRange>,
-}
-
-impl ModelArgs {
-    /// Loads the model.
-    ///
-    /// # Errors
-    /// If its files are missing, unreadable or of another architecture, or an argument is another model's.
-    pub fn load(&self) -> anyhow::Result<Model> {
-        let kind = match (self.model, &self.weights) {
-            (Some(kind), _) => kind,
-            (None, Some(folder)) if model_name(folder)? == "lkc-funet" => ModelKind::LkcFunet,
-            _ => ModelKind::DmFnet,
-        };
-        match kind {
-            ModelKind::DmFnet if self.range.is_some() => {
-                bail!("--range is for lkc-funet: dm-fnet has the range -1 to 1")
-            }
-            ModelKind::DmFnet => Ok(Model::DmFnet(Box::new(self.load_dm_fnet()?))),
-            ModelKind::LkcFunet if self.steps.is_some() => {
-                bail!("--steps is for dm-fnet: lkc-funet has no noise steps")
-            }
-            ModelKind::LkcFunet => Ok(Model::LkcFunet(self.load_lkc_funet()?)),
-        }
-    }
-
-    fn load_dm_fnet(&self) -> anyhow::Result<DmFnet> {
-        let model = match &self.weights {
-            Some(folder) => DmFnet::load(folder)?,
-            None => DmFnet::shipped()?,
-        };
-        Ok(match &self.steps {
-            Some(steps) => model.with_steps(steps)?,
-            None => model,
-        })
-    }
-
-    fn load_lkc_funet(&self) -> anyhow::Result<LkcFunet> {
-        let mut model = match &self.weights {
-            Some(folder) => LkcFunet::load(folder)?,
-            None => LkcFunet::shipped()?,
-        };
-        model.range = self.range.unwrap_or(model.range);
-        Ok(model)
     }
 }

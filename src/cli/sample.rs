@@ -11,9 +11,9 @@ use super::DeviceArgs;
 use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, ScheduleKind};
 use crate::files::{check_writable, folder_of};
 use crate::imaging::{Image, MAX_SIDE, format_for};
-use crate::models::denoiser::Denoiser;
+use crate::models::dm_fnet::denoiser::Denoiser;
 use crate::models::dm_fnet::read_model_file;
-use crate::models::unet::UnetConfig;
+use crate::models::dm_fnet::unet::UnetConfig;
 use crate::tensor::Shape;
 use crate::weights::Weights;
 

@@ -1,52 +1,97 @@
 //! `medfuse train`: the networks from folders of registered pairs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Subcommand, value_parser};
 
+use super::model_args::listed;
 use super::train_progress::{CONFIG_FILE, Progress};
 use super::{DeviceArgs, stop_flag};
 use crate::device::Device;
-use crate::files::folder_of;
-use crate::hash::fnv1a;
-use crate::models::dm_fnet::read_model_file;
-use crate::train::config::{Data, LkcConfig, Optimiser, Run, Stage, Stage1Config, Stage2Config};
-use crate::train::data::Dataset;
-use crate::train::lkc::LkcTraining;
+use crate::models::MODELS;
+use crate::models::training::config::TrainingConfig;
+use crate::models::training::data::Dataset;
+use crate::models::training::{TaskInputs, TrainTask, Training};
+use crate::train::config::{load, settings, to_commented_toml};
 use crate::train::optim::Update;
-use crate::train::run::{self, CHECKPOINT, Ending, RunConfig, Task, TrainError};
-use crate::train::stage1::Stage1;
-use crate::train::stage2::Stage2;
+use crate::train::run::{self, CHECKPOINT, Ending, RunConfig, TrainError};
 use crate::weights::Weights;
 
-/// Train on folders of registered pairs: a DM-FNet (first the diffusion UNet, then the fusion head on its features) or an
-/// LKC-FUNet
+/// Train a model on folders of registered pairs
 ///
 /// A run writes into one folder: its configuration, a log with a loss curve, sample pictures, checkpoints and the model.
 /// Killed at any moment it goes on with --resume from its last checkpoint, with the bytes it would have had.
 #[derive(Debug, Args)]
+#[command(about = about(), long_about = format!("{}\n\n{LONG_ABOUT}", about()))]
 pub struct TrainArgs {
     #[command(subcommand)]
     stage: StageArgs,
 }
 
-#[derive(Debug, Subcommand)]
-enum StageArgs {
-    /// Train the diffusion UNet: it predicts an image from a noisy one
-    Stage1(RunArgs),
-    /// Train the fusion head on the features of a UNet of stage1, which stays as it is
-    Stage2 {
-        /// The UNet's weights (.safetensors or .pth)
-        #[arg(long, value_name = "FILE", required_unless_present = "print_config")]
-        unet: Option<PathBuf>,
-        #[command(flatten)]
-        run: RunArgs,
-    },
-    /// Train an LKC-FUNet
-    LkcFunet(RunArgs),
+const LONG_ABOUT: &str = "\
+A run writes into one folder: its configuration, a log with a loss curve, sample pictures, checkpoints and the model. \
+Killed at any moment it goes on with --resume from its last checkpoint, with the bytes it would have had.";
+
+/// The trainings of all models.
+fn trainings() -> impl Iterator<Item = &'static Training> {
+    MODELS.iter().flat_map(|row| row.trainings)
+}
+
+/// What can be trained: the models' titles, each with its trainings.
+fn about() -> String {
+    let trained = MODELS.iter().filter(|row| !row.trainings.is_empty()).map(|row| {
+        let names: Vec<&str> = row.trainings.iter().map(|training| training.name).collect();
+        format!("{} ({})", row.title, names.join(", then "))
+    });
+    format!("Train on folders of registered pairs: {}", listed(&trained.collect::<Vec<_>>(), " or "))
+}
+
+/// A training that was chosen.
+#[derive(Debug)]
+struct StageArgs {
+    training: &'static Training,
+    /// The files of [`Training::files`], none with `--print-config`.
+    files: Vec<PathBuf>,
+    run: RunArgs,
+}
+
+impl Subcommand for StageArgs {
+    fn augment_subcommands(command: Command) -> Command {
+        let subcommands = trainings().map(|training| {
+            let files = training.files.iter().map(|file| {
+                let arg = Arg::new(file.name).long(file.name).value_name("FILE").help(file.about);
+                arg.value_parser(value_parser!(PathBuf)).required_unless_present("print_config")
+            });
+            RunArgs::augment_args(Command::new(training.name).args(files)).about(training.about)
+        });
+        command.subcommand_required(true).arg_required_else_help(true).subcommands(subcommands)
+    }
+
+    fn augment_subcommands_for_update(command: Command) -> Command {
+        Self::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        trainings().any(|training| training.name == name)
+    }
+}
+
+impl FromArgMatches for StageArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let chosen = matches.subcommand();
+        let chosen = chosen.and_then(|(name, args)| Some((trainings().find(|training| training.name == name)?, args)));
+        let (training, args) = chosen.ok_or_else(|| clap::Error::new(clap::error::ErrorKind::MissingSubcommand))?;
+        let files = training.files.iter().filter_map(|file| args.get_one::<PathBuf>(file.name).cloned()).collect();
+        Ok(Self { training, files, run: RunArgs::from_arg_matches(args)? })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 /// What all runs take. Flags go before the configuration file, which goes before the defaults.
@@ -110,66 +155,27 @@ struct Job {
     time_limit: Option<Duration>,
 }
 
-/// Trains a stage.
+/// Trains what was chosen.
 ///
 /// # Errors
 /// If the configuration, the pairs or the device cannot be used, or the run fails.
 pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
-    match args.stage {
-        StageArgs::Stage1(args) => {
-            let mut config: Stage1Config = args.base_config()?;
-            args.override_config(&mut config.data, &mut config.optimiser, &mut config.run);
-            match args.prepare(&config)? {
-                Some(job) => run_stage1(&config, &job),
-                None => Ok(ExitCode::SUCCESS),
-            }
-        }
-        StageArgs::Stage2 { unet, run: args } => {
-            let mut config: Stage2Config = args.base_config()?;
-            args.override_config(&mut config.data, &mut config.optimiser, &mut config.run);
-            let job = args.prepare(&config)?;
-            match (job, unet) {
-                (Some(job), Some(unet)) => run_stage2(&config, &unet, &job),
-                _ => Ok(ExitCode::SUCCESS),
-            }
-        }
-        StageArgs::LkcFunet(args) => {
-            let mut config: LkcConfig = args.base_config()?;
-            args.override_config(&mut config.data, &mut config.optimiser, &mut config.run);
-            match args.prepare(&config)? {
-                Some(job) => start(&LkcTraining::new(&config, &job.dataset, &job.device)?, &config, &job, ""),
-                None => Ok(ExitCode::SUCCESS),
-            }
-        }
-    }
+    let StageArgs { training, files, run } = args.stage;
+    let mut config = (training.config)();
+    run.configure(&mut *config)?;
+    let Some(job) = run.prepare(&*config)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let inputs = TaskInputs { data: &job.dataset, device: &job.device, files: &files };
+    let task = config.task(inputs).map_err(anyhow::Error::from_boxed)?;
+    start(&*task, &*config, &job)
 }
 
-fn run_stage1(config: &Stage1Config, job: &Job) -> anyhow::Result<ExitCode> {
-    start(&Stage1::new(config, &job.dataset, &job.device)?, config, job, "")
-}
-
-fn run_stage2(config: &Stage2Config, unet: &Path, job: &Job) -> anyhow::Result<ExitCode> {
-    // Another UNet's features would pass for this one's after a resume: the shapes are the same.
-    let bytes = std::fs::read(unet).with_context(|| format!("cannot read {}", unet.display()))?;
-    let (wanted, file) = (config.head.norm_groups, folder_of(unet).join("model.json"));
-    if file.exists() {
-        let found = read_model_file(&folder_of(unet))?.norm_groups;
-        if found != wanted {
-            bail!(
-                "{} says norm_groups {found}, the configuration {wanted}: set head.norm_groups = {found}",
-                file.display()
-            );
-        }
-    }
-    let shared = format!("unet = {:016x}\n", fnv1a(&bytes));
-    start(&Stage2::new(config, Weights::load(unet)?, &job.dataset, &job.device)?, config, job, &shared)
-}
-
-/// Runs the task to its end, its time limit or Ctrl-C. `shared` is what a resumed run must share besides the configuration
-/// and the pairs.
-fn start(task: &dyn Task, config: &impl Stage, job: &Job, shared: &str) -> anyhow::Result<ExitCode> {
+/// Runs the task to its end, its time limit or Ctrl-C.
+fn start(task: &dyn TrainTask, config: &dyn TrainingConfig, job: &Job) -> anyhow::Result<ExitCode> {
     let common = config.common();
-    let settings = RunConfig {
+    let (pairs, identity) = (job.dataset.fingerprint(), task.identity());
+    let run = RunConfig {
         out: job.out.clone(),
         steps: common.run.steps,
         rate: common.rate.clone(),
@@ -180,11 +186,11 @@ fn start(task: &dyn Task, config: &impl Stage, job: &Job, shared: &str) -> anyho
         time_limit: job.time_limit,
         resume: job.resume,
         init: job.init.as_ref(),
-        settings: format!("{}pairs = {:016x}\n{shared}", config.settings()?, job.dataset.fingerprint()),
+        settings: format!("{}pairs = {pairs:016x}\n{identity}", settings(config)?),
     };
     let stop = stop_flag("stopping after this step with a checkpoint")?;
     let mut progress = Progress::new(&job.out, task, config, stop)?;
-    let ending = run::run(task, &settings, &job.device, &mut progress)?;
+    let ending = run::run(task, &run, &job.device, &mut progress)?;
     let (done, steps, out) = (progress.done(), common.run.steps, job.out.display());
     progress.finish()?;
     Ok(match ending {
@@ -204,31 +210,28 @@ fn start(task: &dyn Task, config: &impl Stage, job: &Job, shared: &str) -> anyho
 }
 
 impl RunArgs {
-    /// The configuration of the file, of the run that goes on, or the defaults.
-    fn base_config<S: Stage>(&self) -> anyhow::Result<S> {
+    /// Puts the values of the file, or of the run that goes on, and then those of the flags into a configuration.
+    fn configure(&self, config: &mut dyn TrainingConfig) -> anyhow::Result<()> {
         let own = self.out.as_ref().filter(|_| self.resume).map(|out| out.join(CONFIG_FILE));
         if let Some(out) = self.out.as_ref().filter(|out| self.resume && !out.join(CHECKPOINT).exists()) {
             return Err(TrainError::NothingToResume(out.clone()).into());
         }
-        match self.config.as_ref().or(own.as_ref()) {
-            Some(path) => S::load(path).with_context(|| path.display().to_string()),
-            None => Ok(S::default()),
+        if let Some(path) = self.config.as_ref().or(own.as_ref()) {
+            load(config, path).with_context(|| path.display().to_string())?;
         }
-    }
-
-    /// Puts the flags into the configuration.
-    fn override_config(&self, data: &mut Data, optimiser: &mut Optimiser, run: &mut Run) {
-        data.batch = self.batch.unwrap_or(data.batch);
-        data.crop = self.crop.unwrap_or(data.crop);
-        optimiser.lr = self.lr.unwrap_or(optimiser.lr);
-        run.steps = self.steps.unwrap_or(run.steps);
-        run.seed = self.seed.unwrap_or(run.seed);
+        let common = config.common_mut();
+        common.data.batch = self.batch.unwrap_or(common.data.batch);
+        common.data.crop = self.crop.unwrap_or(common.data.crop);
+        common.optimiser.lr = self.lr.unwrap_or(common.optimiser.lr);
+        common.run.steps = self.steps.unwrap_or(common.run.steps);
+        common.run.seed = self.seed.unwrap_or(common.run.seed);
+        Ok(())
     }
 
     /// Checks the configuration, then prints it (`None`), or loads the pairs, opens the device and makes the folder.
-    fn prepare(&self, config: &impl Stage) -> anyhow::Result<Option<Job>> {
+    fn prepare(&self, config: &dyn TrainingConfig) -> anyhow::Result<Option<Job>> {
         config.check()?;
-        let text = config.to_commented_toml()?;
+        let text = to_commented_toml(config)?;
         let Some(out) = self.out.clone().filter(|_| !self.print_config) else {
             super::say(text.trim_end())?;
             return Ok(None);

@@ -9,10 +9,14 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar};
 
 use crate::files::write_whole;
+use crate::models::training::TrainTask;
+use crate::models::training::config::{ConfigError, TrainingConfig};
+use crate::models::training::samples::Figures;
+use crate::models::training::sections::Run;
 use crate::train::chart::loss_chart;
-use crate::train::config::{ConfigError, Run, Stage};
+use crate::train::config::to_commented_toml;
 use crate::train::log::Log;
-use crate::train::run::{Figures, Observer, StepReport, Task};
+use crate::train::run::{Observer, StepReport};
 use crate::train::step::{Layout, TrainStep};
 
 /// The configuration of a run, in its folder.
@@ -44,12 +48,17 @@ impl Progress {
     ///
     /// # Errors
     /// A configuration that TOML cannot hold.
-    pub fn new(out: &Path, task: &dyn Task, config: &impl Stage, stop: Arc<AtomicBool>) -> Result<Self, ConfigError> {
+    pub fn new(
+        out: &Path,
+        task: &dyn TrainTask,
+        config: &dyn TrainingConfig,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, ConfigError> {
         let Run { steps, log_every, .. } = *config.common().run;
         let bar = super::progress_bar(steps);
         Ok(Self {
             out: out.to_path_buf(),
-            config: config.to_commented_toml()?,
+            config: to_commented_toml(config)?,
             stage: task.stage(),
             parts: task.reports(),
             begun: (0, Instant::now()),
@@ -178,15 +187,16 @@ impl Observer for Progress {
 mod tests {
     use super::*;
     use crate::device::Device;
-    use crate::train::config::Stage1Config;
-    use crate::train::data::{Dataset, Pair};
-    use crate::train::stage1::Stage1;
+    use crate::models::dm_fnet::stage1::{Stage1, Stage1Config};
+    use crate::models::training::data::{Dataset, Pair};
+    use crate::train::config::read;
     use crate::train::step::BatchReport;
 
     #[test]
     fn rows_are_means_and_the_last_step_has_one() {
         let folder = tempfile::tempdir().unwrap();
-        let config = Stage1Config::parse("[run]\nsteps = 5\nlog_every = 2").unwrap();
+        let mut config = Stage1Config::default();
+        read(&mut config, "[run]\nsteps = 5\nlog_every = 2").unwrap();
         let (modality, name, plane) = ("CT".to_owned(), "1".to_owned(), vec![0; 160 * 160]);
         let pair = Pair { modality, name, width: 160, height: 160, mri: plane.clone(), other: plane };
         let data = Dataset::of(vec![pair]);

@@ -5,10 +5,6 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::dm_fnet::ModelFile;
-use super::fusion_head::NotAHead;
-use super::lkc_funet::NotAnLkcFunet;
-use super::unet::NotAUnet;
 use crate::device::RunError;
 use crate::files::write_whole;
 use crate::graph::{Graph, GraphError};
@@ -21,30 +17,20 @@ pub enum ModelError {
     /// A checkpoint cannot be read or does not fit.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The UNet's size cannot be told.
+    /// The weights are not of the model that they are loaded for.
     #[error("{path}: {source}")]
-    Unet {
+    Architecture {
         /// The checkpoint.
         path: String,
         /// What it lacks.
-        source: NotAUnet,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The head's size cannot be told.
-    #[error("{path}: {source}")]
-    Head {
-        /// The checkpoint.
-        path: String,
-        /// What it lacks.
-        source: NotAHead,
-    },
-    /// The size of an LKC-FUNet cannot be told.
-    #[error("{path}: {source}")]
-    Lkc {
-        /// The checkpoint.
-        path: String,
-        /// What it lacks.
-        source: NotAnLkcFunet,
-    },
+    /// A model's weights are not built into this library.
+    #[error("the weights of {0} are not built in (feature shipped-weights): give a folder of weights")]
+    NotShipped(&'static str),
+    /// An option cannot be used.
+    #[error("{0}")]
+    Option(String),
     /// A folder of weights has no such file.
     #[error("{folder} has no {name}.safetensors or {name}.pth: --weights takes a folder with {all}")]
     MissingFile {
@@ -53,7 +39,7 @@ pub enum ModelError {
         /// The file's name without extension.
         name: &'static str,
         /// The files that the model needs.
-        all: &'static str,
+        all: String,
     },
     /// `model.json` cannot be understood.
     #[error("{path}: {reason}")]
@@ -89,11 +75,26 @@ pub enum ModelError {
 ///
 /// # Errors
 /// [`ModelError::MissingFile`] if neither is there.
-pub fn weights_file(folder: &Path, name: &'static str, all: &'static str) -> Result<PathBuf, ModelError> {
+pub fn weights_file(folder: &Path, name: &'static str, all: &[&str]) -> Result<PathBuf, ModelError> {
     let mut paths = ["safetensors", "pth"].map(|e| folder.join(format!("{name}.{e}"))).into_iter();
-    let missing = || ModelError::MissingFile { folder: folder.display().to_string(), name, all };
+    let missing = || ModelError::MissingFile { folder: folder.display().to_string(), name, all: all.join(" and ") };
     paths.find(|p| p.is_file()).ok_or_else(missing)
 }
+
+/// A file of the folder `weights/` of this repository as bytes; `None` in a library without the feature `shipped-weights`.
+#[cfg(feature = "shipped-weights")]
+macro_rules! embedded {
+    ($path:literal) => {
+        Some(&include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/weights/", $path))[..])
+    };
+}
+#[cfg(not(feature = "shipped-weights"))]
+macro_rules! embedded {
+    ($path:literal) => {
+        None::<&[u8]>
+    };
+}
+pub(super) use embedded;
 
 /// Reads `model.json` of a folder as `parse` does, which is given its text and its name; the default without one.
 ///
@@ -120,17 +121,6 @@ pub fn read_model_json<T: Default>(
 /// [`ModelError::ModelFile`] if it cannot be understood.
 pub fn parse_json<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, ModelError> {
     serde_json::from_str(text).map_err(|e| ModelError::ModelFile { path: name.to_owned(), reason: e.to_string() })
-}
-
-/// The model that a folder's `model.json` names; without one `lkc-funet` if the weights are called so, else `dm-fnet`.
-///
-/// # Errors
-/// [`ModelError::ModelFile`] if it cannot be read or understood.
-pub fn model_name(folder: &Path) -> Result<String, ModelError> {
-    if !folder.join("model.json").exists() && weights_file(folder, "lkc-funet", "lkc-funet").is_ok() {
-        return Ok("lkc-funet".into());
-    }
-    Ok(read_model_json(folder, parse_json::<ModelFile>)?.model)
 }
 
 /// Checks what every `model.json` says: its model and the groups of the norms.

@@ -1,15 +1,11 @@
-//! Training: data, configuration, losses, optimisers, the step's graph, checkpoints and the loop.
+//! Training: the loop, the step's graph with its optimiser, checkpoints, logs, and configurations as TOML.
+//!
+//! What is trained are the tasks that the models describe, see [`crate::models::training`].
 
 pub mod chart;
 pub mod checkpoint;
 pub mod config;
-pub mod data;
-pub mod init;
-pub mod lkc;
 pub mod log;
-pub mod loss;
 pub mod optim;
 pub mod run;
-pub mod stage1;
-pub mod stage2;
 pub mod step;

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::config::{Optimiser, OptimiserKind, Rate, RateKind};
 use crate::graph::{Graph, GraphError, NodeId};
+use crate::models::training::sections::{Optimiser, OptimiserKind, Rate, RateKind};
 use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce_sum::ReduceSum;
 use crate::tensor::{Shape, Tensor};

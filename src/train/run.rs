@@ -1,111 +1,18 @@
 //! The training loop: steps, log, checkpoints, samples, and how a run ends.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{Checkpoint, CheckpointError, Progress};
-use super::config::Rate;
-use super::data::Pair;
-use super::init;
 use super::optim::{EMA, Update, WEIGHTS, learning_rate, row};
-use super::step::{BatchReport, Layout, LossGraph, StepError, TrainStep};
-use crate::device::{Device, ParamSource, RunError};
-use crate::imaging::{Channels, FusionPair, Image, Samples, contact_sheet};
-use crate::metrics::{Grey, Metrics, evaluate};
-use crate::models::fusing::PairFuser;
+use super::step::{BatchReport, Layout, StepError, TrainStep};
+use crate::device::{Device, RunError};
+use crate::models::training::samples::Figures;
+use crate::models::training::sections::Rate;
+use crate::models::training::{TaskError, TrainTask, init};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::Weights;
-
-/// What is trained: the parts of a run in which the stages differ.
-pub trait Task {
-    /// The run's name: `stage1`, `stage2` or `lkc-funet`.
-    fn stage(&self) -> &'static str;
-
-    /// The graph of the loss on one batch.
-    ///
-    /// # Errors
-    /// [`StepError`] if the network does not take the crop's size.
-    fn graph(&self) -> Result<LossGraph, StepError>;
-
-    /// Whether a weight is trained; the others come from [`Task::frozen`].
-    fn is_trained(&self, name: &str) -> bool;
-
-    /// The first weights, in the layout's order.
-    fn first_weights(&self, layout: &Layout, seed: u64) -> Vec<f32> {
-        let entries = layout.entries().iter();
-        entries.flat_map(|(name, dims)| init::orthogonal(name, dims, seed).into_data()).collect()
-    }
-
-    /// Weights that are read but not trained.
-    fn frozen(&self) -> &dyn ParamSource;
-
-    /// The names of the graph's reports.
-    fn reports(&self) -> &'static [&'static str];
-
-    /// The graph's inputs for batch `number`, always the same for the same number.
-    fn inputs(&self, number: u64) -> BTreeMap<String, Vec<f32>>;
-
-    /// Writes pictures of what the model does after `step` steps into `folder`; gives figures of the validation pairs.
-    ///
-    /// # Errors
-    /// Whatever stands in the way of that.
-    fn sample(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<Figures, PublishError>;
-
-    /// Writes the trained model into `folder`.
-    ///
-    /// # Errors
-    /// Whatever stands in the way of that.
-    fn publish(&self, folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<(), PublishError>;
-}
-
-/// Named figures of a validation.
-pub type Figures = Vec<(String, f64)>;
-
-/// Why a sample or a model could not be made or written.
-pub type PublishError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Writes `samples/step-NNNNNNNN.png` in `folder`: pictures side by side under their labels.
-pub(super) fn save_strip(folder: &Path, step: u64, pictures: &[(String, Image)]) -> Result<(), PublishError> {
-    if pictures.is_empty() {
-        return Ok(());
-    }
-    let folder = folder.join("samples");
-    std::fs::create_dir_all(&folder)?;
-    let (labels, pictures): (Vec<&str>, Vec<Image>) = pictures.iter().map(|(l, i)| (l.as_str(), i.clone())).unzip();
-    Ok(contact_sheet(&labels, &[(String::new(), pictures)])?.save(folder.join(format!("step-{step:08}.png")), 95)?)
-}
-
-/// Seed of the noise that validation pairs are fused with.
-const VALIDATION_SEED: u64 = 0;
-
-/// Fuses the validation pairs: their mean metrics, and a strip of the first pair of each modality.
-pub(super) fn sample_fused(
-    folder: &Path,
-    step: u64,
-    pairs: &[Pair],
-    fuser: &dyn PairFuser,
-) -> Result<Figures, PublishError> {
-    let (mut all, mut strip, mut shown) = (Vec::new(), Vec::new(), "");
-    let plane =
-        |pair: &Pair, levels: &[u8]| Image::new(pair.width, pair.height, Channels::Grey, Samples::U8(levels.to_vec()));
-    for pair in pairs {
-        let (mri, other) = (plane(pair, &pair.mri)?, plane(pair, &pair.other)?);
-        let fused = fuser.fuse(&FusionPair::new(mri.clone(), other.clone())?, VALIDATION_SEED)?;
-        let grey = [&mri, &other, &fused].map(Grey::from);
-        all.push(evaluate(&grey[0], &grey[1], &grey[2])?);
-        if shown != pair.modality {
-            shown = &pair.modality;
-            strip.extend([(pair.label(), mri), (String::new(), other), ("fused".to_owned(), fused)]);
-        }
-    }
-    save_strip(folder, step, &strip)?;
-    if all.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (mean, _) = Metrics::mean_and_std(&all);
-    Ok(mean.iter().map(|(name, value)| (name.to_owned(), value)).collect())
-}
 
 /// The settings of the loop itself.
 #[derive(Clone, Debug)]
@@ -231,7 +138,7 @@ pub enum TrainError {
     Log(#[from] std::io::Error),
     /// A sample or the model cannot be made or written.
     #[error("the model and its samples: {0}")]
-    Publish(PublishError),
+    Publish(TaskError),
 }
 
 /// The checkpoint's name in a run's folder.
@@ -242,7 +149,7 @@ pub const CHECKPOINT: &str = "checkpoint.safetensors";
 /// # Errors
 /// [`TrainError`]; whatever it is, the last checkpoint is whole.
 pub fn run(
-    task: &dyn Task,
+    task: &dyn TrainTask,
     config: &RunConfig,
     device: &Device,
     observer: &mut dyn Observer,
@@ -273,7 +180,7 @@ const SAVE_AFTER: Duration = Duration::from_secs(600);
 
 /// A run in progress.
 struct Run<'a> {
-    task: &'a dyn Task,
+    task: &'a dyn TrainTask,
     config: &'a RunConfig<'a>,
     layout: Layout,
     /// The weights that the graph assigns.
@@ -287,9 +194,9 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(task: &'a dyn Task, config: &'a RunConfig<'a>, device: &Device) -> Result<Self, TrainError> {
+    fn new(task: &'a dyn TrainTask, config: &'a RunConfig<'a>, device: &Device) -> Result<Self, TrainError> {
         let path = config.out.join(CHECKPOINT);
-        let graph = task.graph()?;
+        let graph = task.graph().map_err(StepError::from)?;
         let layout = Layout::new(&graph, |name| task.is_trained(name));
         let assigned: Vec<(String, Shape)> = graph.assigned().map(|(name, shape)| (name.to_owned(), shape)).collect();
         let (rows, done, before) = match (config.resume, path.exists()) {
@@ -409,13 +316,13 @@ impl<'a> Run<'a> {
 
 /// The state of a run before its first step: given weights or drawn ones, the optimiser's means and the assigned weights.
 fn first_rows(
-    task: &dyn Task,
+    task: &dyn TrainTask,
     config: &RunConfig,
     layout: &Layout,
     assigned: &[(String, Shape)],
 ) -> Result<BTreeMap<String, Tensor>, TrainError> {
     let Some(given) = config.init else {
-        let mut rows = config.update.first_rows(task.first_weights(layout, config.seed));
+        let mut rows = config.update.first_rows(task.first_weights(layout.entries(), config.seed));
         rows.extend(assigned.iter().map(|(name, shape)| (name.clone(), init::statistic(name, *shape))));
         return Ok(rows);
     };

@@ -10,32 +10,11 @@ use crate::graph::fuse::{fuse, prune};
 use crate::graph::grad::{AGAIN, GRADIENT};
 use crate::graph::plan::Step;
 use crate::graph::{Graph, GraphError, Kind, Node, NodeId, Plan, gradients_in_segments};
+use crate::models::training::LossGraph;
 use crate::ops::conv2d::Conv2d;
 use crate::ops::linear::Linear;
 use crate::ops::pointwise::Pointwise;
-use crate::tensor::{Shape, Tensor};
-
-/// A graph that ends in a loss.
-#[derive(Clone, Debug)]
-pub struct LossGraph {
-    /// The graph.
-    pub graph: Graph,
-    /// The loss, `[1, 1, 1, 1]`.
-    pub loss: NodeId,
-    /// What else is reported of each batch, single numbers too.
-    pub reports: Vec<NodeId>,
-    /// Whether the backward pass computes most of the forward pass again in place of keeping it: about a third more time
-    /// for a fraction of the memory.
-    pub recompute: bool,
-}
-
-impl LossGraph {
-    /// The weights that the graph itself assigns, such as running statistics, with their shapes.
-    pub fn assigned(&self) -> impl Iterator<Item = (&str, Shape)> {
-        let nodes = self.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign));
-        nodes.map(|node| (node.name.as_str(), node.shape))
-    }
-}
+use crate::tensor::Tensor;
 
 /// Why a step cannot be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -285,9 +264,10 @@ fn training_graph(loss: &LossGraph, layout: &Layout, update: &Update) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::training::loss::mse;
+    use crate::models::training::sections::{Optimiser, OptimiserKind};
     use crate::ops::testing::{gpu, random};
-    use crate::train::config::{Optimiser, OptimiserKind};
-    use crate::train::loss::mse;
+    use crate::tensor::Shape;
     use crate::train::optim::{EMA, EXP_AVG, EXP_AVG_SQ};
 
     /// The mean squared distance of `a * x + b` to `y`, by element.

@@ -6,9 +6,9 @@ use crate::device::RunError;
 use crate::graph::GraphError;
 use crate::imaging::ImagingError;
 use crate::models::checkpoint::ModelError;
-use crate::models::fusion_head::NotAHead;
+use crate::models::dm_fnet::fusion_head::NotAHead;
+use crate::models::dm_fnet::unet::NotAUnet;
 use crate::models::lkc_funet::NotAnLkcFunet;
-use crate::models::unet::NotAUnet;
 use crate::train::step::StepError;
 use crate::weights::WeightsError;
 

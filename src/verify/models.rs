@@ -12,10 +12,10 @@ use crate::device::{Device, Executable};
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, q_sample, q_sample_batch};
 use crate::graph::Graph;
 use crate::imaging::{Channels, FusionPair, Image, Samples, ycrcb_from_rgb};
+use crate::models::dm_fnet::fusion_head::{HeadConfig, fusion_head};
+use crate::models::dm_fnet::unet::{UnetConfig, unet};
 use crate::models::dm_fnet::{DmFnet, Fuser, FusionNoise, MODALITIES, ModelFile};
-use crate::models::fusion_head::{HeadConfig, fusion_head};
 use crate::models::lkc_funet::{LkcConfig, Mode, lkc_funet};
-use crate::models::unet::{UnetConfig, unet};
 use crate::tensor::Shape;
 use crate::weights::Weights;
 

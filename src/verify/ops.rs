@@ -6,11 +6,11 @@ use super::error::CaseError;
 use super::network::{Network, Results};
 use crate::device::Device;
 use crate::graph::{Graph, GraphError, Kind, NodeId};
-use crate::models::fusion_head::{attention_block, head_block, three_att_block};
+use crate::models::blocks::{BlockKind, downsample, feature_wise_affine, resnet_block, upsample};
+use crate::models::dm_fnet::fusion_head::{attention_block, head_block, three_att_block};
+use crate::models::dm_fnet::unet::{noise_level_mlp, self_attention};
 use crate::models::lkc_funet::{Mode, multi_scale_gated_attn, replk_block};
-use crate::models::unet::{
-    BlockKind, downsample, feature_wise_affine, noise_level_mlp, resnet_block, self_attention, upsample,
-};
+use crate::models::training::loss;
 use crate::ops::Op;
 use crate::ops::activation::Activation;
 use crate::ops::batch_norm::BatchNorm;
@@ -23,7 +23,6 @@ use crate::ops::reduce::{ChannelMax, ChannelMean, GlobalAvgPool};
 use crate::ops::resize::{UpsampleBilinear2, UpsampleNearest2};
 use crate::ops::softmax::{Axis, Softmax};
 use crate::tensor::Shape;
-use crate::train::loss;
 
 /// Groups of the norms in blocks whose case does not say: the reference's default.
 const NORM_GROUPS: usize = 32;

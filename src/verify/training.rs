@@ -13,16 +13,18 @@ use super::{Outcome, compare};
 use crate::device::Device;
 use crate::diffusion::q_sample_batch;
 use crate::graph::{Graph, NodeId};
+use crate::models::dm_fnet::stage1;
+use crate::models::dm_fnet::stage2::fusion_loss;
+use crate::models::dm_fnet::unet::UnetConfig;
 use crate::models::lkc_funet::LkcConfig;
-use crate::models::unet::UnetConfig;
+use crate::models::lkc_funet::training::{self as lkc, lkc_loss};
+use crate::models::training::LossGraph;
+use crate::models::training::loss::{FusionLossConfig, constants, local_variance};
+use crate::models::training::sections::{Optimiser, OptimiserKind};
 use crate::ops::pointwise::Pointwise;
 use crate::tensor::{Shape, Tensor};
-use crate::train::config::{Optimiser, OptimiserKind};
-use crate::train::lkc;
-use crate::train::loss::{FusionLossConfig, constants, fusion_loss, lkc_loss, local_variance};
 use crate::train::optim::{self, EXP_AVG, EXP_AVG_SQ, NUMBERS, NumberNodes, Update, WEIGHTS};
-use crate::train::stage1;
-use crate::train::step::{Layout, LossGraph, TrainStep};
+use crate::train::step::{Layout, TrainStep};
 use crate::weights::is_buffer;
 
 /// How close the losses of training steps and the final weights must come, relative to them.

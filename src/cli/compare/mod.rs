@@ -10,22 +10,34 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum, value_parser};
+use clap::{Args, value_parser};
 
 use self::inputs::{Inputs, Labelled, parse_labelled};
 use self::report::Figures;
 use self::sheet::{Patch, parse_patch};
-use super::eval::Failed;
-use super::{DeviceArgs, ModelArgs};
+use super::model_args::{ModelArgs, listed};
+use super::{DeviceArgs, eval::Failed};
 use crate::device::Device;
 use crate::files::{check_writable, write_whole};
 use crate::imaging::pairs::Group;
 use crate::imaging::{Channels, FusionPair, Image, Samples, contact_sheet, format_for};
 use crate::metrics::{Grey, Metrics, evaluate};
-use crate::models::ModelKind;
+use crate::models::MODELS;
 
-/// The models whose weights ship with medfuse.
-const SHIPPED: [&str; 2] = ["dm-fnet", "lkc-funet"];
+/// The names of the models whose weights ship with medfuse.
+fn shipped() -> impl Iterator<Item = String> {
+    MODELS.iter().filter(|row| row.ships).map(|row| row.name.to_owned())
+}
+
+/// The help of `--model`.
+fn model_help() -> String {
+    format!(
+        "A model, as often as wanted: {} with the weights that ship, or a folder of weights \
+         [default: the models that ship, if there is no --result]",
+        listed(&shipped().collect::<Vec<_>>(), " or ")
+    )
+}
+
 /// What a yardstick, a row that is always there, makes of the sources' luma.
 type Yardstick = fn(u8, u8) -> u8;
 
@@ -45,9 +57,8 @@ pub struct CompareArgs {
     mri: PathBuf,
     /// The CT, PET or SPECT (or visible) image, or a folder of them
     other: PathBuf,
-    /// A model, as often as wanted: dm-fnet or lkc-funet with the weights that ship, or a folder of weights
-    /// [default: the models that ship, if there is no --result]
-    #[arg(long, value_name = "[LABEL=]MODEL", value_parser = parse_labelled)]
+    /// A model, as often as wanted
+    #[arg(long, value_name = "[LABEL=]MODEL", value_parser = parse_labelled, help = model_help())]
     model: Vec<Labelled>,
     /// Images fused already, as often as wanted: a folder with the sources' names, or for two images an image
     #[arg(long, value_name = "[LABEL=]FOLDER", value_parser = parse_labelled)]
@@ -158,15 +169,13 @@ fn check_outputs(args: &CompareArgs, inputs: &Inputs, shown: &[usize]) -> anyhow
 
 /// The rows: models (those that ship if nothing is asked for), results, yardsticks.
 fn rows(args: &CompareArgs, results: Vec<BTreeMap<String, PathBuf>>) -> anyhow::Result<Vec<Row>> {
-    let shipped = SHIPPED.map(|name| (name.to_owned(), PathBuf::from(name)));
+    let shipped: Vec<Labelled> = shipped().map(|name| (name.clone(), PathBuf::from(name))).collect();
     let default = args.model.is_empty() && args.result.is_empty();
-    let models = if default { &shipped } else { &args.model[..] };
+    let models = if default { &shipped } else { &args.model };
     let mut opened: Option<Device> = None;
     let mut rows: Vec<Row> = Vec::new();
     for (label, model) in models {
-        let kind = model.to_str().and_then(|name| ModelKind::from_str(name, false).ok());
-        let weights = kind.is_none().then(|| model.clone());
-        let loaded = ModelArgs { model: kind, weights, steps: None, range: None }.load();
+        let loaded = ModelArgs::named(model).load();
         let device = match &opened {
             Some(device) => device.clone(),
             None => opened.insert(args.device.open()?).clone(),

@@ -1,27 +1,75 @@
 //! DM-FNet (arXiv 2506.15218): fuses two images by the features that a diffusion UNet has of them at several noise steps.
 
+pub mod denoiser;
+pub mod fusion_head;
+pub mod passes;
+#[cfg(feature = "train")]
+pub mod stage1;
+#[cfg(feature = "train")]
+pub mod stage2;
+pub mod unet;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{
-    ModelError, check_model_json, check_names, parse_json, read_model_json, save_model_json, weights_file,
+    ModelError, check_model_json, check_names, embedded, parse_json, read_model_json, save_model_json, weights_file,
 };
 use super::fusing::{PairFuser, PlanCache};
-use super::fusion_head::{HeadConfig, MIN_COARSE_SIDE, fusion_head};
-use super::unet::{UnetConfig, unet};
+use super::networks::{BenchRow, Effort, Network};
+use super::options::{ModelOption, ModelOptions, OptionValues};
+#[cfg(feature = "train")]
+use super::training::LossGraph;
+use super::{FusionModel, Loader, Model, ModelKind, ModelRow};
 use crate::device::{Device, Executable, ParamSource};
 use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, q_sample};
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::imaging::{FusionPair, Image, Padding, pad_to_multiple};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::{SCHEDULE_BUFFERS, Weights};
+use fusion_head::{HeadConfig, MIN_COARSE_SIDE, fusion_head};
+use passes::{PassOutputs, head_pass, random_model, unet_pass};
+use unet::{UnetConfig, unet};
+
+/// DM-FNet's row in the table of the models.
+pub static ROW: ModelRow = ModelRow {
+    name: NAME,
+    title: "DM-FNet",
+    about: "DM-FNet: the features of a diffusion UNet at several noise steps, fused by a head",
+    files: &FILES,
+    ships: cfg!(feature = "shipped-weights"),
+    options: &[ModelOption {
+        name: STEPS,
+        value_name: "T,T,...",
+        about: "Noise steps whose features dm-fnet fuses, such as 5,10,20 [default: the model's]",
+        values: OptionValues::Counts,
+    }],
+    kind: ModelKind::Fusion(Loader { open, random: |width| Ok(Box::new(random_model(width)?)) }),
+    bench: BenchRow {
+        measured: "a UNet pass, the fusion head and a pair",
+        sizes: "a multiple of 16 from 64 on",
+        width: 128,
+        training_batch: 2,
+        training_size: 160,
+        trained: "its UNet's on a batch",
+    },
+    #[cfg(feature = "train")]
+    trainings: &[stage1::TRAINING, stage2::TRAINING],
+};
+
+/// Its name in `model.json` and on the command line.
+const NAME: &str = "dm-fnet";
+/// Its files of weights.
+const FILES: [&str; 2] = ["unet", "head"];
+/// The option that chooses the noise steps.
+const STEPS: &str = "steps";
 
 /// The modalities in the order the reference passes them through the UNet at each step.
 pub const MODALITIES: [&str; 2] = ["MRI", "Other"];
 
-/// Longest noise schedule that a model file may ask for.
+/// Longest noise schedule that a model file or a training may ask for.
 const MAX_TIMESTEPS: usize = 100_000;
 
 /// What a checkpoint does not say of a model: the file `model.json` beside the weights.
@@ -40,12 +88,7 @@ pub struct ModelFile {
 
 impl Default for ModelFile {
     fn default() -> Self {
-        Self {
-            model: "dm-fnet".into(),
-            norm_groups: 32,
-            time_steps: vec![5, 10, 20],
-            schedule: ScheduleConfig::default(),
-        }
+        Self { model: NAME.into(), norm_groups: 32, time_steps: vec![5, 10, 20], schedule: ScheduleConfig::default() }
     }
 }
 
@@ -79,7 +122,7 @@ impl DmFnet {
         let folder = folder.as_ref();
         // A folder of another model says so rather than that files are missing.
         let config = read_model_file(folder)?;
-        let [unet, head] = ["unet", "head"].map(|name| weights_file(folder, name, "unet and head"));
+        let [unet, head] = FILES.map(|name| weights_file(folder, name, &FILES));
         let (unet, head) = (unet?, head?);
         Self::new(Weights::load(unet)?, Weights::load(head)?, &config)
     }
@@ -87,13 +130,18 @@ impl DmFnet {
     /// The model whose weights ship inside medfuse; `weights/dm-fnet-small/card.md` says what it is.
     ///
     /// # Errors
-    /// None that is not a bug: the files are embedded and tested.
+    /// [`ModelError::NotShipped`] in a library without the feature `shipped-weights`.
     pub fn shipped() -> Result<Self, ModelError> {
-        let weights = |bytes: &[u8], name: &str| Weights::from_safetensors(bytes, name);
-        let unet = weights(include_bytes!("../../weights/dm-fnet-small/unet.safetensors"), "shipped unet")?;
-        let head = weights(include_bytes!("../../weights/dm-fnet-small/head.safetensors"), "shipped head")?;
-        let file = parse_model_file(include_str!("../../weights/dm-fnet-small/model.json"), "shipped model.json")?;
-        Self::new(unet, head, &file)
+        let [Some(unet), Some(head), Some(file)] = [
+            embedded!("dm-fnet-small/unet.safetensors"),
+            embedded!("dm-fnet-small/head.safetensors"),
+            embedded!("dm-fnet-small/model.json"),
+        ] else {
+            return Err(ModelError::NotShipped(NAME));
+        };
+        let unet = Weights::from_safetensors(unet, "shipped unet")?;
+        let head = Weights::from_safetensors(head, "shipped head")?;
+        Self::new(unet, head, &parse_model_file(&String::from_utf8_lossy(file), "shipped model.json")?)
     }
 
     /// The model of two checkpoints.
@@ -103,9 +151,9 @@ impl DmFnet {
     pub fn new(unet_weights: Weights, head_weights: Weights, file: &ModelFile) -> Result<Self, ModelError> {
         let path = |weights: &Weights| weights.path().display().to_string();
         let unet = UnetConfig::from_weights(&unet_weights, file.norm_groups)
-            .map_err(|source| ModelError::Unet { path: path(&unet_weights), source })?;
+            .map_err(|e| ModelError::Architecture { path: path(&unet_weights), source: e.into() })?;
         let head = HeadConfig::from_weights(&head_weights)
-            .map_err(|source| ModelError::Head { path: path(&head_weights), source })?;
+            .map_err(|e| ModelError::Architecture { path: path(&head_weights), source: e.into() })?;
         unet_weights.check_finite()?;
         head_weights.check_finite()?;
         let widths: Vec<usize> = unet.channel_mults.iter().rev().map(|m| m * unet.inner_channel).collect();
@@ -174,6 +222,47 @@ impl DmFnet {
         let mut g = Graph::new();
         let fused = dm_fnet(&mut g, &self.unet, &self.head, &self.time_steps, [1, height, width])?;
         Ok((g, fused))
+    }
+}
+
+/// Loads the model from a folder, or without one the weights that ship.
+fn open(folder: Option<&Path>, options: &ModelOptions) -> Result<Box<dyn FusionModel>, ModelError> {
+    let model = folder.map_or_else(DmFnet::shipped, DmFnet::load)?;
+    Ok(Box::new(match options.counts(STEPS) {
+        Some(steps) => model.with_steps(steps)?,
+        None => model,
+    }))
+}
+
+impl Model for DmFnet {
+    fn weights(&self) -> &dyn ParamSource {
+        self
+    }
+
+    fn parts(&self, size: usize) -> Result<Vec<Network>, GraphError> {
+        Ok(vec![unet_pass(&self.unet, size, PassOutputs::Features)?, head_pass(&self.head, size)?])
+    }
+
+    fn networks(&self, size: usize) -> Result<Vec<(Network, Effort)>, GraphError> {
+        let pass = |outputs| unet_pass(&self.unet, size, outputs);
+        Ok(vec![
+            (pass(PassOutputs::Features)?, Effort::Short),
+            (pass(PassOutputs::Prediction)?, Effort::Long),
+            (pass(PassOutputs::Everything)?, Effort::PlanOnly),
+            (head_pass(&self.head, size)?, Effort::Short),
+            (Network::whole_pair(self.graph(size, size)?), Effort::VeryLong),
+        ])
+    }
+
+    #[cfg(feature = "train")]
+    fn loss(&self, size: usize) -> Result<LossGraph, GraphError> {
+        stage1::loss_graph(&self.unet, 0.0, ROW.bench.training_batch, size)
+    }
+}
+
+impl FusionModel for DmFnet {
+    fn on(self: Box<Self>, device: Device) -> Box<dyn PairFuser> {
+        Box::new(Fuser::new(*self, device))
     }
 }
 
@@ -247,7 +336,7 @@ pub fn read_model_file(folder: &Path) -> Result<ModelFile, ModelError> {
 fn parse_model_file(text: &str, name: &str) -> Result<ModelFile, ModelError> {
     let fail = |reason: String| ModelError::ModelFile { path: name.to_owned(), reason };
     let file: ModelFile = parse_json(text, name)?;
-    check_model_json(name, &file.model, "dm-fnet", file.norm_groups)?;
+    check_model_json(name, &file.model, NAME, file.norm_groups)?;
     if !(1..=MAX_TIMESTEPS).contains(&file.schedule.n_timestep) {
         let found = file.schedule.n_timestep;
         return Err(fail(format!("n_timestep must be 1 to {MAX_TIMESTEPS}, not {found}")));

@@ -2,18 +2,14 @@
 //! steps, from the coarsest level to the finest.
 
 use crate::graph::{Graph, GraphError, NodeId};
+use crate::models::blocks::{channel_attention, mean_and_max};
+use crate::models::layers::{act, add, conv, reflect};
 use crate::ops::activation::Activation;
 use crate::ops::conv2d::{Conv2d, ConvSpec};
 use crate::ops::pointwise::Pointwise;
-use crate::ops::reduce::{ChannelMax, ChannelMean, GlobalAvgPool};
 use crate::ops::resize::UpsampleBilinear2;
 use crate::tensor::Shape;
 use crate::weights::Weights;
-
-use super::layers::{act, add, conv, reflect};
-
-/// Reduction of the channel attention.
-const REDUCTION: usize = 8;
 
 /// Shortest side of the coarsest features: the 7x7 reflection needs four pixels.
 pub const MIN_COARSE_SIDE: usize = 4;
@@ -187,28 +183,6 @@ fn three_att_gate(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
     })?;
     let pattern = add(g, by_place, by_channel)?;
     g.scope("pa", |g| pixel_attention(g, x, pattern))
-}
-
-/// Two 1x1 convolutions of the means of `x`'s channels: `[n, c, 1, 1]` (`ChannelAttention`).
-///
-/// # Errors
-/// [`GraphError`] if `x` has fewer than eight channels.
-pub fn channel_attention(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
-    let channels = g.shape(x).c();
-    let h = g.apply("gap", GlobalAvgPool, &[x])?;
-    let h = conv(g, "ca.0", h, channels / REDUCTION, ConvSpec::same(1))?;
-    let h = act(g, h, Activation::Relu)?;
-    conv(g, "ca.2", h, channels, ConvSpec::same(1))
-}
-
-/// Mean and maximum of `x`'s channels at each pixel, `[n, 2, h, w]`.
-///
-/// # Errors
-/// None for any shape; the signature is that of the other layers.
-pub fn mean_and_max(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
-    let mean = g.apply("mean", ChannelMean, &[x])?;
-    let max = g.apply("max", ChannelMax, &[x])?;
-    g.concat("both", &[mean, max])
 }
 
 /// The sigmoid of a 3x3 convolution over each channel of `x` and the same channel of `pattern`. The reference

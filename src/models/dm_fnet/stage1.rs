@@ -3,20 +3,151 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::config::Stage1Config;
-use super::data::{Batches, DataError, Dataset, check_sizes};
-use super::loss::mse;
-use super::run::{Figures, PublishError, Task, save_strip};
-use super::step::{LossGraph, StepError};
+use super::denoiser::Denoiser;
+use super::unet::{UnetConfig, unet_with_dropout};
+use super::{MAX_TIMESTEPS, ModelFile};
 use crate::device::{Device, ParamSource};
-use crate::diffusion::{NoiseSchedule, NoiseSource, q_sample, q_sample_batch};
+use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, ScheduleKind, q_sample, q_sample_batch};
 use crate::graph::{Graph, GraphError};
 use crate::imaging::Image;
-use crate::models::denoiser::Denoiser;
-use crate::models::dm_fnet::ModelFile;
-use crate::models::unet::{DropoutSeed, UnetConfig, unet_with_dropout};
+use crate::models::blocks::DropoutSeed;
+use crate::models::training::config::{ConfigError, Sections, TrainingConfig, configuration, decay, need, section};
+use crate::models::training::data::{Batches, DataError, Dataset, check_sizes};
+use crate::models::training::loss::mse;
+use crate::models::training::samples::{Figures, save_strip};
+use crate::models::training::sections::{Data, Optimiser, Rate, Run};
+use crate::models::training::{LossGraph, TaskError, TaskInputs, TrainTask, Training};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights};
+
+/// Stage I as `medfuse train` offers it.
+pub const TRAINING: Training = Training {
+    name: NAME,
+    about: "Train the diffusion UNet: it predicts an image from a noisy one",
+    files: &[],
+    config: || Box::new(Stage1Config::default()),
+};
+
+const NAME: &str = "stage1";
+
+section! {
+    /// The UNet that stage I trains.
+    Unet {
+        /// Channels of the first level.
+        inner_channel: usize = 128,
+        /// Channels of each level, as multiples of the first. The sides of an image must be multiples of 2^(levels - 1).
+        channel_mults: Vec<usize> = vec![1, 1, 1, 1, 2],
+        /// Residual blocks of each level on the way down; one more on the way up.
+        res_blocks: usize = 2,
+        /// Groups of the norms.
+        norm_groups: usize = 32,
+        /// Side of the images by which attn_res picks levels; it changes nothing else.
+        image_size: usize = 160,
+        /// A level has self-attention if image_size, halved at each level, is among these there.
+        /// The middle always has it; the published network has it nowhere else.
+        attn_res: Vec<usize> = vec![16],
+        /// Probability that a feature is dropped, 0 to 1, in the second half of each residual block.
+        dropout: f64 = 0.2,
+    }
+}
+
+impl Unet {
+    /// The network's size: of one channel in and out.
+    pub fn size(&self) -> UnetConfig {
+        let attends = |level: usize| {
+            self.attn_res.iter().any(|&side| self.image_size >> level == side && side << level == self.image_size)
+        };
+        UnetConfig {
+            in_channel: 1,
+            out_channel: 1,
+            inner_channel: self.inner_channel,
+            norm_groups: self.norm_groups,
+            channel_mults: self.channel_mults.clone(),
+            res_blocks: self.res_blocks,
+            attention: (0..self.channel_mults.len()).map(attends).collect(),
+        }
+    }
+
+    /// Checks every value's range.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let (channels, groups) = (self.inner_channel, self.norm_groups);
+        need("unet.norm_groups", (1..=1024).contains(&groups), "must be from 1 to 1024")?;
+        let even = channels > 0 && channels.is_multiple_of(2) && channels.is_multiple_of(groups) && channels <= 4096;
+        need("unet.inner_channel", even, format!("must be even, a multiple of norm_groups ({groups}), at most 4096"))?;
+        let levels = self.channel_mults.len();
+        let mults = (1..=10).contains(&levels) && self.channel_mults.iter().all(|m| (1..=64).contains(m));
+        need("unet.channel_mults", mults, "must be one to ten numbers from 1 to 64")?;
+        need("unet.res_blocks", (1..=16).contains(&self.res_blocks), "must be from 1 to 16")?;
+        decay("unet.dropout", self.dropout)
+    }
+}
+
+section! {
+    /// The noise schedule of the diffusion. The published networks are trained with cosine in stage I and fuse with linear.
+    Noise {
+        /// linear, quad, const, jsd, warmup10, warmup50 or cosine.
+        schedule: ScheduleKind = ScheduleKind::Cosine,
+        /// Number of noise steps.
+        n_timestep: usize = 2000,
+        /// First variance; cosine and jsd do not use it.
+        linear_start: f64 = 1e-6,
+        /// Last variance; cosine and jsd do not use it.
+        linear_end: f64 = 1e-2,
+    }
+}
+
+impl Noise {
+    /// The schedule's configuration.
+    pub fn schedule(&self) -> ScheduleConfig {
+        let Self { schedule: kind, n_timestep, linear_start, linear_end } = *self;
+        ScheduleConfig { kind, n_timestep, linear_start, linear_end }
+    }
+
+    /// Checks every value's range.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let steps = (1..=MAX_TIMESTEPS).contains(&self.n_timestep);
+        need("noise.n_timestep", steps, format!("must be from 1 to {MAX_TIMESTEPS}"))?;
+        decay("noise.linear_start", self.linear_start)?;
+        decay("noise.linear_end", self.linear_end)
+    }
+}
+
+configuration! {
+    /// Stage I: the UNet learns to tell images from noisy ones.
+    Stage1Config {
+        /// The network.
+        unet: Unet = Unet::default(),
+        /// The noise schedule.
+        noise: Noise = Noise::default(),
+        /// The batches.
+        data: Data = Data::default(),
+        /// The update.
+        optimiser: Optimiser = Optimiser::default(),
+        /// The learning rate's schedule.
+        rate: Rate = Rate::default(),
+        /// The run.
+        run: Run = Run::default(),
+    }
+}
+
+impl TrainingConfig for Stage1Config {
+    fn check(&self) -> Result<(), ConfigError> {
+        self.check_sections()?;
+        let multiple = self.unet.size().multiple();
+        let reason = format!("must be a multiple of {multiple}, for the UNet halves it at each level");
+        need("data.crop", self.data.crop.is_multiple_of(multiple), reason)
+    }
+
+    fn task<'a>(&'a self, inputs: TaskInputs<'a>) -> Result<Box<dyn TrainTask + 'a>, TaskError> {
+        Ok(Box::new(Stage1::new(self, inputs.data, inputs.device)?))
+    }
+}
 
 /// The UNet's loss on a batch of images `[n, in_channel, side, side]`. Inputs: `x_0`, `x_t`, `level` `[n, 1, 1, 1]` and,
 /// with `dropout`, its seed `dropout` `[1, 2, 1, 1]`.
@@ -83,7 +214,7 @@ impl<'a> Stage1<'a> {
 
     /// The mean squared error on both images of each validation pair at each of the validation's steps, and a strip of
     /// one image: itself, and how it is noisy and predicted at each step.
-    fn validate(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<f64, PublishError> {
+    fn validate(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<f64, TaskError> {
         let side = self.config.data.crop;
         let one = Shape::new(1, 1, side, side);
         let denoiser = Denoiser::new(&self.config.unet.size(), weights, self.device, one)?;
@@ -111,12 +242,12 @@ impl<'a> Stage1<'a> {
     }
 }
 
-impl Task for Stage1<'_> {
+impl TrainTask for Stage1<'_> {
     fn stage(&self) -> &'static str {
-        "stage1"
+        NAME
     }
 
-    fn graph(&self) -> Result<LossGraph, StepError> {
+    fn graph(&self) -> Result<LossGraph, GraphError> {
         let Stage1Config { unet, data, run, .. } = self.config;
         let graph = loss_graph(&unet.size(), unet.dropout as f32, 2 * data.batch, data.crop)?;
         Ok(LossGraph { recompute: run.recompute, ..graph })
@@ -141,14 +272,14 @@ impl Task for Stage1<'_> {
         inputs
     }
 
-    fn sample(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<Figures, PublishError> {
+    fn sample(&self, folder: &Path, weights: &BTreeMap<String, Tensor>, step: u64) -> Result<Figures, TaskError> {
         if self.data.validation.is_empty() {
             return Ok(Vec::new());
         }
         Ok(vec![("loss".to_owned(), self.validate(folder, weights, step)?)])
     }
 
-    fn publish(&self, folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<(), PublishError> {
+    fn publish(&self, folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<(), TaskError> {
         let mut model: Weights = weights.into_iter().collect();
         for (name, buffer) in self.schedule.buffers() {
             model.insert(name, Tensor::new([buffer.len()], buffer));

@@ -4,7 +4,6 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
 
-use super::step::Layout;
 use crate::hash::fnv1a;
 use crate::tensor::{Shape, Tensor};
 
@@ -43,15 +42,15 @@ pub fn orthogonal(name: &str, dims: &[usize], seed: u64) -> Tensor {
     Tensor::new(dims, values)
 }
 
-/// First values by PyTorch's own rule, in the layout's order: weights of convolutions and their biases are uniform in
+/// First values by PyTorch's own rule, of weights whose names and dimensions are given, one after the other: weights of convolutions and their biases are uniform in
 /// plus and minus one over the root of the number of inputs; norms begin as the identity. Each weight has its own generator.
-pub fn pytorch_default(layout: &Layout, seed: u64) -> Vec<f32> {
+pub fn pytorch_default(weights: &[(String, Vec<usize>)], seed: u64) -> Vec<f32> {
     let inputs = |name: &str| {
-        let entry = layout.entries().iter().find(|(n, dims)| n == name && dims.len() > 1);
+        let entry = weights.iter().find(|(n, dims)| n == name && dims.len() > 1);
         entry.map(|(_, dims)| dims[1..].iter().product::<usize>())
     };
-    let mut values = Vec::with_capacity(layout.len());
-    for (name, dims) in layout.entries() {
+    let mut values = Vec::new();
+    for (name, dims) in weights {
         let weight = name.strip_suffix("bias").map_or_else(|| name.clone(), |module| format!("{module}weight"));
         let count = dims.iter().product();
         let Some(inputs) = inputs(&weight) else {

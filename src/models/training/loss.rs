@@ -1,4 +1,4 @@
-//! The losses, written as nodes of the graph that is trained.
+//! What losses are made of, written as nodes of the graph that is trained.
 
 use std::collections::BTreeMap;
 
@@ -175,7 +175,10 @@ impl Default for FusionTarget {
 
 impl FusionTarget {
     /// The mean distance of a fused image to the brighter of its sources, pixel by pixel.
-    fn intensity_distance(&self, g: &mut Graph, [fused, mri, other]: [NodeId; 3]) -> Result<NodeId, GraphError> {
+    ///
+    /// # Errors
+    /// [`GraphError`] if the shapes differ.
+    pub fn intensity_distance(&self, g: &mut Graph, [fused, mri, other]: [NodeId; 3]) -> Result<NodeId, GraphError> {
         let Self { overlap, range: [black, white], .. } = *self;
         let target = Pointwise::build(|[a, b]| {
             let brighter = a.clone().max(b.clone());
@@ -190,7 +193,10 @@ impl FusionTarget {
     }
 
     /// The mean distance of a fused image's edges to the stronger of its sources', pixel by pixel.
-    fn edge_distance(&self, g: &mut Graph, [fused, mri, other]: [NodeId; 3]) -> Result<NodeId, GraphError> {
+    ///
+    /// # Errors
+    /// [`GraphError`] if the shapes differ.
+    pub fn edge_distance(&self, g: &mut Graph, [fused, mri, other]: [NodeId; 3]) -> Result<NodeId, GraphError> {
         let (edges_m, edges_o, edges_f) = (sobel_abs(g, mri)?, sobel_abs(g, other)?, sobel_abs(g, fused)?);
         let gain = self.gradient_gain;
         let target = Pointwise::build(|[a, b]| if gain == 1.0 { a.max(b) } else { a.max(b).affine(gain, 0.0) });
@@ -217,128 +223,5 @@ pub struct FusionLossConfig {
 impl Default for FusionLossConfig {
     fn default() -> Self {
         Self { intensity: 1.5, gradient: 1.0, ssim: 0.5, nan_switch: true, target: FusionTarget::default() }
-    }
-}
-
-impl FusionLossConfig {
-    /// LKC-FUNet's of the reference (`losses/DMFNet_loss.py`): every part counts alike.
-    pub fn lkc() -> Self {
-        Self { intensity: 1.0, gradient: 1.0, ssim: 1.0, ..Self::default() }
-    }
-}
-
-/// The nodes of the fusion loss, each `[1, 1, 1, 1]`.
-#[derive(Clone, Copy, Debug)]
-pub struct FusionLoss {
-    /// The sum of the weighted parts.
-    pub total: NodeId,
-    /// The weighted distance to the brighter source (`loss_in`).
-    pub intensity: NodeId,
-    /// The weighted distance of the edges and lack of similarity (`loss_grad`).
-    pub gradient: NodeId,
-    /// The distance of the edges itself.
-    pub edges: NodeId,
-    /// The similarity itself.
-    pub ssim: NodeId,
-}
-
-/// Stage II's loss: images `[n, 1, h, w]` in [-1, 1].
-///
-/// # Errors
-/// [`GraphError`] if the shapes differ.
-pub fn fusion_loss(
-    g: &mut Graph,
-    cfg: &FusionLossConfig,
-    fused: NodeId,
-    mri: NodeId,
-    other: NodeId,
-) -> Result<FusionLoss, GraphError> {
-    let distance = cfg.target.intensity_distance(g, [fused, mri, other])?;
-    let intensity = g.apply("intensity", Pointwise::build(|[x]| x.affine(cfg.intensity, 0.0)), &[distance])?;
-    let edges = cfg.target.edge_distance(g, [fused, mri, other])?;
-    let ssim = structure_ssim(g, fused, mri, other, cfg.nan_switch)?;
-    let weighted = Pointwise::build(|[edges, ssim]| edges.affine(cfg.gradient, 0.0) + ssim.affine(-cfg.ssim, cfg.ssim));
-    let gradient = g.apply("gradient", weighted, &[edges, ssim])?;
-    let total = g.apply("total", Pointwise::add(), &[intensity, gradient])?;
-    Ok(FusionLoss { total, intensity, gradient, edges, ssim })
-}
-
-/// The nodes of LKC-FUNet's loss, each `[1, 1, 1, 1]`.
-#[derive(Clone, Copy, Debug)]
-pub struct LkcLoss {
-    /// The sum of the parts.
-    pub total: NodeId,
-    /// The distance to the brighter source (`loss_in`).
-    pub intensity: NodeId,
-    /// The distance of the edges (`loss_grad`).
-    pub gradient: NodeId,
-    /// What the mean similarity to both sources lacks to 1 (`loss_ssim`).
-    pub ssim: NodeId,
-}
-
-/// The loss that LKC-FUNet is trained with (`losses/DMFNet_loss.py` of its repository): images `[n, 1, h, w]`.
-///
-/// # Errors
-/// [`GraphError`] if the shapes differ.
-pub fn lkc_loss(
-    g: &mut Graph,
-    cfg: &FusionLossConfig,
-    fused: NodeId,
-    mri: NodeId,
-    other: NodeId,
-) -> Result<LkcLoss, GraphError> {
-    let intensity = cfg.target.intensity_distance(g, [fused, mri, other])?;
-    let gradient = cfg.target.edge_distance(g, [fused, mri, other])?;
-    let (like_m, like_o) = (ssim(g, mri, fused)?, ssim(g, other, fused)?);
-    let lack = Pointwise::build(|[m, o]| m.affine(-0.5, 0.5) + o.affine(-0.5, 0.5));
-    let ssim = g.apply("ssim", lack, &[like_m, like_o])?;
-    let FusionLossConfig { intensity: of_i, gradient: of_g, ssim: of_s, .. } = *cfg;
-    let sum = Pointwise::build(|[i, g, s]| i.affine(of_i, 0.0) + g.affine(of_g, 0.0) + s.affine(of_s, 0.0));
-    let total = g.apply("total", sum, &[intensity, gradient, ssim])?;
-    Ok(LkcLoss { total, intensity, gradient, ssim })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::device::Device;
-    use crate::ops::testing::random;
-
-    /// Intensity and gradient of LKC-FUNet's loss for three images of 6 x 5 pixels.
-    fn parts(target: FusionTarget, images: &[Vec<f32>; 3]) -> [f32; 2] {
-        let mut g = Graph::new();
-        let names = ["fused", "mri", "other"];
-        let [fused, mri, other] = names.map(|name| g.input(name, Shape::new(1, 1, 6, 5)));
-        let cfg = FusionLossConfig { target, ..FusionLossConfig::lkc() };
-        let loss = lkc_loss(&mut g, &cfg, fused, mri, other).unwrap();
-        let executable = Device::Cpu.compile(&g, &[loss.intensity, loss.gradient], &constants()).unwrap();
-        let inputs: Vec<_> = names.iter().zip(images).map(|(name, image)| (*name, image.as_slice())).collect();
-        let parts = executable.run(&inputs).unwrap();
-        [parts[0][0], parts[1][0]]
-    }
-
-    #[test]
-    fn overlap_adds_the_darker_image_above_black_up_to_white_and_gain_scales_the_edges() {
-        for [black, white] in [[-1.0, 1.0], [0.0, 1.0]] {
-            let level = |v: f32| black + (white - black) * (0.5 * v + 0.5);
-            let mut images = [1, 2, 3].map(|seed| random(30, seed).into_iter().map(level).collect::<Vec<f32>>());
-            images[1][14] = white;
-            let target = FusionTarget { overlap: 0.3, gradient_gain: 1.0, range: [black, white] };
-            let [fused, mri, other] = &images;
-            let distance = |i: usize| {
-                let held_to = mri[i].max(other[i]) + 0.3 * (mri[i].min(other[i]) - black);
-                (fused[i] - held_to.min(white)).abs() / 30.0
-            };
-            let expected: f32 = (0..30).map(distance).sum();
-            let [intensity, edges] = parts(target, &images);
-            assert!((intensity - expected).abs() < 1e-5, "{intensity} {expected}");
-            let plain = parts(FusionTarget { range: [black, white], ..FusionTarget::default() }, &images);
-            assert!((plain[0] - intensity).abs() > 1e-2 && plain[1] == edges);
-
-            // An image of zeros has no edges, also to the zeros beyond its border: the distance is the target itself.
-            images[0] = vec![0.0; 30];
-            let of = |gain| parts(FusionTarget { gradient_gain: gain, ..target }, &images)[1];
-            assert!((of(1.5) - 1.5 * of(1.0)).abs() < 1e-5 * of(1.0).max(1.0), "{} {}", of(1.5), of(1.0));
-        }
     }
 }

@@ -1,16 +1,13 @@
 //! The diffusion UNet of SR3 as DM-FNet uses it (`models/sr3_modules/unet.py`), conditioned on the noise level.
 
 use crate::graph::{Graph, GraphError, NodeId};
-use crate::hash::fnv1a;
+use crate::models::blocks::{BlockKind, DropoutSeed, downsample, norm_act_conv, resnet_block, upsample};
+use crate::models::layers::{act, add, conv, conv_without_bias, group_norm, linear};
 use crate::ops::activation::Activation;
 use crate::ops::attention::SelfAttention;
 use crate::ops::conv2d::ConvSpec;
-use crate::ops::dropout::Dropout;
 use crate::ops::positional_encoding::PositionalEncoding;
-use crate::ops::resize::UpsampleNearest2;
 use crate::weights::Weights;
-
-use super::layers::{act, add, conv, conv_without_bias, group_norm, linear};
 
 /// The size of a UNet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -115,51 +112,6 @@ pub fn unet(g: &mut Graph, cfg: &UnetConfig, x: NodeId, level: NodeId) -> Result
     unet_with_dropout(g, cfg, x, level, None)
 }
 
-/// Dropout in a network that is trained.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct DropoutSeed {
-    /// The probability that an element is dropped.
-    pub p: f32,
-    /// The seed of the masks, see [`Dropout`].
-    pub seed: NodeId,
-}
-
-impl DropoutSeed {
-    /// The seed of batch `number` of a run: whole numbers that f32 holds.
-    pub fn values(run: u64, number: u64) -> Vec<f32> {
-        [run, number].map(|v| (v % (1 << 24)) as f32).to_vec()
-    }
-
-    /// The layer `name`, whose masks are its own.
-    ///
-    /// # Errors
-    /// [`GraphError`] if the probability or the seed cannot be used.
-    pub fn apply(self, g: &mut Graph, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
-        let layer = fnv1a(g.scoped(name).as_bytes()) as u32;
-        g.apply(name, Dropout { p: self.p, layer }, &[x, self.seed])
-    }
-}
-
-/// What the blocks of a UNet are made of.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct BlockKind {
-    /// Groups of the norm.
-    pub norm_groups: usize,
-    /// What follows the norm.
-    pub activation: Activation,
-    /// Side of the convolution's kernel, odd.
-    pub kernel: usize,
-    /// Dropout before the convolution, in the second half of a residual block.
-    pub dropout: Option<DropoutSeed>,
-}
-
-impl BlockKind {
-    /// The blocks of DM-FNet's UNet, without dropout.
-    pub fn swish(norm_groups: usize) -> Self {
-        Self { norm_groups, activation: Activation::Silu, kernel: 3, dropout: None }
-    }
-}
-
 /// [`unet`] in training, with dropout in the second half of each residual block.
 ///
 /// # Errors
@@ -202,51 +154,6 @@ pub fn noise_level_mlp(g: &mut Graph, inner_channel: usize, level: NodeId) -> Re
         let t = linear(g, "3", t, inner_channel)?;
         Ok(g.mark(t))
     })
-}
-
-/// GroupNorm, activation, dropout if there is any, and a convolution (`Block` of the reference).
-///
-/// # Errors
-/// [`GraphError`] if the shapes do not fit.
-pub fn norm_act_conv(g: &mut Graph, x: NodeId, out: usize, kind: BlockKind) -> Result<NodeId, GraphError> {
-    g.scope("block", |g| {
-        let h = group_norm(g, "0", x, kind.norm_groups)?;
-        let mut h = act(g, h, kind.activation)?;
-        if let Some(dropout) = kind.dropout {
-            h = dropout.apply(g, "2", h)?;
-        }
-        conv(g, "3", h, out, ConvSpec::same(kind.kernel))
-    })
-}
-
-/// A residual block, with the noise level's embedding added in its middle if there is one (`ResnetBlock` of the
-/// reference).
-///
-/// # Errors
-/// [`GraphError`] if the shapes do not fit.
-pub fn resnet_block(
-    g: &mut Graph,
-    x: NodeId,
-    embedding: Option<NodeId>,
-    out: usize,
-    kind: BlockKind,
-) -> Result<NodeId, GraphError> {
-    let mut h = g.scope("block1", |g| norm_act_conv(g, x, out, BlockKind { dropout: None, ..kind }))?;
-    if let Some(embedding) = embedding {
-        h = g.scope("noise_func", |g| feature_wise_affine(g, h, embedding))?;
-    }
-    let h = g.scope("block2", |g| norm_act_conv(g, h, out, kind))?;
-    let skip = if g.shape(x).c() == out { x } else { conv(g, "res_conv", x, out, ConvSpec::same(1))? };
-    add(g, h, skip)
-}
-
-/// Adds a linear map of the embedding to every pixel (`FeatureWiseAffine` without `use_affine_level`).
-///
-/// # Errors
-/// [`GraphError`] if the shapes do not fit.
-pub fn feature_wise_affine(g: &mut Graph, x: NodeId, embedding: NodeId) -> Result<NodeId, GraphError> {
-    let shift = linear(g, "noise_func.0", embedding, g.shape(x).c())?;
-    add(g, x, shift)
 }
 
 /// Self-attention over all pixels, one head, added to its input (`SelfAttention` of the reference).
@@ -338,22 +245,4 @@ impl Builder<'_> {
         }
         Ok(x)
     }
-}
-
-/// Nearest upsampling by two and a 3x3 convolution (`Upsample` of the reference).
-///
-/// # Errors
-/// None for any shape; the signature is that of the other layers.
-pub fn upsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
-    let up = g.apply("up", UpsampleNearest2, &[x])?;
-    conv(g, "conv", up, g.shape(x).c(), ConvSpec::same(3))
-}
-
-/// A 3x3 convolution at every second pixel of every second row (`Downsample` of the reference).
-///
-/// # Errors
-/// None for any shape; the signature is that of the other layers.
-pub fn downsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
-    let halved = ConvSpec { stride: [2, 2], ..ConvSpec::same(3) };
-    conv(g, "conv", x, g.shape(x).c(), halved)
 }

@@ -1,16 +1,29 @@
 //! LKC-FUNet (arXiv 2411.10036, `models/UNets/DFMNet_UNet_skl4.py` of its repository): fuses two images in one pass of a
 //! UNet with large kernels, dense and depthwise, and gated attention where the encoder's features come back.
 
+#[cfg(feature = "train")]
+pub mod training;
+
 use std::path::Path;
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{ModelError, check_model_json, check_names, parse_json, read_model_json, weights_file};
+use super::blocks::{
+    BlockKind, DropoutSeed, channel_attention, downsample, mean_and_max, norm_act_conv, resnet_block, upsample,
+};
+use super::checkpoint::{
+    ModelError, check_model_json, check_names, embedded, parse_json, read_model_json, weights_file,
+};
 use super::fusing::{PairFuser, PlanCache};
-use super::fusion_head::{channel_attention, mean_and_max};
 use super::layers::{NORM_EPS, act, add, batch_norm, conv, conv_without_bias, group_norm};
-use super::unet::{BlockKind, DropoutSeed, downsample, norm_act_conv, resnet_block, upsample};
-use crate::device::Device;
+use super::networks::{BenchRow, Effort, Network, SEED, random_weights};
+use super::options::{ModelOption, ModelOptions, OptionValues};
+#[cfg(feature = "train")]
+use super::training::{LossGraph, loss::FusionLossConfig};
+use super::{FusionModel, Loader, Model, ModelKind, ModelRow};
+use crate::device::{Device, ParamSource};
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::imaging::{FusionPair, Image, Padding, pad_to_multiple};
 use crate::ops::activation::Activation;
@@ -19,6 +32,42 @@ use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce::GlobalAvgPool;
 use crate::tensor::{Shape, Tensor};
 use crate::weights::Weights;
+
+/// LKC-FUNet's row in the table of the models.
+pub static ROW: ModelRow = ModelRow {
+    name: NAME,
+    title: "LKC-FUNet",
+    about: "LKC-FUNet: one pass of a UNet with large kernels",
+    files: &FILES,
+    ships: cfg!(feature = "shipped-weights"),
+    options: &[ModelOption {
+        name: RANGE,
+        value_name: "RANGE",
+        about: "The range of lkc-funet's images, in and out: 0 to 1 or -1 to 1 [default: the model's]",
+        values: OptionValues::Names(&[
+            ("unit", "From 0 to 1, as the reference fuses"),
+            ("signed", "From -1 to 1, as the reference trains"),
+        ]),
+    }],
+    kind: ModelKind::Fusion(Loader { open, random: |width| Ok(Box::new(random_model(width)?)) }),
+    bench: BenchRow {
+        measured: "a pair",
+        sizes: "a multiple of 4",
+        width: 32,
+        training_batch: 4,
+        training_size: 64,
+        trained: "on a batch",
+    },
+    #[cfg(feature = "train")]
+    trainings: &[training::TRAINING],
+};
+
+/// Its name in `model.json` and on the command line.
+const NAME: &str = "lkc-funet";
+/// Its file of weights.
+const FILES: [&str; 1] = [NAME];
+/// The option that chooses the range of its images.
+const RANGE: &str = "range";
 
 /// Side of the kernel between the first convolution and the first level (`IN_conv`).
 const IN_KERNEL: usize = 15;
@@ -311,7 +360,7 @@ impl Builder<'_> {
 }
 
 /// The range of a network's images.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ValueRange {
     /// From 0 to 1, as the reference fuses.
@@ -322,12 +371,27 @@ pub enum ValueRange {
 }
 
 impl ValueRange {
+    /// The range that the option [`RANGE`] names.
+    fn named(name: &str) -> Result<Self, ModelError> {
+        match name {
+            "unit" => Ok(Self::Unit),
+            "signed" => Ok(Self::Signed),
+            _ => Err(ModelError::Option(format!("the range {name} is neither unit nor signed"))),
+        }
+    }
+
     /// The scale and the shift that bring -1 and 1 to the range's ends.
     pub fn from_signed(self) -> [f32; 2] {
         match self {
             Self::Unit => [0.5, 0.5],
             Self::Signed => [1.0, 0.0],
         }
+    }
+
+    /// Black and white.
+    pub fn ends(self) -> [f32; 2] {
+        let [scale, shift] = self.from_signed();
+        [shift - scale, shift + scale]
     }
 }
 
@@ -345,7 +409,7 @@ pub struct LkcFile {
 
 impl Default for LkcFile {
     fn default() -> Self {
-        Self { model: "lkc-funet".into(), norm_groups: 32, range: ValueRange::Unit }
+        Self { model: NAME.into(), norm_groups: 32, range: ValueRange::Unit }
     }
 }
 
@@ -353,7 +417,7 @@ impl LkcFile {
     /// The text of a `model.json` that errors call `name`.
     fn parse(text: &str, name: &str) -> Result<Self, ModelError> {
         let file: Self = parse_json(text, name)?;
-        check_model_json(name, &file.model, "lkc-funet", file.norm_groups)?;
+        check_model_json(name, &file.model, NAME, file.norm_groups)?;
         Ok(file)
     }
 }
@@ -379,20 +443,21 @@ impl LkcFunet {
     pub fn load(folder: impl AsRef<Path>) -> Result<Self, ModelError> {
         let folder = folder.as_ref();
         let file = read_model_json(folder, LkcFile::parse)?;
-        Self::new(Weights::load(weights_file(folder, "lkc-funet", "lkc-funet")?)?, &file)
+        Self::new(Weights::load(weights_file(folder, NAME, &FILES)?)?, &file)
     }
 
     /// The model whose weights ship inside medfuse; `weights/lkc-funet-small/card.md` says what it is.
     ///
     /// # Errors
-    /// None that is not a bug: the files are embedded and tested.
+    /// [`ModelError::NotShipped`] in a library without the feature `shipped-weights`.
     pub fn shipped() -> Result<Self, ModelError> {
-        let weights = include_bytes!("../../weights/lkc-funet-small/lkc-funet.safetensors");
-        let file = include_str!("../../weights/lkc-funet-small/model.json");
-        Self::new(
-            Weights::from_safetensors(weights, "shipped lkc-funet")?,
-            &LkcFile::parse(file, "shipped model.json")?,
-        )
+        let [Some(weights), Some(file)] =
+            [embedded!("lkc-funet-small/lkc-funet.safetensors"), embedded!("lkc-funet-small/model.json")]
+        else {
+            return Err(ModelError::NotShipped(NAME));
+        };
+        let weights = Weights::from_safetensors(weights, "shipped lkc-funet")?;
+        Self::new(weights, &LkcFile::parse(&String::from_utf8_lossy(file), "shipped model.json")?)
     }
 
     /// The model of a checkpoint with keys `model.*`. How many batches its batch norms have seen may be in it or not.
@@ -401,7 +466,7 @@ impl LkcFunet {
     /// [`ModelError`] if it does not fit the architecture or a weight is not finite.
     pub fn new(mut weights: Weights, file: &LkcFile) -> Result<Self, ModelError> {
         let path = weights.path().display().to_string();
-        let fail = |source| ModelError::Lkc { path: path.clone(), source };
+        let fail = |e: NotAnLkcFunet| ModelError::Architecture { path: path.clone(), source: e.into() };
         let config = LkcConfig::from_weights(&weights, file.norm_groups).map_err(fail)?;
         if (config.in_channel, config.out_channel) != (2, 1) {
             return Err(fail(NotAnLkcFunet("it does not make one image of two".into())));
@@ -462,6 +527,51 @@ impl LkcFunet {
         self.weights.insert(format!("{conv}.bias"), Tensor::new(bias.dims(), shifted));
         let prefix = format!("{norm}.");
         self.weights.retain(|name| !name.starts_with(&prefix));
+    }
+}
+
+/// Loads the model from a folder, or without one the weights that ship.
+fn open(folder: Option<&Path>, options: &ModelOptions) -> Result<Box<dyn FusionModel>, ModelError> {
+    let mut model = folder.map_or_else(LkcFunet::shipped, LkcFunet::load)?;
+    if let Some(name) = options.name(RANGE) {
+        model.range = ValueRange::named(name)?;
+    }
+    Ok(Box::new(model))
+}
+
+/// The published architecture with `channels` at its first convolution and random weights, its batch norms folded.
+fn random_model(channels: usize) -> Result<LkcFunet, ModelError> {
+    let config = LkcConfig { inner_channel: channels, ..LkcConfig::published() };
+    let mut graph = Graph::new();
+    let side = config.multiple();
+    let img_cat = graph.input("img_cat", Shape::new(1, config.in_channel, side, side));
+    lkc_funet(&mut graph, &config, img_cat, Mode::Inference)?;
+    let weights = random_weights(&graph, &mut ChaCha8Rng::seed_from_u64(SEED));
+    LkcFunet::new(weights.into_iter().collect(), &LkcFile::default()).map(LkcFunet::fold)
+}
+
+impl Model for LkcFunet {
+    fn weights(&self) -> &dyn ParamSource {
+        &self.weights
+    }
+
+    fn parts(&self, size: usize) -> Result<Vec<Network>, GraphError> {
+        Ok(vec![Network::whole_pair(self.graph(size, size)?)])
+    }
+
+    fn networks(&self, size: usize) -> Result<Vec<(Network, Effort)>, GraphError> {
+        Ok(vec![(Network::whole_pair(self.graph(size, size)?), Effort::Short)])
+    }
+
+    #[cfg(feature = "train")]
+    fn loss(&self, size: usize) -> Result<LossGraph, GraphError> {
+        training::loss_graph(&self.config, &FusionLossConfig::lkc(), 0.0, ROW.bench.training_batch, size)
+    }
+}
+
+impl FusionModel for LkcFunet {
+    fn on(self: Box<Self>, device: Device) -> Box<dyn PairFuser> {
+        Box::new(LkcFuser::new(*self, device))
     }
 }
 
