@@ -1,10 +1,13 @@
 //! Activation functions, elementwise.
 
+use serde::{Deserialize, Deserializer};
+
 use crate::cpu::math;
 use crate::cpu::wide::wide_fn;
 
 /// An elementwise nonlinearity.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// The identity.
     #[default]
@@ -14,11 +17,29 @@ pub enum Activation {
     /// `x * sigmoid(x)`, also called Swish.
     Silu,
     /// `x` where positive, else `x` times this slope.
+    #[serde(deserialize_with = "negative_slope")]
     LeakyRelu(f32),
     /// The hyperbolic tangent.
     Tanh,
     /// The logistic function.
     Sigmoid,
+}
+
+/// The slope of a leaky ReLU as PyTorch has it: an attribute `negative_slope`, 0.01 where it is not given.
+fn negative_slope<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct LeakyRelu {
+        negative_slope: f32,
+    }
+
+    impl Default for LeakyRelu {
+        fn default() -> Self {
+            Self { negative_slope: 0.01 }
+        }
+    }
+
+    LeakyRelu::deserialize(deserializer).map(|leaky| leaky.negative_slope)
 }
 
 impl Activation {
