@@ -11,9 +11,9 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 use serde_json::{Error, Map, Value};
 
-/// Attributes are channels, pixels, steps and small factors: a larger whole number is a mistake, and products of it
-/// could overflow.
-const MAX_COUNT: u64 = 1 << 24;
+/// Attributes are channels, pixels, steps and small factors: a larger number is a mistake, and products of it could
+/// overflow.
+const MAX_COUNT: u64 = 1 << 17;
 
 /// An attribute of a case that is missing, not known or has a value that cannot be.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -200,11 +200,7 @@ impl<'de> VariantAccess<'de> for Attributes {
         self.deserialize_any(visitor)
     }
 
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Error> {
+    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
         self.deserialize_struct("", fields, visitor)
     }
 }
@@ -259,8 +255,7 @@ mod tests {
     fn operations_are_read_with_their_own_names() {
         let spec = conv("padding_mode", json!("zeros")).unwrap();
         assert_eq!(spec, ConvSpec { stride: [2, 1], padding: [1, 0], ..ConvSpec::same(3) });
-        let norm: GroupNorm =
-            read("group_norm", json!({ "num_groups": 4, "eps": 1e-5, "affine": true })).unwrap();
+        let norm: GroupNorm = read("group_norm", json!({ "num_groups": 4, "eps": 1e-5, "affine": true })).unwrap();
         assert_eq!(norm, GroupNorm { groups: 4, eps: 1e-5, affine: true, activation: Activation::None });
         let linear: Linear = read("linear", json!({ "bias": true, "activation": "silu" })).unwrap();
         assert_eq!(linear, Linear { activation: Activation::Silu, ..Linear::with_bias() });
@@ -287,7 +282,7 @@ mod tests {
         assert!(conv("stride", json!([1, -1])).unwrap_err().starts_with("stride: "));
         assert!(conv("stride", json!([1])).unwrap_err().starts_with("stride: "));
         let huge = json!([1, 1u64 << 63]);
-        assert_eq!(conv("stride", huge).unwrap_err(), format!("stride is {}, over the limit of 16777216", 1u64 << 63));
+        assert_eq!(conv("stride", huge).unwrap_err(), format!("stride is {}, over the limit of 131072", 1u64 << 63));
         assert!(read::<ConvSpec>("conv2d", json!({})).unwrap_err().contains("missing field"));
         assert_eq!(read::<UpsampleNearest2>("up", json!({ "a": 1 })).unwrap_err(), "it has no attribute a");
         assert!(read::<UpsampleNearest2>("up", json!({})).is_ok());

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::ops::OF_X;
+use super::ops::{OF_X, reach};
 use super::row::{Block, Fact, Literal, Row, Site, block, fixed, given, implied};
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::models::fusion_head::{attention_block, head_block, three_att_block};
@@ -27,61 +27,63 @@ pub(super) static BLOCKS: &[Row] = &[
         name: "noise_level_mlp",
         inputs: &["noise_level"],
         scope: "noise_level_mlp.",
-        build: block::<NoiseLevelMlp>,
+        read: block::<NoiseLevelMlp>,
         ..OF_X
     },
     Row {
         name: "feature_wise_affine",
         inputs: &["x", "emb"],
         facts: &[fixed("use_affine_level", Literal::Flag(false))],
-        build: block::<FeatureWiseAffine>,
+        read: block::<FeatureWiseAffine>,
         ..OF_X
     },
-    Row { name: "resnet_block", inputs: &["x", "emb?"], facts: &[DIM], build: block::<ResnetBlock>, ..OF_X },
+    Row { name: "resnet_block", inputs: &["x", "emb?"], facts: &[DIM], read: block::<ResnetBlock>, ..OF_X },
     Row {
         name: "self_attention",
         facts: &[DIM, fixed("heads", Literal::Number(1.0)), fixed("scale", Literal::Text("1/sqrt(channels)"))],
-        build: block::<SelfAttention>,
+        read: block::<SelfAttention>,
         ..OF_X
     },
-    Row { name: "unet_upsample", facts: &[DIM], build: block::<Upsample>, ..OF_X },
-    Row { name: "unet_downsample", facts: &[DIM], build: block::<Downsample>, ..OF_X },
+    Row { name: "unet_upsample", facts: &[DIM], read: block::<Upsample>, ..OF_X },
+    Row { name: "unet_downsample", facts: &[DIM], read: block::<Downsample>, ..OF_X },
     // DM-FNet's fusion head.
     Row {
         name: "head_block",
         facts: &[implied(&["time_steps"], |t| t.ratio(("in.x", 1), ("param.block.0.weight", 0)))],
-        build: block::<HeadBlock>,
+        read: block::<HeadBlock>,
         ..OF_X
     },
     Row {
         name: "three_att_block",
         facts: &[DIM, fixed("reduction", Literal::Number(8.0))],
-        build: block::<ThreeAttBlock>,
+        read: block::<ThreeAttBlock>,
         ..OF_X
     },
     Row {
         name: "attention_block2",
         inputs: &["x", "y", "msf_prev2?", "msf_prev?"],
         facts: &[
-            implied(&["lvl"], |t| Some((1 + ["in.msf_prev", "in.msf_prev2"].iter().filter(|n| t.has(n)).count()).into())),
+            implied(&["lvl"], |t| {
+                Some((1 + ["in.msf_prev", "in.msf_prev2"].iter().filter(|n| t.has(n)).count()).into())
+            }),
             given("dim_out", &["dim_out"], |t| t.dim("param.m.block.2.weight", 0)),
         ],
-        build: block::<AttentionBlock2>,
+        read: block::<AttentionBlock2>,
         ..OF_X
     },
     // LKC-FUNet.
-    Row { name: "lkc_resnet_block", facts: &[DIM], build: block::<LkcResnetBlock>, ..OF_X },
+    Row { name: "lkc_resnet_block", facts: &[DIM, reach("kernel")], read: block::<LkcResnetBlock>, ..OF_X },
     Row {
         name: "replk_block",
-        facts: &[DIM, fixed("dw_ratio", Literal::Number(1.5))],
-        build: block::<RepLkBlock>,
+        facts: &[DIM, reach("kernel"), fixed("dw_ratio", Literal::Number(1.5))],
+        read: block::<RepLkBlock>,
         ..OF_X
     },
     Row {
         name: "multi_scale_gated_attn",
         inputs: &["x", "g"],
         facts: &[DIM],
-        build: block::<MultiScaleGatedAttn>,
+        read: block::<MultiScaleGatedAttn>,
         ..OF_X
     },
     // The losses.
@@ -92,7 +94,7 @@ pub(super) static BLOCKS: &[Row] = &[
             Literal::Text("x=[-1 0 1;-2 0 2;-1 0 1] y=[1 2 1;0 0 0;-1 -2 -1], zero padding 1, |gx|+|gy|"),
         )],
         loss: true,
-        build: block::<SobelAbs>,
+        read: block::<SobelAbs>,
         ..OF_X
     },
     Row {
@@ -106,7 +108,7 @@ pub(super) static BLOCKS: &[Row] = &[
             fixed("C2", Literal::Number(9e-4)),
         ],
         loss: true,
-        build: block::<Ssim>,
+        read: block::<Ssim>,
         ..OF_X
     },
 ];

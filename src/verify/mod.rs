@@ -185,8 +185,21 @@ fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
     let rank = |name: &str| order.iter().position(|n| n == name).unwrap_or(usize::MAX);
     let group = |name: &str| ["in.", "act.", "out."].iter().position(|p| name.starts_with(p)).unwrap_or(3);
     checks.sort_by_key(|c| (group(&c.name), rank(&c.name)));
-    let note = outcome.as_ref().ok().and_then(|results| results.note.clone());
+    let note = outcome.as_ref().ok().and_then(|results| not_computed(&checks).or(results.note.clone()));
     Report { name: String::new(), error: outcome.err(), checks, note, seconds: 0.0 }
+}
+
+const NOT_COMPUTED: &str = "medfuse does not compute this tensor";
+
+/// A sentence on the tensors that the subject does not have in medfuse.
+fn not_computed(checks: &[Check]) -> Option<String> {
+    let missing = |check: &&Check| matches!(&check.outcome, Outcome::Failed(reason) if reason == NOT_COMPUTED);
+    let names: Vec<&str> = checks.iter().filter(missing).map(|check| check.name.as_str()).collect();
+    match names[..] {
+        [] => None,
+        [name] => Some(format!("medfuse computes the case without {name}")),
+        [name, ..] => Some(format!("medfuse computes the case without {name} and {} more", names.len() - 1)),
+    }
 }
 
 fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outcome {
@@ -203,7 +216,7 @@ fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outc
         };
     }
     let Some(found) = results.arrays.get(name) else {
-        return Outcome::Failed("medfuse does not compute this tensor".into());
+        return Outcome::Failed(NOT_COMPUTED.into());
     };
     let same_shape = match (Shape::from_dims(&found.dims), Shape::from_dims(&expected.dims)) {
         (Some(a), Some(b)) => a == b,

@@ -69,7 +69,8 @@ pub(super) fn unet_config(weights: &Weights, mut attributes: Attributes) -> Resu
     if let (Some(side), Some(at)) = (entries.image_size, entries.attn_res) {
         let stated: Vec<bool> = (0..config.attention.len()).map(|level| at.contains(&(side >> level))).collect();
         if stated != config.attention {
-            let reason = format!("attn_res gives attention to levels {stated:?}, the weights to {:?}", config.attention);
+            let reason =
+                format!("attn_res gives attention to levels {stated:?}, the weights to {:?}", config.attention);
             return Err(attributes.error(reason).into());
         }
     }

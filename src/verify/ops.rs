@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::Job;
 use super::attributes::Attributes;
 use super::blocks::BLOCKS;
 use super::case::Case;
 use super::compare::Scale;
 use super::error::CaseError;
 use super::network::{Network, Results};
-use super::row::{Fact, Layout, Literal, Row, Site, Tensors, fixed, given, implied, operation};
-use super::Job;
-use crate::graph::{Graph, Kind, NodeId};
+use super::row::{Block, Fact, Layout, Literal, Row, Site, Tensors, block, fixed, given, implied, operation};
+use crate::graph::{Graph, GraphError, Kind, NodeId};
 use crate::ops::activation::Activation;
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv2d::{Conv2d, ConvSpec};
@@ -26,8 +26,13 @@ use crate::ops::softmax::Softmax;
 use crate::tensor::{Shape, Tensor};
 use crate::train::loss;
 
-/// The largest stride, padding and dilation of a convolution: padding grows a small input without end.
+/// The largest kernel, stride, padding and dilation of a convolution: padding grows a small input without end.
 const MAX_REACH: u64 = 1024;
+
+/// The limit of an attribute that is pixels of a convolution.
+pub(super) const fn reach(name: &'static str) -> Fact {
+    Fact::Limit { name, limit: MAX_REACH }
+}
 
 /// What most operations have: one input and neither weights nor attributes.
 pub(super) const OF_X: Row = Row {
@@ -38,7 +43,7 @@ pub(super) const OF_X: Row = Row {
     layout: Layout::Nchw,
     scope: "",
     loss: false,
-    build: operation::<UpsampleNearest2>,
+    read: operation::<UpsampleNearest2>,
 };
 
 /// The channels of `x`, which PyTorch calls features in its norms.
@@ -46,7 +51,7 @@ const CHANNELS: Fact = implied(&["channels", "num_channels", "num_features"], |t
 
 /// The row of an activation, which takes any number of dimensions.
 const fn activation(name: &'static str) -> Row {
-    Row { name, layout: Layout::Elements, build: build_activation, ..OF_X }
+    Row { name, layout: Layout::Elements, read: block::<Activation>, ..OF_X }
 }
 
 static OPERATIONS: &[Row] = &[
@@ -57,11 +62,12 @@ static OPERATIONS: &[Row] = &[
             implied(&["in_channels"], |t| t.dim("in.x", 1)),
             implied(&["out_channels"], |t| t.dim("param.weight", 0)),
             implied(&["bias"], |t| Some(t.has("param.bias").into())),
-            Fact::Limit { name: "stride", limit: MAX_REACH },
-            Fact::Limit { name: "padding", limit: MAX_REACH },
-            Fact::Limit { name: "dilation", limit: MAX_REACH },
+            reach("kernel"),
+            reach("stride"),
+            reach("padding"),
+            reach("dilation"),
         ],
-        build: build_conv2d,
+        read: block::<ConvSpec>,
         ..OF_X
     },
     Row {
@@ -73,14 +79,14 @@ static OPERATIONS: &[Row] = &[
             given("bias", &["bias"], |t| Some(t.has("param.bias").into())),
         ],
         layout: Layout::Features,
-        build: operation::<Linear>,
+        read: operation::<Linear>,
         ..OF_X
     },
     Row {
         name: "group_norm",
         weights: &["weight?", "bias?"],
         facts: &[CHANNELS, given("affine", &["affine"], |t| Some(t.has("param.weight").into()))],
-        build: operation::<GroupNorm>,
+        read: operation::<GroupNorm>,
         ..OF_X
     },
     Row {
@@ -91,7 +97,7 @@ static OPERATIONS: &[Row] = &[
             given("affine", &["affine"], |t| Some(t.has("param.weight").into())),
             fixed("track_running_stats", Literal::Flag(false)),
         ],
-        build: operation::<GroupNorm>,
+        read: operation::<GroupNorm>,
         ..OF_X
     },
     Row {
@@ -103,7 +109,7 @@ static OPERATIONS: &[Row] = &[
             fixed("affine", Literal::Flag(true)),
             fixed("track_running_stats", Literal::Flag(true)),
         ],
-        build: build_batch_norm,
+        read: block::<BatchNorm>,
         ..OF_X
     },
     activation("relu"),
@@ -111,11 +117,11 @@ static OPERATIONS: &[Row] = &[
     activation("leaky_relu"),
     activation("tanh"),
     activation("sigmoid"),
-    Row { name: "softmax", layout: Layout::Axis, build: operation::<Softmax>, ..OF_X },
+    Row { name: "softmax", layout: Layout::Axis, read: operation::<Softmax>, ..OF_X },
     Row {
         name: "upsample_nearest2",
         facts: &[fixed("scale", Literal::Number(2.0))],
-        build: operation::<UpsampleNearest2>,
+        read: operation::<UpsampleNearest2>,
         ..OF_X
     },
     Row {
@@ -124,12 +130,12 @@ static OPERATIONS: &[Row] = &[
             fixed("scale", Literal::Number(2.0)),
             Fact::Fixed { name: "align_corners", value: Literal::Flag(true), required: true },
         ],
-        build: operation::<UpsampleBilinear2>,
+        read: operation::<UpsampleBilinear2>,
         ..OF_X
     },
-    Row { name: "global_avg_pool", build: operation::<GlobalAvgPool>, ..OF_X },
-    Row { name: "channel_mean", facts: OVER_CHANNELS, build: operation::<ChannelMean>, ..OF_X },
-    Row { name: "channel_max", facts: OVER_CHANNELS, build: operation::<ChannelMax>, ..OF_X },
+    Row { name: "global_avg_pool", read: operation::<GlobalAvgPool>, ..OF_X },
+    Row { name: "channel_mean", facts: OVER_CHANNELS, read: operation::<ChannelMean>, ..OF_X },
+    Row { name: "channel_max", facts: OVER_CHANNELS, read: operation::<ChannelMax>, ..OF_X },
     Row {
         name: "positional_encoding",
         inputs: &["noise_level"],
@@ -137,7 +143,7 @@ static OPERATIONS: &[Row] = &[
             "formula",
             Literal::Text("count=d/2; e=level*exp(-ln(1e4)*i/count), i=0..count-1; cat(sin e, cos e)"),
         )],
-        build: operation::<PositionalEncoding>,
+        read: operation::<PositionalEncoding>,
         ..OF_X
     },
 ];
@@ -149,40 +155,45 @@ pub(super) fn find(name: &str) -> Option<&'static Row> {
     OPERATIONS.iter().chain(BLOCKS).find(|row| row.name == name)
 }
 
-fn build_activation(attributes: Attributes, g: &mut Graph, site: &Site) -> Result<NodeId, CaseError> {
-    let activation: Activation = attributes.read()?;
-    Ok(g.apply("y", Pointwise::act(activation), &site.ids())?)
+impl Block for Activation {
+    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
+        g.apply("y", Pointwise::act(*self), &site.ids())
+    }
 }
 
-fn build_conv2d(attributes: Attributes, g: &mut Graph, site: &Site) -> Result<NodeId, CaseError> {
-    let spec: ConvSpec = attributes.read()?;
-    let conv = Conv2d { bias: site.find("bias").is_some(), ..Conv2d::new(spec) };
-    Ok(g.apply("y", conv, &site.ids())?)
+impl Block for ConvSpec {
+    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
+        let conv = Conv2d { bias: site.find("bias").is_some(), ..Conv2d::new(*self) };
+        g.apply("y", conv, &site.ids())
+    }
 }
 
 /// The norm with its running statistics, or in training with the batch's, towards which the running ones move.
-fn build_batch_norm(attributes: Attributes, g: &mut Graph, site: &Site) -> Result<NodeId, CaseError> {
-    if !site.training {
-        return operation::<BatchNorm>(attributes, g, site);
+impl Block for BatchNorm {
+    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
+        if !site.training {
+            return g.apply("y", *self, &site.ids());
+        }
+        let inputs = ["x", "weight", "bias", "running_mean", "running_var"].map(|name| site.tensor(name));
+        let trained = self.training(g, "y", inputs)?;
+        g.assign(inputs[3], trained.running_mean)?;
+        g.assign(inputs[4], trained.running_var)?;
+        Ok(trained.y)
     }
-    let norm: BatchNorm = attributes.read()?;
-    let inputs = ["x", "weight", "bias", "running_mean", "running_var"].map(|name| site.tensor(name));
-    let trained = norm.training(g, "y", inputs)?;
-    g.assign(inputs[3], trained.running_mean)?;
-    g.assign(inputs[4], trained.running_var)?;
-    Ok(trained.y)
 }
 
 /// Computes the case of an operation or a block.
 pub(super) fn run(row: &'static Row, job: Job) -> Result<Results, CaseError> {
     let Job { case, mut attributes, device, forward_only } = job;
+    let dims = case.tensors.iter().map(|(name, array)| (name.as_str(), array.dims.as_slice()));
+    let tensors = Tensors(dims.collect());
     for fact in row.facts {
-        fact.check(&mut attributes, &Tensors(case))?;
+        fact.check(&mut attributes, &tensors)?;
     }
     let mut network = Network { param_prefix: row.scope, ..Network::default() };
     let operands = operands(row, case, &mut attributes, &mut network)?;
     let site = Site { operands, training: case.train };
-    let y = (row.build)(attributes, &mut network.graph, &site)?;
+    let y = (row.read)(attributes)?.build(&mut network.graph, &site)?;
     let params = case.params("param.");
     all_read(row, &params, &network)?;
     network.params = params.into_iter().map(|(name, tensor)| (format!("{}{name}", row.scope), tensor)).collect();
@@ -233,12 +244,7 @@ fn operands(
 }
 
 /// The shape in which the operation takes the tensor `in.{name}`.
-fn input_shape(
-    layout: Layout,
-    case: &Case,
-    name: &str,
-    attributes: &mut Attributes,
-) -> Result<Shape, CaseError> {
+fn input_shape(layout: Layout, case: &Case, name: &str, attributes: &mut Attributes) -> Result<Shape, CaseError> {
     let name = format!("in.{name}");
     let (dims, values) = case.f32(&name)?;
     Ok(match (layout, dims) {
@@ -254,7 +260,8 @@ fn input_shape(
 fn axis_shape(dims: &[usize], attributes: &mut Attributes) -> Result<Shape, CaseError> {
     let given = attributes.take("dim");
     let dim = given.as_ref().and_then(Value::as_i64).and_then(|dim| isize::try_from(dim).ok());
-    let counted = dim.and_then(|dim| if dim < 0 { dims.len().checked_add_signed(dim) } else { Some(dim.unsigned_abs()) });
+    let counted =
+        dim.and_then(|dim| if dim < 0 { dims.len().checked_add_signed(dim) } else { Some(dim.unsigned_abs()) });
     let Some(dim) = counted.filter(|dim| *dim < dims.len()) else {
         let dim = given.map_or("missing".into(), |value| value.to_string());
         return Err(attributes.error(format!("dim is {dim}, which is no dimension of {dims:?}")).into());
@@ -297,10 +304,11 @@ fn all_read(row: &Row, params: &BTreeMap<String, Tensor>, network: &Network) -> 
 fn same_size(case: &Case, dims: &[usize]) -> Result<(), CaseError> {
     let product = |dims: &[usize]| dims.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
     match case.tensors.get("out.y") {
+        None => Err(CaseError::tensor("out.y", "the case lacks it")),
         Some(expected) if product(&expected.dims) != product(dims) => {
             let reason = format!("it is {:?}, but medfuse's result is {dims:?}", expected.dims);
             Err(CaseError::tensor("out.y", reason))
         }
-        _ => Ok(()),
+        Some(_) => Ok(()),
     }
 }

@@ -1,12 +1,12 @@
 //! What a table of operations or blocks says of each: the tensors it takes, what their shapes imply of its attributes,
 //! and how it is built.
 
+use std::collections::BTreeMap;
+
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::attributes::{AttributeError, Attributes};
-use super::case::Case;
-use super::error::CaseError;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::ops::Op;
 
@@ -26,8 +26,8 @@ pub(super) struct Row {
     pub scope: &'static str,
     /// Whether it is a loss, which training alone has a use for.
     pub loss: bool,
-    /// Deserialises it and adds it to the graph.
-    pub build: fn(Attributes, &mut Graph, &Site) -> Result<NodeId, CaseError>,
+    /// Deserialises its type: [`operation`] or [`block`].
+    pub read: fn(Attributes) -> Result<Box<dyn Block>, AttributeError>,
 }
 
 /// A tensor as an operation of NCHW tensors takes it.
@@ -110,13 +110,13 @@ pub(super) const fn fixed(name: &'static str, value: Literal) -> Fact {
     Fact::Fixed { name, value, required: false }
 }
 
-/// The tensors of a case, for what they imply.
-pub(super) struct Tensors<'a>(pub &'a Case);
+/// The dimensions of a case's tensors by name, for what they imply.
+pub(super) struct Tensors<'a>(pub BTreeMap<&'a str, &'a [usize]>);
 
 impl Tensors<'_> {
     /// The size of dimension `axis` of a tensor, counted from the last where it is negative.
     pub fn dim(&self, tensor: &str, axis: isize) -> Option<Value> {
-        let dims = &self.0.tensors.get(tensor)?.dims;
+        let dims = self.0.get(tensor)?;
         let axis = if axis < 0 { dims.len().checked_add_signed(axis)? } else { axis.unsigned_abs() };
         dims.get(axis).map(|&size| size.into())
     }
@@ -129,7 +129,7 @@ impl Tensors<'_> {
 
     /// Whether a tensor is there.
     pub fn has(&self, tensor: &str) -> bool {
-        self.0.tensors.contains_key(tensor)
+        self.0.contains_key(tensor)
     }
 }
 
@@ -139,6 +139,8 @@ impl Fact {
         match self {
             Self::Implied { names, value, field } => {
                 let Some(value) = value(tensors) else {
+                    // A tensor is missing or does not fit, which is said where it is read.
+                    names.iter().for_each(|name| drop(attributes.take(name)));
                     return Ok(());
                 };
                 for name in *names {
@@ -186,22 +188,31 @@ impl Site {
     }
 }
 
-/// A block of layers: its type has the attributes.
-pub(super) trait Block: DeserializeOwned {
-    /// Adds the block's layers to the graph and returns its output.
+/// An operation or a block of layers. The fields of its type are its attributes.
+pub(super) trait Block {
+    /// Adds its layers to the graph and returns its output.
     fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError>;
 }
 
-/// [`Row::build`] of an operation on all tensors of its row.
-pub(super) fn operation<O: Op + DeserializeOwned>(
-    attributes: Attributes,
-    g: &mut Graph,
-    site: &Site,
-) -> Result<NodeId, CaseError> {
-    Ok(g.apply("y", attributes.read::<O>()?, &site.ids())?)
+/// An operation on all tensors of its row.
+struct Operation<O>(O);
+
+impl<O: Op + Clone> Block for Operation<O> {
+    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
+        g.apply("y", self.0.clone(), &site.ids())
+    }
 }
 
-/// [`Row::build`] of a block.
-pub(super) fn block<B: Block>(attributes: Attributes, g: &mut Graph, site: &Site) -> Result<NodeId, CaseError> {
-    Ok(attributes.read::<B>()?.build(g, site)?)
+/// [`Row::read`] of an operation on all tensors of its row.
+pub(super) fn operation<O: Op + Clone + DeserializeOwned>(
+    attributes: Attributes,
+) -> Result<Box<dyn Block>, AttributeError> {
+    Ok(Box::new(Operation(attributes.read::<O>()?)))
+}
+
+/// [`Row::read`] of a block, and of an operation that is more than its attributes.
+pub(super) fn block<B: Block + DeserializeOwned + 'static>(
+    attributes: Attributes,
+) -> Result<Box<dyn Block>, AttributeError> {
+    Ok(Box::new(attributes.read::<B>()?))
 }

@@ -24,16 +24,8 @@ pub(super) struct Job<'a> {
 
 type Run = fn(Job) -> Result<Results, CaseError>;
 
-/// The entries that name what a case is about, and what that is called in errors. The first that is there counts.
-const KINDS: [(&str, &str); 7] = [
-    ("op", "an operation"),
-    ("block", "a block"),
-    ("loss", "loss"),
-    ("pipeline", "pipeline"),
-    ("training", "training"),
-    ("schedule_of", "schedule of"),
-    ("net", "network"),
-];
+/// The entries that name what a case is about. The first that is there counts.
+const KINDS: [&str; 7] = ["op", "block", "loss", "pipeline", "training", "schedule_of", "net"];
 
 /// Losses, pipelines and networks by the entry that names them and its value.
 static NAMED: [(&str, &str, Run); 6] = [
@@ -68,23 +60,24 @@ impl Subject {
     /// [`CaseError::Unknown`] if that names nothing that is known here.
     pub fn of(case: &Case) -> Result<Self, CaseError> {
         let config = &case.config;
-        if let Some((kind, what, name)) = named(config) {
+        if let Some((kind, name)) = named(config) {
             let computation = match kind {
                 "op" | "block" => ops::find(name).map(Computation::Row),
                 _ => NAMED.iter().find(|(k, n, _)| (*k, *n) == (kind, name)).map(|(.., run)| Computation::Other(*run)),
             };
             let mut attributes = Attributes::new(name, config.clone());
             attributes.take(kind);
-            return match computation {
-                Some(computation) => Ok(Self { computation, attributes }),
-                None if what.starts_with('a') => Err(CaseError::Unknown(format!("{name} is not {what} that medfuse knows"))),
-                None => Err(CaseError::Unknown(format!("the {what} {name:?} is not known"))),
-            };
+            let computation = computation.ok_or_else(|| CaseError::Unknown(unknown(kind, name)))?;
+            return Ok(Self { computation, attributes });
         }
-        let (run, name): (Run, _) = match () {
-            () if config.contains_key("optimizer") => (optimised(config)?, "training"),
-            () if config.contains_key("schedule") => (models::run_schedule, "schedule"),
-            () => return Err(CaseError::Unknown(format!("its configuration ({}) does not say what it is about", keys(config)))),
+        let (run, name): (Run, _) = if config.contains_key("optimizer") {
+            (optimised(config)?, "training")
+        } else if config.contains_key("schedule") {
+            (models::run_schedule, "schedule")
+        } else {
+            let keys: Vec<&str> = config.keys().map(String::as_str).collect();
+            let sentence = format!("its configuration ({}) does not say what it is about", keys.join(", "));
+            return Err(CaseError::Unknown(sentence));
         };
         Ok(Self { computation: Computation::Other(run), attributes: Attributes::new(name, config.clone()) })
     }
@@ -99,9 +92,19 @@ impl Subject {
     }
 }
 
-/// The first entry that names what a case is about, what that is, and its value.
-fn named(config: &Map<String, Value>) -> Option<(&'static str, &'static str, &str)> {
-    KINDS.iter().find_map(|(kind, what)| Some((*kind, *what, config.get(*kind)?.as_str()?)))
+/// The first entry that names what a case is about, and its value.
+fn named(config: &Map<String, Value>) -> Option<(&'static str, &str)> {
+    KINDS.iter().find_map(|kind| Some((*kind, config.get(*kind)?.as_str()?)))
+}
+
+fn unknown(kind: &str, name: &str) -> String {
+    match kind {
+        "op" => format!("{name} is not an operation that medfuse knows"),
+        "block" => format!("{name} is not a block that medfuse knows"),
+        "schedule_of" => format!("the schedule of {name:?} is not known"),
+        "net" => format!("the network {name:?} is not known"),
+        kind => format!("the {kind} {name:?} is not known"),
+    }
 }
 
 /// What an optimiser's case trains: a network, or weights whose gradients are given.
@@ -115,11 +118,6 @@ fn optimised(config: &Map<String, Value>) -> Result<Run, CaseError> {
             Err(CaseError::Unknown(format!("the training of {} in one is not known", all.join(" and "))))
         }
     }
-}
-
-fn keys(config: &Map<String, Value>) -> String {
-    let keys: Vec<&str> = config.keys().map(String::as_str).collect();
-    keys.join(", ")
 }
 
 /// Whether training alone has a use for what the case is about.
