@@ -15,7 +15,10 @@ use crate::verify::{CaseError, Check, Comparison, Counts, Outcome, Report, find_
 /// Check what medfuse computes against golden cases, tensor by tensor
 ///
 /// A case is NAME.safetensors and NAME.json: inputs, weights, and the outputs, activations and gradients that the
-/// reference computed. Operations and blocks must come within a relative L2 error of 1e-5, networks and pipelines within
+/// reference computed. tools/export_case.py makes cases of PyTorch modules of your own, see docs/verifying.md. What a case
+/// is about, and each of its attributes, must be known: what is only similar is an error, which names the difference.
+///
+/// Operations and blocks must come within a relative L2 error of 1e-5, networks and pipelines within
 /// 1e-4, or 10 times the case's noise floor where that is larger; 8-bit images within one grey level.
 ///
 /// Gradients are taken of the graph as training runs it, of the sum of the outputs times their weights w.* or of the

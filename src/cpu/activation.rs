@@ -1,19 +1,22 @@
 //! Activation functions, elementwise: one table of them, for the CPU and for kernels.
 
+use serde::{Deserialize, Deserializer};
+
 use super::math;
 use super::wide::wide_fn;
 
 /// Makes [`Activation`] and its functions of a table. Loops over elements are written out for every row, so that each is
 /// compiled for wide vectors by itself.
 macro_rules! activations {
-    ($($(#[doc = $doc:literal])+ $variant:ident $(($slope:ident))? $name:literal: $value:expr, $derivative:expr;)+) => {
+    ($($(#[$meta:meta])+ $variant:ident $(($slope:ident))? $name:literal: $value:expr, $derivative:expr;)+) => {
         /// An elementwise nonlinearity.
-        #[derive(Clone, Copy, PartialEq, Debug, Default)]
+        #[derive(Clone, Copy, PartialEq, Debug, Default, Deserialize)]
+        #[serde(rename_all = "snake_case")]
         pub enum Activation {
             /// The identity.
             #[default]
             None,
-            $($(#[doc = $doc])+ $variant $((activations!(@type $slope)))?,)+
+            $($(#[$meta])+ $variant $((activations!(@type $slope)))?,)+
         }
 
         impl Activation {
@@ -92,11 +95,29 @@ activations! {
     /// `x * sigmoid(x)`, also called Swish.
     Silu "silu": math::silu, silu_derivative;
     /// `x` where positive, else `x` times this slope.
+    #[serde(deserialize_with = "negative_slope")]
     LeakyRelu(slope) "leaky_relu": |x| leaky_relu(x, slope), |x| step(x, slope);
     /// The hyperbolic tangent.
     Tanh "tanh": math::tanh, tanh_derivative;
     /// The logistic function.
     Sigmoid "sigmoid": math::sigmoid, sigmoid_derivative;
+}
+
+/// The slope of a leaky ReLU as PyTorch has it: an attribute `negative_slope`, 0.01 where it is not given.
+fn negative_slope<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct LeakyRelu {
+        negative_slope: f32,
+    }
+
+    impl Default for LeakyRelu {
+        fn default() -> Self {
+            Self { negative_slope: 0.01 }
+        }
+    }
+
+    LeakyRelu::deserialize(deserializer).map(|leaky| leaky.negative_slope)
 }
 
 impl Activation {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use serde::Deserialize;
 
 use super::activation::Activation;
 use super::group_norm::{BLOCK, normalise};
@@ -19,11 +20,13 @@ use crate::tensor::Shape;
 ///
 /// Inputs: `x` `[n, c, h, w]`; `weight`, `bias`, `running_mean`, `running_var`, each `[1, c, 1, 1]`.
 /// Result: `x`'s shape.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BatchNorm {
     /// Added to the variance.
     pub eps: f32,
     /// Applied last.
+    #[serde(default)]
     pub activation: Activation,
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use serde::Deserialize;
 
 use super::conv2d::grad::{TransposeWeight, before_activation, of_vector};
 use super::conv2d::{Conv2dWeightGrad, ConvSpec};
@@ -22,7 +23,8 @@ const ROWS: usize = 16;
 ///
 /// Inputs: `x` `[n, in, 1, 1]`, `weight` `[out, in, 1, 1]`, with a bias also `bias` `[1, out, 1, 1]`.
 /// Result: `[n, out, 1, 1]`.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Linear {
     /// Whether there is a bias.
     pub bias: bool,

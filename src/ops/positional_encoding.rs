@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use serde::Deserialize;
+
 use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::view::{View, ViewMut};
 use crate::graph::Graph;
@@ -15,7 +17,8 @@ const MAX_DIM: usize = 4096;
 /// of the SR3 family of diffusion networks, whose frequencies stop short of 1/10000.
 ///
 /// Input: levels `[n, 1, 1, 1]`. Result: `[n, dim, 1, 1]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PositionalEncoding {
     /// Sines and cosines together: even, 2 to 4,096.
     pub dim: usize,

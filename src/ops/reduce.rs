@@ -1,6 +1,7 @@
 //! Reductions: mean and maximum over channels, mean over planes.
 
 use rayon::prelude::*;
+use serde::Deserialize;
 
 use super::pointwise::Pointwise;
 use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
@@ -14,15 +15,15 @@ use crate::tensor::Shape;
 const PIXELS: usize = 1024;
 
 /// The mean over channels. Input: `[n, c, h, w]`. Result: `[n, 1, h, w]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 pub struct ChannelMean;
 
 /// The maximum over channels. Input: `[n, c, h, w]`. Result: `[n, 1, h, w]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 pub struct ChannelMax;
 
 /// The mean of each plane. Input: `[n, c, h, w]`. Result: `[n, c, 1, 1]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 pub struct GlobalAvgPool;
 
 /// The most channels that the kernels' loops reach: llvmpipe ends them after 65,535 rounds.

@@ -1,6 +1,7 @@
 //! Upsampling by two: nearest and bilinear.
 
 use rayon::prelude::*;
+use serde::Deserialize;
 
 use super::adjoint::Adjoint;
 use super::gradient_name;
@@ -12,14 +13,14 @@ use crate::tensor::Shape;
 /// Doubles height and width: each pixel becomes four.
 ///
 /// Input: `[n, c, h, w]`. Result: `[n, c, 2h, 2w]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 pub struct UpsampleNearest2;
 
 /// Doubles height and width by bilinear interpolation with aligned corners: the corner pixels keep their values
 /// (PyTorch's `align_corners=True`).
 ///
 /// Input: `[n, c, h, w]`. Result: `[n, c, 2h, 2w]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 pub struct UpsampleBilinear2;
 
 fn doubled(inputs: &[Shape]) -> Result<Shape, String> {

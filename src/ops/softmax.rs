@@ -1,6 +1,7 @@
 //! Softmax over channels or along rows.
 
 use rayon::prelude::*;
+use serde::Deserialize;
 
 use super::pointwise::Pointwise;
 use super::reduce_sum::ReduceSum;
@@ -18,7 +19,8 @@ const PIXELS: usize = 512;
 const MAX_CHANNELS: usize = 1 << 16;
 
 /// The axis that sums to one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Axis {
     /// Channels, PyTorch's dimension 1.
     Channels,
@@ -29,7 +31,8 @@ pub enum Axis {
 /// `exp(x) / sum(exp(x))` along an axis, relative to the axis' maximum so that nothing overflows.
 ///
 /// Input and result: `[n, c, h, w]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Softmax {
     /// The axis that sums to one.
     pub axis: Axis,

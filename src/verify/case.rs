@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::CaseError;
 use crate::tensor::{Shape, Tensor};
@@ -88,7 +88,7 @@ enum OneOrMany {
 /// What the JSON says. Entries not listed are remarks for people.
 #[derive(Deserialize)]
 struct Sidecar {
-    config: Value,
+    config: Map<String, Value>,
     #[serde(default)]
     train: bool,
     weights: Option<OneOrMany>,
@@ -124,7 +124,7 @@ impl Sidecar {
 #[derive(Clone, Debug)]
 pub struct Case {
     /// What was computed.
-    pub config: Value,
+    pub config: Map<String, Value>,
     /// Whether it was computed in training mode.
     pub train: bool,
     /// The files of weights.
@@ -157,8 +157,12 @@ fn with_ending(stem: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
+fn unreadable(path: &Path, error: &std::io::Error) -> CaseError {
+    CaseError::file(path, format!("it cannot be read: {error}"))
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, CaseError> {
-    std::fs::read(path).map_err(|e| CaseError::Read { path: path.to_path_buf(), reason: e.to_string() })
+    std::fs::read(path).map_err(|e| unreadable(path, &e))
 }
 
 /// The cases that an argument stands for: those in and under a folder, sorted, or the one of a file. They are given by
@@ -183,7 +187,7 @@ pub fn find_cases(path: &Path) -> Result<Vec<PathBuf>, CaseError> {
 }
 
 fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), CaseError> {
-    let unreadable = |e: std::io::Error| CaseError::Read { path: folder.to_path_buf(), reason: e.to_string() };
+    let unreadable = |e: std::io::Error| unreadable(folder, &e);
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
         let path = entry.path();
@@ -204,15 +208,13 @@ impl Case {
     /// [`CaseError`] if one is missing, is no such file, or they do not agree on the tensors.
     pub fn load(path: &Path) -> Result<Self, CaseError> {
         let json = with_ending(path, ".json");
-        let malformed = |path: &Path, reason: String| CaseError::Format { path: path.to_path_buf(), reason };
-        let mut sidecar: Sidecar =
-            serde_json::from_slice(&read(&json)?).map_err(|e| malformed(&json, e.to_string()))?;
+        let mut sidecar: Sidecar = serde_json::from_slice(&read(&json)?).map_err(|e| CaseError::file(&json, e))?;
         if is_weights(path) {
-            return Err(malformed(&json, "it goes with a file of weights".into()));
+            return Err(CaseError::file(&json, "it goes with a file of weights"));
         }
         let file = with_ending(path, ".safetensors");
         let bytes = read(&file)?;
-        let stored = SafeTensors::deserialize(&bytes).map_err(|e| malformed(&file, e.to_string()))?;
+        let stored = SafeTensors::deserialize(&bytes).map_err(|e| CaseError::file(&file, e))?;
         let mut tensors = BTreeMap::new();
         for (name, view) in stored.iter() {
             let values = values(view.dtype(), view.data())
@@ -314,86 +316,4 @@ fn agree(found: &BTreeMap<String, Array>, stated: &BTreeMap<String, (String, Vec
         Some(name) => Err(CaseError::tensor(name, "the JSON does not list it")),
         None => Ok(()),
     }
-}
-
-/// The entries of a case's configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct Config<'a>(pub &'a Value);
-
-impl<'a> Config<'a> {
-    fn get(&self, key: &str) -> Result<&'a Value, CaseError> {
-        self.0.get(key).ok_or_else(|| CaseError::config(key, "the case lacks it"))
-    }
-
-    /// A count.
-    ///
-    /// # Errors
-    /// [`CaseError::Config`] if it is missing or not a count.
-    pub fn count(&self, key: &str) -> Result<usize, CaseError> {
-        let value = self.get(key)?;
-        as_count(value).ok_or_else(|| CaseError::config(key, format!("{value} is not a count up to 2^24")))
-    }
-
-    /// A count, or `default` where the case has no such entry.
-    ///
-    /// # Errors
-    /// [`CaseError::Config`] if it is there and not a count.
-    pub fn count_or(&self, key: &str, default: usize) -> Result<usize, CaseError> {
-        match self.0.get(key) {
-            None => Ok(default),
-            Some(_) => self.count(key),
-        }
-    }
-
-    /// Several counts.
-    ///
-    /// # Errors
-    /// [`CaseError::Config`] if they are missing or not counts.
-    pub fn counts(&self, key: &str) -> Result<Vec<usize>, CaseError> {
-        let value = self.get(key)?;
-        let all = value.as_array().and_then(|a| a.iter().map(as_count).collect());
-        all.ok_or_else(|| CaseError::config(key, format!("{value} is not a list of counts up to 2^24")))
-    }
-
-    /// Two counts, vertical and horizontal.
-    ///
-    /// # Errors
-    /// [`CaseError::Config`] if they are missing or not two counts.
-    pub fn pair(&self, key: &str) -> Result<[usize; 2], CaseError> {
-        let counts = self.counts(key)?;
-        counts.try_into().map_err(|_| CaseError::config(key, "it must be [vertical, horizontal]"))
-    }
-
-    /// A number.
-    ///
-    /// # Errors
-    /// [`CaseError::Config`] if it is missing or not a number.
-    pub fn number(&self, key: &str) -> Result<f32, CaseError> {
-        let value = self.get(key)?;
-        let number = value.as_f64().map(|v| v as f32);
-        number.ok_or_else(|| CaseError::config(key, format!("{value} is not a number")))
-    }
-
-    /// A yes or no.
-    ///
-    /// # Errors
-    /// [`CaseError::Config`] if it is missing or neither.
-    pub fn flag(&self, key: &str) -> Result<bool, CaseError> {
-        let value = self.get(key)?;
-        let flag = value.as_bool();
-        flag.ok_or_else(|| CaseError::config(key, format!("{value} is neither true nor false")))
-    }
-
-    /// A word, or nothing where the entry is missing or something else.
-    pub fn word(&self, key: &str) -> Option<&'a str> {
-        self.0.get(key).and_then(Value::as_str)
-    }
-}
-
-/// Counts of a case are of channels, pixels and steps: a larger one is a mistake that products of it would hide.
-const MAX_COUNT: u64 = 1 << 24;
-
-fn as_count(value: &Value) -> Option<usize> {
-    let count = value.as_u64().filter(|v| *v <= MAX_COUNT);
-    count.and_then(|v| usize::try_from(v).ok())
 }

@@ -1,7 +1,9 @@
 //! What can be wrong with a golden case.
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::path::{Path, PathBuf};
 
+use super::attributes::AttributeError;
 use crate::device::RunError;
 use crate::graph::GraphError;
 use crate::imaging::ImagingError;
@@ -15,26 +17,18 @@ use crate::weights::WeightsError;
 /// Why a golden case cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum CaseError {
-    /// A file or folder cannot be read.
-    #[error("{path} cannot be read: {reason}")]
-    Read {
-        /// The file or folder.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
     /// A folder has no cases, or a file is not of one.
     #[error("there are no cases: a case is NAME.safetensors and NAME.json, where NAME does not end in weights")]
     NoCases,
-    /// A file is not what a case's file of its ending is.
-    #[error("{path} is not a case's file: {reason}")]
-    Format {
-        /// The file.
+    /// A file or folder cannot be read, or is not what a case's file of its ending is.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file or folder.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
-    /// The file of tensors and its JSON do not say the same.
+    /// A tensor is missing, is not as the JSON has it, or is not what the operation or network takes.
     #[error("tensor {name}: {reason}")]
     Tensor {
         /// The tensor.
@@ -42,53 +36,21 @@ pub enum CaseError {
         /// What is wrong.
         reason: String,
     },
-    /// The configuration lacks something or says something that cannot be.
-    #[error("config.{key}: {reason}")]
-    Config {
-        /// The entry.
-        key: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// What the case is about is not there yet.
-    #[error("{0} is not implemented yet")]
-    Unimplemented(String),
-    /// The configuration names nothing that is known here.
-    #[error("{0:?} is not an operation, network or pipeline that medfuse knows")]
+    /// The configuration lacks an attribute, has one that is not known or says something that cannot be.
+    #[error(transparent)]
+    Attribute(#[from] AttributeError),
+    /// The case is about something that medfuse does not compute; the sentence names it.
+    #[error("{0}")]
     Unknown(String),
-    /// The case's weights cannot be used.
+    /// What the case describes cannot be made or run.
     #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The case's model cannot be made or run.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The UNet's size cannot be told.
-    #[error(transparent)]
-    Unet(#[from] NotAUnet),
-    /// The head's size cannot be told.
-    #[error(transparent)]
-    Head(#[from] NotAHead),
-    /// The size of an LKC-FUNet cannot be told.
-    #[error(transparent)]
-    Lkc(#[from] NotAnLkcFunet),
-    /// The network does not take these shapes.
-    #[error(transparent)]
-    Graph(#[from] GraphError),
-    /// The network cannot run on this device.
-    #[error(transparent)]
-    Run(#[from] RunError),
-    /// The training step cannot be built or run.
-    #[error(transparent)]
-    Step(#[from] StepError),
-    /// The case's images cannot be used.
-    #[error(transparent)]
-    Imaging(#[from] ImagingError),
+    Compute(Box<dyn Error + Send + Sync>),
 }
 
 impl CaseError {
-    /// An error of the configuration's entry `key`.
-    pub(super) fn config(key: &str, reason: impl Into<String>) -> Self {
-        Self::Config { key: key.to_owned(), reason: reason.into() }
+    /// An error of the file or folder `path`.
+    pub(super) fn file(path: &Path, reason: impl ToString) -> Self {
+        Self::File { path: path.to_path_buf(), reason: reason.to_string() }
     }
 
     /// An error of the tensor `name`.
@@ -96,3 +58,15 @@ impl CaseError {
         Self::Tensor { name: name.to_owned(), reason: reason.into() }
     }
 }
+
+macro_rules! compute {
+    ($($error:ty),*) => {
+        $(impl From<$error> for CaseError {
+            fn from(error: $error) -> Self {
+                Self::Compute(Box::new(error))
+            }
+        })*
+    };
+}
+
+compute!(WeightsError, ModelError, NotAUnet, NotAHead, NotAnLkcFunet, GraphError, RunError, StepError, ImagingError);

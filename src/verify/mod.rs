@@ -2,15 +2,20 @@
 //!
 //! A case is `NAME.safetensors`, whose tensors are inputs (`in.*`), parameters of an operation (`param.*`), outputs
 //! (`out.*`), outputs of modules on the way (`act.MODULE`, `#2` at the module's second call), weights of the loss
-//! (`w.*`) and gradients (`grad.*`), statistics and weights after training (`after.*`, `out.final.*`), and `NAME.json` with its configuration, its files of weights and for each tensor
-//! its noise floor: how far the reference in float32 is from itself in float64.
+//! (`w.*`) and gradients (`grad.*`), statistics and weights after training (`after.*`, `out.final.*`), and `NAME.json`
+//! with its configuration, its files of weights and for each tensor its noise floor: how far the reference in float32 is
+//! from itself in float64. `docs/verifying.md` describes the files; `tools/export_case.py` writes them.
 
+mod attributes;
+mod blocks;
 mod case;
 mod compare;
 mod error;
 mod models;
 mod network;
 mod ops;
+mod row;
+mod subject;
 mod training;
 
 use std::path::Path;
@@ -18,10 +23,12 @@ use std::time::Instant;
 
 use crate::device::Device;
 use crate::tensor::Shape;
-pub use case::{Array, Case, Config, NoiseFloor, Values, find_cases};
+pub use attributes::AttributeError;
+pub use case::{Array, Case, NoiseFloor, Values, find_cases};
 pub use compare::{Comparison, Scale, Tolerance, compare_loss};
 pub use error::CaseError;
 use network::Results;
+use subject::{Job, Subject};
 
 /// What became of a tensor.
 #[derive(Clone, PartialEq, Debug)]
@@ -121,76 +128,6 @@ impl Report {
     }
 }
 
-/// What a case is about, as its configuration says.
-enum Subject<'a> {
-    Op(&'a str),
-    Unet,
-    Head,
-    Pipeline,
-    Schedule,
-    Loss(&'a str),
-    Optimiser,
-    Stage1,
-    Stage2,
-    Lkc,
-    Unknown(String),
-}
-
-impl<'a> Subject<'a> {
-    fn of(case: &'a Case) -> Self {
-        let config = Config(&case.config);
-        let has = |key: &str| case.config.get(key).is_some();
-        match config.word("loss") {
-            Some(loss) => return Self::Loss(loss),
-            None if !has("optimizer") => {}
-            None if has("unet") => return Self::Stage1,
-            None if has("head") => return Self::Stage2,
-            None if has("net") => return Self::Lkc,
-            None => return Self::Optimiser,
-        }
-        match (config.word("op"), config.word("net")) {
-            (Some(op), _) => Self::Op(op),
-            (_, Some("UNet")) => Self::Unet,
-            (_, Some("Fusion_Head")) => Self::Head,
-            (_, Some("LKC-FUNet")) => Self::Lkc,
-            (_, Some(net)) => Self::Unknown(net.to_owned()),
-            _ => match (config.word("pipeline"), config.word("schedule")) {
-                (Some(name), _) if name.contains("DM-FNet") => Self::Pipeline,
-                (Some(name), _) => Self::Unknown(name.to_owned()),
-                (_, Some(_)) => Self::Schedule,
-                _ => Self::Unknown(case.config.to_string()),
-            },
-        }
-    }
-
-    /// Whether training alone has a use for it.
-    fn is_training(&self, case: &Case) -> bool {
-        match self {
-            Self::Loss(_) | Self::Optimiser | Self::Stage1 | Self::Stage2 => true,
-            Self::Op(op) => case.train || ops::is_for_training(op),
-            Self::Lkc => case.config.get("optimizer").is_some(),
-            _ => false,
-        }
-    }
-
-    fn run(&self, case: &Case, device: &Device, forward_only: bool) -> Result<Results, CaseError> {
-        match self {
-            Self::Op(op) => ops::run(case, op, device, forward_only),
-            Self::Unet => models::run_unet(case, device),
-            Self::Head => models::run_head(case, device, forward_only),
-            Self::Pipeline => models::run_pipeline(case, device),
-            Self::Schedule => models::run_schedule(case),
-            Self::Loss(loss) => training::run_loss(case, loss, device),
-            Self::Optimiser => training::run_optimiser(case, device),
-            Self::Stage1 => training::run_stage1(case, device),
-            Self::Stage2 => training::run_stage2(case, device),
-            Self::Lkc if self.is_training(case) => training::run_lkc(case, device),
-            Self::Lkc => models::run_lkc(case, device),
-            Self::Unknown(name) => Err(CaseError::Unknown(name.clone())),
-        }
-    }
-}
-
 /// Why a tensor is in a case.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -227,11 +164,10 @@ pub fn verify(path: &Path, device: &Device, forward_only: bool) -> Report {
 }
 
 fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
-    let subject = Subject::of(case);
-    let training = subject.is_training(case);
+    let training = subject::is_training(case);
     let outcome = match training && forward_only {
         true => Ok(Results::new(Scale::Op)),
-        false => subject.run(case, device, forward_only),
+        false => Subject::of(case).and_then(|subject| subject.run(case, device, forward_only)),
     };
     let mut checks = Vec::new();
     for (name, expected) in &case.tensors {
@@ -249,8 +185,21 @@ fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
     let rank = |name: &str| order.iter().position(|n| n == name).unwrap_or(usize::MAX);
     let group = |name: &str| ["in.", "act.", "out."].iter().position(|p| name.starts_with(p)).unwrap_or(3);
     checks.sort_by_key(|c| (group(&c.name), rank(&c.name)));
-    let note = outcome.as_ref().ok().and_then(|results| results.note.clone());
+    let note = outcome.as_ref().ok().and_then(|results| not_computed(&checks).or(results.note.clone()));
     Report { name: String::new(), error: outcome.err(), checks, note, seconds: 0.0 }
+}
+
+const NOT_COMPUTED: &str = "medfuse does not compute this tensor";
+
+/// A sentence on the tensors that the subject does not have in medfuse.
+fn not_computed(checks: &[Check]) -> Option<String> {
+    let missing = |check: &&Check| matches!(&check.outcome, Outcome::Failed(reason) if reason == NOT_COMPUTED);
+    let names: Vec<&str> = checks.iter().filter(missing).map(|check| check.name.as_str()).collect();
+    match names[..] {
+        [] => None,
+        [name] => Some(format!("medfuse computes the case without {name}")),
+        [name, ..] => Some(format!("medfuse computes the case without {name} and {} more", names.len() - 1)),
+    }
 }
 
 fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outcome {
@@ -267,7 +216,7 @@ fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outc
         };
     }
     let Some(found) = results.arrays.get(name) else {
-        return Outcome::Failed("medfuse does not compute this tensor".into());
+        return Outcome::Failed(NOT_COMPUTED.into());
     };
     let same_shape = match (Shape::from_dims(&found.dims), Shape::from_dims(&expected.dims)) {
         (Some(a), Some(b)) => a == b,

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::case::{Array, Case, Config, Values};
+use super::attributes::{AttributeError, Attributes};
+use super::case::{Array, Case, Values};
 use super::compare::Scale;
 use super::error::CaseError;
 use super::network::{Network, Results};
+use super::subject::Job;
 use crate::device::{Device, Executable};
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, q_sample, q_sample_batch};
 use crate::graph::Graph;
@@ -33,10 +36,80 @@ pub(super) fn params(weights: &Weights) -> std::collections::BTreeMap<String, cr
     weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
+/// Checks attributes that the weights imply, where the configuration has them.
+fn expect_all(attributes: &mut Attributes, implied: &[(&str, Value)]) -> Result<(), AttributeError> {
+    for (name, value) in implied {
+        attributes.expect(name, value, "the weights say")?;
+    }
+    Ok(())
+}
+
+/// What a UNet's configuration says that is not in its weights. The reference has attention at the levels where the side
+/// of its training images is one of `attn_res`.
+#[derive(Deserialize)]
+struct UnetEntries {
+    norm_groups: usize,
+    image_size: Option<usize>,
+    attn_res: Option<Vec<usize>>,
+}
+
+/// The size of a UNet, in which weights and configuration must agree.
+pub(super) fn unet_config(weights: &Weights, mut attributes: Attributes) -> Result<UnetConfig, CaseError> {
+    let mut config = UnetConfig::from_weights(weights, 0)?;
+    let implied = [
+        ("in_channel", config.in_channel.into()),
+        ("out_channel", config.out_channel.into()),
+        ("inner_channel", config.inner_channel.into()),
+        ("channel_mults", config.channel_mults.clone().into()),
+        ("res_blocks", config.res_blocks.into()),
+    ];
+    expect_all(&mut attributes, &implied)?;
+    attributes.expect("dropout", &0.into(), "cases are computed with")?;
+    let entries: UnetEntries = attributes.clone().read()?;
+    if let (Some(side), Some(at)) = (entries.image_size, entries.attn_res) {
+        let stated: Vec<bool> = (0..config.attention.len()).map(|level| at.contains(&(side >> level))).collect();
+        if stated != config.attention {
+            let reason =
+                format!("attn_res gives attention to levels {stated:?}, the weights to {:?}", config.attention);
+            return Err(attributes.error(reason).into());
+        }
+    }
+    config.norm_groups = entries.norm_groups;
+    Ok(config)
+}
+
+/// What an LKC-FUNet's configuration says that is not in its weights.
+#[derive(Deserialize)]
+struct LkcEntries {
+    norm_groups: usize,
+}
+
+/// The size of an LKC-FUNet, in which weights and configuration must agree.
+pub(super) fn lkc_config(weights: &Weights, mut attributes: Attributes) -> Result<LkcConfig, CaseError> {
+    let mut config = LkcConfig::from_weights(weights, 0)?;
+    let levels = config.conv_sizes.len().saturating_sub(1);
+    let implied = [
+        ("in_channel", config.in_channel.into()),
+        ("out_channel", config.out_channel.into()),
+        ("inner_channel", config.inner_channel.into()),
+        ("channel_mults", vec![config.channel_mult; levels].into()),
+        ("conv_sizes", config.conv_sizes.clone().into()),
+        ("res_blocks", config.res_blocks.into()),
+    ];
+    expect_all(&mut attributes, &implied)?;
+    attributes.expect("dropout", &0.into(), "cases are computed with")?;
+    // The reference takes these two and never reads them: the network has no attention.
+    attributes.take("image_size");
+    attributes.take("attn_res");
+    config.norm_groups = attributes.read::<LkcEntries>()?.norm_groups;
+    Ok(config)
+}
+
 /// Computes the case of a UNet: `in.x_noisy` and `in.noise_level` to `out.x_final`.
-pub(super) fn run_unet(case: &Case, device: &Device) -> Result<Results, CaseError> {
+pub(super) fn run_unet(job: Job) -> Result<Results, CaseError> {
+    let Job { case, attributes, device, .. } = job;
     let weights = weights(case, 1)?.swap_remove(0);
-    let config = UnetConfig::from_weights(&weights, Config(&case.config).count("norm_groups")?)?;
+    let config = unet_config(&weights, attributes)?;
     let mut network = Network { params: params(&weights), prefix: "denoise_fn.", ..Network::default() };
     let x = network.input(case, "x_noisy")?;
     let level = network.input(case, "noise_level")?;
@@ -55,9 +128,10 @@ pub(super) fn run_unet(case: &Case, device: &Device) -> Result<Results, CaseErro
 }
 
 /// Computes the case of an LKC-FUNet: `in.img_cat` to `out.fused`.
-pub(super) fn run_lkc(case: &Case, device: &Device) -> Result<Results, CaseError> {
+pub(super) fn run_lkc(job: Job) -> Result<Results, CaseError> {
+    let Job { case, attributes, device, .. } = job;
     let weights = weights(case, 1)?.swap_remove(0);
-    let config = LkcConfig::from_weights(&weights, Config(&case.config).count("norm_groups")?)?;
+    let config = lkc_config(&weights, attributes)?;
     let mut network = Network { params: params(&weights), prefix: "model.", ..Network::default() };
     let img_cat = network.input(case, "img_cat")?;
     let fused = lkc_funet(&mut network.graph, &config, img_cat, Mode::Inference)?;
@@ -66,9 +140,10 @@ pub(super) fn run_lkc(case: &Case, device: &Device) -> Result<Results, CaseError
 }
 
 /// Computes the case of a fusion head: `in.MODALITY.STEP.sSCALE` to `out.fused`.
-pub(super) fn run_head(case: &Case, device: &Device, forward_only: bool) -> Result<Results, CaseError> {
+pub(super) fn run_head(job: Job) -> Result<Results, CaseError> {
+    let Job { case, attributes, device, forward_only } = job;
     let weights = weights(case, 1)?.swap_remove(0);
-    let network = head(&weights, &case.config, case)?;
+    let network = head(&weights, attributes, case)?;
     let mut results = network.run(case, device, Scale::Model)?;
     if !forward_only {
         network.differentiate(case, device, &mut results)?;
@@ -76,14 +151,46 @@ pub(super) fn run_head(case: &Case, device: &Device, forward_only: bool) -> Resu
     Ok(results)
 }
 
-/// A fusion head on the features that are inputs of the case `features`; its output is `out.fused`.
-pub(super) fn head(weights: &Weights, config: &Value, features: &Case) -> Result<Network, CaseError> {
-    let mut scales = Config(config).counts("feat_scales")?;
-    let config = HeadConfig::from_weights(weights)?;
-    if scales.len() != config.dims.len() {
-        let reason = format!("{} scales for a head of {} levels", scales.len(), config.dims.len());
-        return Err(CaseError::config("feat_scales", reason));
+/// A head's configuration as the reference has it.
+#[derive(Deserialize)]
+struct HeadEntries {
+    feat_scales: Vec<usize>,
+    inner_channel: Option<usize>,
+    channel_multiplier: Option<Vec<usize>>,
+    time_steps: Option<Vec<usize>>,
+}
+
+impl HeadEntries {
+    /// What in it contradicts the weights.
+    fn contradiction(&self, config: &HeadConfig) -> Option<String> {
+        let levels = config.dims.len();
+        if self.feat_scales.len() != levels {
+            return Some(format!("feat_scales has {} scales for a head of {levels} levels", self.feat_scales.len()));
+        }
+        if self.time_steps.as_ref().is_some_and(|steps| steps.len() != config.time_steps) {
+            return Some(format!("time_steps does not have the {} steps of the weights", config.time_steps));
+        }
+        if let (Some(inner), Some(multiples)) = (self.inner_channel, &self.channel_multiplier) {
+            let dims: Vec<usize> = multiples.iter().rev().map(|multiple| inner * multiple).collect();
+            if dims != config.dims {
+                return Some(format!("channel_multiplier gives {dims:?} channels, the weights {:?}", config.dims));
+            }
+        }
+        None
     }
+}
+
+/// A fusion head on the features that are inputs of the case `features`; its output is `out.fused`.
+pub(super) fn head(weights: &Weights, mut attributes: Attributes, features: &Case) -> Result<Network, CaseError> {
+    let config = HeadConfig::from_weights(weights)?;
+    expect_all(&mut attributes, &[("out_channels", config.out_channels.into())])?;
+    // The reference takes it and never reads it.
+    attributes.take("img_size");
+    let entries: HeadEntries = attributes.clone().read()?;
+    if let Some(reason) = entries.contradiction(&config) {
+        return Err(attributes.error(reason).into());
+    }
+    let mut scales = entries.feat_scales;
     // The largest index is the coarsest map, which comes first.
     scales.sort_by(|a, b| b.cmp(a));
     let mut network = Network { params: params(weights), ..Network::default() };
@@ -100,15 +207,18 @@ pub(super) fn head(weights: &Weights, config: &Value, features: &Case) -> Result
     Ok(network)
 }
 
-/// The configuration of a noise schedule, with a number of steps that memory has room for.
-fn schedule(config: &Value) -> Result<ScheduleConfig, CaseError> {
-    Config(config).count("n_timestep")?;
-    serde_json::from_value(config.clone()).map_err(|e| CaseError::config("schedule", e.to_string()))
+/// Longest noise schedule of a case: its tables must fit into memory.
+const MAX_TIMESTEPS: u64 = 100_000;
+
+/// The configuration of a noise schedule.
+pub(super) fn schedule(attributes: Attributes) -> Result<ScheduleConfig, AttributeError> {
+    attributes.at_most("n_timestep", MAX_TIMESTEPS)?;
+    attributes.read()
 }
 
 /// Computes the tables of a noise schedule.
-pub(super) fn run_schedule(case: &Case) -> Result<Results, CaseError> {
-    let schedule = NoiseSchedule::new(&schedule(&case.config)?);
+pub(super) fn run_schedule(job: Job) -> Result<Results, CaseError> {
+    let schedule = NoiseSchedule::new(&schedule(job.attributes)?);
     let mut results = Results::new(Scale::Schedule);
     for (name, table) in [
         ("betas", &schedule.betas),
@@ -131,30 +241,37 @@ fn norm_groups(weights: &Path) -> Result<usize, CaseError> {
     let Ok(text) = std::fs::read_to_string(weights.with_extension("json")) else {
         return Ok(default);
     };
-    let sidecar: Value = serde_json::from_str(&text)
-        .map_err(|e| CaseError::Format { path: weights.with_extension("json"), reason: e.to_string() })?;
-    match sidecar.get("config") {
-        Some(config) => Config(config).count_or("norm_groups", default),
-        None => Ok(default),
-    }
+    let json = weights.with_extension("json");
+    let sidecar: WeightsSidecar = serde_json::from_str(&text).map_err(|e| CaseError::file(&json, e))?;
+    Ok(sidecar.config.norm_groups.unwrap_or(default))
+}
+
+/// What the JSON beside a UNet's weights says that they do not.
+#[derive(Deserialize)]
+struct WeightsSidecar {
+    #[serde(default)]
+    config: WeightsConfig,
+}
+
+#[derive(Default, Deserialize)]
+struct WeightsConfig {
+    norm_groups: Option<usize>,
+}
+
+/// A pipeline's configuration beside its schedule.
+#[derive(Deserialize)]
+struct PipelineEntries {
+    time_steps: Vec<usize>,
 }
 
 /// The model of a pipeline's case.
-fn model(case: &Case) -> Result<DmFnet, CaseError> {
+fn model(case: &Case, mut attributes: Attributes) -> Result<DmFnet, CaseError> {
     let mut loaded = weights(case, 2)?;
     let (head, unet) = (loaded.swap_remove(1), loaded.swap_remove(0));
-    let config = Config(&case.config);
-    let schedule = match case.config.get("schedule") {
-        None => ScheduleConfig::default(),
-        Some(config) => schedule(config)?,
-    };
-    let file = ModelFile {
-        norm_groups: norm_groups(&case.weights[0])?,
-        time_steps: config.counts("time_steps")?,
-        schedule,
-        ..ModelFile::default()
-    };
-    Ok(DmFnet::new(unet, head, &file)?)
+    let schedule = schedule(attributes.nested("schedule", "schedule")?)?;
+    let time_steps = attributes.read::<PipelineEntries>()?.time_steps;
+    let norm_groups = norm_groups(&case.weights[0])?;
+    Ok(DmFnet::new(unet, head, &ModelFile { norm_groups, time_steps, schedule, ..ModelFile::default() })?)
 }
 
 /// A picture of the case, `[h, w]` or `[h, w, 3]`.
@@ -169,8 +286,9 @@ fn picture(case: &Case, name: &str) -> Result<Image, CaseError> {
 }
 
 /// Computes the case of the fusing pipeline: two pictures and the noise to the fused picture.
-pub(super) fn run_pipeline(case: &Case, device: &Device) -> Result<Results, CaseError> {
-    let model = model(case)?;
+pub(super) fn run_pipeline(job: Job) -> Result<Results, CaseError> {
+    let Job { case, attributes, device, .. } = job;
+    let model = model(case, attributes)?;
     let pair = FusionPair::new(picture(case, "in.mri_u8")?, picture(case, "in.other_rgb_u8")?)?;
     let pipeline = Pipeline { case, shape: Shape::new(1, 1, pair.height(), pair.width()), pair };
     let mut results = Results::new(Scale::Model);

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::case::{Array, Case, Config, Values};
+use super::attributes::{AttributeError, Attributes};
+use super::case::{Array, Case, Values};
 use super::compare::{Comparison, Scale, Tolerance};
 use super::error::CaseError;
-use super::models::{head, params, weights};
+use super::models::{head, lkc_config, params, schedule, unet_config, weights};
 use super::network::{Network, Results};
+use super::subject::Job;
 use super::{Outcome, compare};
 use crate::device::Device;
-use crate::diffusion::q_sample_batch;
+use crate::diffusion::{NoiseSchedule, q_sample_batch};
 use crate::graph::{Graph, NodeId};
 use crate::models::dm_fnet::stage1;
 use crate::models::dm_fnet::stage2::fusion_loss;
@@ -34,17 +36,21 @@ const TRIES: u16 = 32;
 /// A first gradient that is not this many times the reference's largest error of its tensor is of rounding size.
 const SURE: f64 = 100.0;
 
-/// Computes the case of a loss: its parts, and their gradients by the fused image.
-pub(super) fn run_loss(case: &Case, loss: &str, device: &Device) -> Result<Results, CaseError> {
-    if loss.starts_with("LKC-FUNet") {
-        return run_lkc_loss(case, device);
-    }
-    if !loss.starts_with("DM-FNet") {
-        return Err(CaseError::Unknown(loss.to_owned()));
-    }
-    let mut results = run_fusion_loss(case, device, "", true)?;
+/// What DM-FNet's parts of a loss weigh.
+#[derive(Clone, Copy, Deserialize)]
+struct LossEntries {
+    alpha: f32,
+    intensity_weight: f32,
+    ssim_weight: f32,
+}
+
+/// Computes the case of DM-FNet's loss: its parts, and their gradients with respect to the fused image.
+pub(super) fn run_dm_fnet_loss(job: Job) -> Result<Results, CaseError> {
+    let Job { case, attributes, device, .. } = job;
+    let entries: LossEntries = attributes.read()?;
+    let mut results = run_fusion_loss(case, device, entries, "", true)?;
     if case.tensors.contains_key("out_clamped.total") {
-        results.arrays.extend(run_fusion_loss(case, device, "_clamped", false)?.arrays);
+        results.arrays.extend(run_fusion_loss(case, device, entries, "_clamped", false)?.arrays);
     }
     let window = case.tensors.get("act.window").zip(constants().remove("loss.gaussian"));
     if let Some((expected, window)) = window {
@@ -55,20 +61,20 @@ pub(super) fn run_loss(case: &Case, loss: &str, device: &Device) -> Result<Resul
 }
 
 /// DM-FNet's loss, as `out{suffix}.*` and `grad{suffix}.*`.
-fn run_fusion_loss(case: &Case, device: &Device, suffix: &str, nan_switch: bool) -> Result<Results, CaseError> {
-    let config = Config(&case.config);
-    let weight = config.number("ssim_weight")?;
-    let loss = FusionLossConfig {
-        intensity: config.number("intensity_weight")?,
-        gradient: config.number("alpha")?,
-        ssim: weight,
-        nan_switch,
-        ..FusionLossConfig::default()
-    };
+fn run_fusion_loss(
+    case: &Case,
+    device: &Device,
+    entries: LossEntries,
+    suffix: &str,
+    nan_switch: bool,
+) -> Result<Results, CaseError> {
+    let LossEntries { alpha: gradient, intensity_weight: intensity, ssim_weight: ssim } = entries;
+    let loss = FusionLossConfig { intensity, gradient, ssim, nan_switch, ..FusionLossConfig::default() };
     let mut network = Network { params: constants(), ..Network::default() };
     let (fused, other, mri) = (network.input(case, "fused")?, network.input(case, "vis")?, network.input(case, "ir")?);
     let g = &mut network.graph;
     let loss = fusion_loss(g, &loss, fused, mri, other)?;
+    let weight = entries.ssim_weight;
     let lack = g.apply("lssim", Pointwise::build(|[ssim]| ssim.affine(-weight, weight)), &[loss.ssim])?;
     let mut parts = vec![("total", loss.total), ("loss_in", loss.intensity), ("loss_grad", loss.gradient)];
     parts.extend([("ssim", loss.ssim), ("lssim", lack), ("l_sobel", loss.edges)]);
@@ -78,7 +84,14 @@ fn run_fusion_loss(case: &Case, device: &Device, suffix: &str, nan_switch: bool)
     run_parts(&mut network, case, device, fused, &parts, suffix)
 }
 
-fn run_lkc_loss(case: &Case, device: &Device) -> Result<Results, CaseError> {
+/// What is read where there is nothing to read.
+#[derive(Deserialize)]
+struct NoEntries;
+
+/// Computes the case of LKC-FUNet's loss: its parts, and their gradients with respect to the fused image.
+pub(super) fn run_lkc_loss(job: Job) -> Result<Results, CaseError> {
+    let Job { case, attributes, device, .. } = job;
+    attributes.read::<NoEntries>()?;
     let mut network = Network { params: constants(), ..Network::default() };
     let fused = network.input(case, "fused")?;
     let (mri, other) = (network.input(case, "mri")?, network.input(case, "other")?);
@@ -113,30 +126,35 @@ fn run_parts(
 /// The entries that a case has of its optimiser.
 #[derive(Deserialize)]
 struct OptimiserEntries {
-    optimizer: String,
+    optimizer: OptimiserName,
     lr: f64,
     betas: [f64; 2],
     eps: f64,
     weight_decay: f64,
 }
 
+/// Optimisers by their names in PyTorch.
+#[derive(Clone, Copy, Deserialize)]
+enum OptimiserName {
+    Adam,
+    AdamW,
+}
+
 /// The update of a case. The learning rate is the optimiser's.
-fn update(case: &Case) -> Result<Update, CaseError> {
-    let entries: OptimiserEntries =
-        serde_json::from_value(case.config.clone()).map_err(|e| CaseError::config("optimizer", e.to_string()))?;
-    let OptimiserEntries { optimizer, lr, betas: [beta1, beta2], eps, weight_decay } = entries;
-    let kind = match optimizer.as_str() {
-        "Adam" => OptimiserKind::Adam,
-        "AdamW" => OptimiserKind::Adamw,
-        _ => return Err(CaseError::Unknown(optimizer)),
+fn update(attributes: Attributes) -> Result<Update, AttributeError> {
+    let OptimiserEntries { optimizer, lr, betas: [beta1, beta2], eps, weight_decay } = attributes.read()?;
+    let kind = match optimizer {
+        OptimiserName::Adam => OptimiserKind::Adam,
+        OptimiserName::AdamW => OptimiserKind::Adamw,
     };
     let optimiser = Optimiser { kind, lr, beta1, beta2, eps, weight_decay, clip: 0.0, ema_decay: 0.0, ema_start: 0 };
     Ok(Update { optimiser, accumulate: 1 })
 }
 
 /// Computes the case of an optimiser: weights and state after each step with gradients that are given.
-pub(super) fn run_optimiser(case: &Case, device: &Device) -> Result<Results, CaseError> {
-    let update = update(case)?;
+pub(super) fn run_optimiser(job: Job) -> Result<Results, CaseError> {
+    let Job { case, attributes, device, .. } = job;
+    let update = update(attributes)?;
     let first = case.params("in.param.");
     let layout = Layout::from_entries(first.iter().map(|(name, t)| (name.clone(), t.dims().to_vec())).collect());
     if layout.is_empty() {
@@ -170,10 +188,12 @@ pub(super) fn run_optimiser(case: &Case, device: &Device) -> Result<Results, Cas
 }
 
 /// Computes the case of stage I: the UNet learns from noisy images, whose noise is given.
-pub(super) fn run_stage1(case: &Case, device: &Device) -> Result<Results, CaseError> {
+pub(super) fn run_stage1(job: Job) -> Result<Results, CaseError> {
+    let Job { case, mut attributes, device, .. } = job;
     let weights = weights(case, 1)?.swap_remove(0);
-    let groups = Config(&case.config["unet"]).count("norm_groups")?;
-    let config = UnetConfig::from_weights(&weights, groups)?;
+    let config = unet_config(&weights, attributes.nested("unet", "UNet")?)?;
+    levels_are_of_steps(case, &mut attributes)?;
+    let update = update(attributes)?;
     let (shape, _) = case.nchw("in.x_start.step0")?;
     let loss = stage1::loss_graph(&config, 0.0, shape.n(), shape.h())?;
     let prediction = loss.graph.marks().iter().find(|(name, _)| name == "denoise_fn.final_conv").map(|(_, id)| *id);
@@ -184,33 +204,56 @@ pub(super) fn run_stage1(case: &Case, device: &Device) -> Result<Results, CaseEr
         Ok(vec![("x_0".to_owned(), x_0.to_vec()), ("x_t".to_owned(), x_t), ("level".to_owned(), levels.to_vec())])
     };
     let network = Network { graph: loss.graph.clone(), params: params(&weights), ..Network::default() };
-    Training { case, device, loss, network, losses: "out.loss", growth: 1.0 }.run(
+    Training { case, device, loss, network, update, losses: "out.loss", growth: 1.0 }.run(
         "act.x_recon.step0",
         prediction,
         &inputs,
     )
 }
 
+/// Checks the levels that a case gives against the steps `t` of the schedule that it says they were drawn at: a level is
+/// between that of the step before and that of its own.
+fn levels_are_of_steps(case: &Case, attributes: &mut Attributes) -> Result<(), CaseError> {
+    let steps = attributes.take("t").unwrap_or_default();
+    let tables = NoiseSchedule::new(&schedule(attributes.nested("schedule", "schedule")?)?).sqrt_alphas_cumprod_prev;
+    for (i, t) in steps.as_array().into_iter().flatten().enumerate() {
+        let ends = t.as_u64().and_then(|t| tables.get((t as usize).checked_sub(1)?..)?.first_chunk::<2>());
+        let name = format!("in.noise_level.step{i}");
+        let (_, levels) = case.f32(&name)?;
+        let within = |[before, own]: &[f64; 2]| levels.iter().all(|v| (*own as f32..=*before as f32).contains(v));
+        if !ends.is_some_and(within) {
+            return Err(CaseError::tensor(&name, format!("it is not of step {t} of the schedule")));
+        }
+    }
+    Ok(())
+}
+
 /// Computes the case of stage II: the fusion head learns from features that are given.
-pub(super) fn run_stage2(case: &Case, device: &Device) -> Result<Results, CaseError> {
+pub(super) fn run_stage2(job: Job) -> Result<Results, CaseError> {
+    let Job { case, mut attributes, device, .. } = job;
     let weights = weights(case, 1)?.swap_remove(0);
-    let features = case.features.as_deref().ok_or_else(|| CaseError::config("features", "the case lacks them"))?;
-    let mut network = head(&weights, &case.config["head"], &Case::load(features)?)?;
+    let features = case.features.as_deref().ok_or_else(|| attributes.error("the case names no features"))?;
+    let mut network = head(&weights, attributes.nested("head", "Fusion_Head")?, &Case::load(features)?)?;
+    let alpha = attributes.take("alpha").and_then(|alpha| alpha.as_f64());
+    let gradient = alpha.ok_or_else(|| attributes.error("alpha, the weight of the edges, is missing"))? as f32;
+    let update = update(attributes)?;
     let fused = network.outputs[0].1;
     let (other, mri) = (network.input(case, "vis")?, network.input(case, "ir")?);
-    let config = FusionLossConfig { gradient: Config(&case.config).number("alpha")?, ..FusionLossConfig::default() };
+    let config = FusionLossConfig { gradient, ..FusionLossConfig::default() };
     let loss = fusion_loss(&mut network.graph, &config, fused, mri, other)?;
     let reports = vec![loss.intensity, loss.gradient];
     let loss = LossGraph { graph: network.graph.clone(), loss: loss.total, reports, recompute: false };
     let given = network.inputs.clone();
-    let training = Training { case, device, loss, network, losses: "out.losses", growth: 1.0 };
+    let training = Training { case, device, loss, network, update, losses: "out.losses", growth: 1.0 };
     training.run("act.fused.step0", Some(fused), &|_| Ok(given.clone()))
 }
 
 /// Computes the case of LKC-FUNet's training: the network learns from pairs that are given.
-pub(super) fn run_lkc(case: &Case, device: &Device) -> Result<Results, CaseError> {
+pub(super) fn run_lkc(job: Job) -> Result<Results, CaseError> {
+    let Job { case, mut attributes, device, .. } = job;
     let weights = weights(case, 1)?.swap_remove(0);
-    let config = LkcConfig::from_weights(&weights, Config(&case.config["net"]).count("norm_groups")?)?;
+    let config = lkc_config(&weights, attributes.nested("net", "LKC-FUNet")?)?;
+    let update = update(attributes)?;
     let (shape, _) = case.nchw("in.mri.step0")?;
     let loss = lkc::loss_graph(&config, &FusionLossConfig::lkc(), 0.0, shape.n(), shape.h())?;
     let prediction = loss.graph.marks().iter().find(|(name, _)| name == "model.final_conv").map(|(_, id)| *id);
@@ -219,7 +262,7 @@ pub(super) fn run_lkc(case: &Case, device: &Device) -> Result<Results, CaseError
         ["mri", "other"].into_iter().map(of).collect()
     };
     let network = Network { graph: loss.graph.clone(), params: params(&weights), ..Network::default() };
-    Training { case, device, loss, network, losses: "out.losses", growth: 1.0 }.run(
+    Training { case, device, loss, network, update, losses: "out.losses", growth: 1.0 }.run(
         "act.fused.step0",
         prediction,
         &inputs,
@@ -236,6 +279,8 @@ struct Training<'a> {
     loss: LossGraph,
     /// The loss's graph, with the first weights.
     network: Network,
+    /// What a step does with the gradients.
+    update: Update,
     /// The tensor with the losses of each step, and what else is reported.
     losses: &'static str,
     /// The factor of all inputs.
@@ -261,11 +306,10 @@ impl Training<'_> {
         self.network.outputs = prediction.map(|id| (act.to_owned(), id)).into_iter().collect();
         let mut results = self.network.run(self.case, self.device, Scale::Model)?;
         let first = self.begin(&layout, &mut results)?;
-        let update = update(self.case)?;
-        let weights = self.steps(&layout, &update, inputs, &mut results)?;
+        let weights = self.steps(&layout, inputs, &mut results)?;
         let steps = self.step_count()?;
         for (name, tensor) in layout.tensors(&weights) {
-            if let Some(outcome) = self.final_weights(&name, &tensor, &first[&name], update.optimiser.lr, steps) {
+            if let Some(outcome) = self.final_weights(&name, &tensor, &first[&name], self.update.optimiser.lr, steps) {
                 let whole = format!("out.final.{name}");
                 let part = format!("out_first.final.{name}");
                 results.outcomes.insert(if self.case.tensors.contains_key(&whole) { whole } else { part }, outcome);
@@ -327,10 +371,10 @@ impl Training<'_> {
     fn steps(
         &self,
         layout: &Layout,
-        update: &Update,
         inputs: &dyn Fn(usize) -> Inputs,
         results: &mut Results,
     ) -> Result<Vec<f32>, CaseError> {
+        let update = &self.update;
         let first = update.first_rows(layout.row(&self.network.params)?);
         let step = TrainStep::new(self.device, &self.loss, layout, update.clone(), &first, &self.network.params)?;
         let (_, expected) = self.case.f32(self.losses)?;

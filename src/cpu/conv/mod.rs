@@ -26,10 +26,12 @@ use crate::cpu::view::{View, ViewMut};
 use crate::tensor::Shape;
 use epilogue::Output;
 use pulp::{Arch, Simd, WithSimd};
+use serde::Deserialize;
 use source::Source;
 
 /// What lies beyond the edges of a convolution's input.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PaddingMode {
     /// Zeros.
     #[default]
@@ -39,9 +41,11 @@ pub enum PaddingMode {
 }
 
 /// The hyperparameters of a two-dimensional convolution; pairs are `[vertical, horizontal]`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ConvSpec {
     /// Height and width of the kernel.
+    #[serde(alias = "kernel_size")]
     pub kernel: [usize; 2],
     /// Pixels of the input from one output pixel to the next.
     pub stride: [usize; 2],
@@ -52,8 +56,10 @@ pub struct ConvSpec {
     /// Groups that input and output channels are split into; each output group reads its own input group.
     pub groups: usize,
     /// What the padding holds.
+    #[serde(default)]
     pub padding_mode: PaddingMode,
     /// Whether the input is enlarged twofold by nearest neighbours before the convolution.
+    #[serde(skip)]
     pub upsample: bool,
 }
 

@@ -5,6 +5,7 @@ mod grad;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use serde::Deserialize;
 
 use super::activation::Activation;
 use super::pointwise::{Pointwise, activation_call};
@@ -22,15 +23,18 @@ pub(super) const BLOCK: usize = 1 << 14;
 /// applies an activation.
 ///
 /// Inputs: `x` `[n, c, h, w]`; if affine also `weight` and `bias`, each `[1, c, 1, 1]`. Result: `x`'s shape.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GroupNorm {
     /// Groups, which must divide the channels; as many as channels make it an instance norm.
+    #[serde(alias = "num_groups")]
     pub groups: usize,
     /// Added to the variance.
     pub eps: f32,
     /// Whether there are a weight and a bias.
     pub affine: bool,
     /// Applied last.
+    #[serde(default)]
     pub activation: Activation,
 }
 
