@@ -1,20 +1,21 @@
-// Adjoints of what moves pixels within a plane: each pixel of the result sums the pixels that it went to.
-// An invocation computes one pixel.
+// Adjoints of linear maps that move pixels within a plane: x is what the map gave, out has the shape of what it was given.
+// Each pixel of out is the sum of the pixels of x that it went to, at most three rows by three columns.
+// An invocation computes one pixel. Workgroups: x over 64 pixels of a plane, y over channels, z over the batch.
+//#use place
 
 struct Params {
+    grid: vec3<u32>,
     x_offset: u32,
     x_batch_stride: u32,
     out_offset: u32,
     out_batch_stride: u32,
-    batch: u32,
-    channels: u32,
-    in_h: i32,
-    in_w: i32,
-    out_h: i32,
-    out_w: i32,
-    // Strides, or pixels of padding.
-    step_h: i32,
-    step_w: i32,
+    x_height: i32,
+    x_width: i32,
+    out_height: i32,
+    out_width: i32,
+    // Vertical and horizontal: strides, or pixels of padding on each side.
+    step_down: i32,
+    step_right: i32,
 }
 
 // 0: stride, 1: zero padding, 2: reflecting padding, 3: nearest upsampling.
@@ -39,30 +40,37 @@ fn places(i: i32, size: i32, given: i32, step: i32) -> vec3<i32> {
     return vec3(i + step, select(-1, step - i, before), select(-1, step + 2 * last - i, after));
 }
 
+// The pixel of a row whose first element is `row`; 0 where there is no such column.
+fn pixel(row: u32, column: i32) -> f32 {
+    if column < 0 {
+        return 0.0;
+    }
+    return x[row + u32(column)];
+}
+
+// The sum over the columns of a row of the plane that begins at `plane`; 0 where there is no such row.
+fn row_sum(plane: u32, row: i32, columns: vec3<i32>) -> f32 {
+    if row < 0 {
+        return 0.0;
+    }
+    let first = plane + u32(row * p.x_width);
+    return pixel(first, columns.x) + pixel(first, columns.y) + pixel(first, columns.z);
+}
+
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
-    let plane = u32(p.out_h * p.out_w);
-    let item = p.channels * plane;
-    let n = i / item;
-    if n >= p.batch {
+    let at = place(id, launched);
+    let i = i32(at.x * 64u + lane);
+    if outside(at) || i >= p.out_height * p.out_width {
         return;
     }
-    let pixel = i32(i % plane);
-    let lines = places(pixel / p.out_w, p.out_h, p.in_h, p.step_h);
-    let columns = places(pixel % p.out_w, p.out_w, p.in_w, p.step_w);
-    let base = p.x_offset + n * p.x_batch_stride + i % item / plane * u32(p.in_h * p.in_w);
-    var sum = 0.0;
-    for (var a = 0; a < 3; a++) {
-        for (var b = 0; b < 3; b++) {
-            if lines[a] >= 0 && columns[b] >= 0 {
-                sum += x[base + u32(lines[a] * p.in_w + columns[b])];
-            }
-        }
-    }
-    out[p.out_offset + n * p.out_batch_stride + i % item] = sum;
+    let rows = places(i / p.out_width, p.out_height, p.x_height, p.step_down);
+    let columns = places(i % p.out_width, p.out_width, p.x_width, p.step_right);
+    let plane = p.x_offset + at.z * p.x_batch_stride + at.y * u32(p.x_height * p.x_width);
+    let sum = row_sum(plane, rows.x, columns) + row_sum(plane, rows.y, columns) + row_sum(plane, rows.z, columns);
+    out[p.out_offset + at.z * p.out_batch_stride + at.y * u32(p.out_height * p.out_width) + u32(i)] = sum;
 }

@@ -1,4 +1,4 @@
-// Bilinear upsampling by two with aligned corners.
+// Bilinear upsampling by two with aligned corners (PyTorch's align_corners=True). An invocation writes a column of out.
 //#use bilinear
 //#use upsample
 

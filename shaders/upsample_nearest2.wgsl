@@ -1,4 +1,5 @@
-// Nearest upsampling by two. A lane writes the 2 columns of the result that a column of x becomes.
+// Nearest upsampling by two: each pixel of x becomes 2 by 2 of out. An invocation reads a column of x's pixels and writes
+// two columns of out.
 //#use upsample
 
 const SCALE = 1u;

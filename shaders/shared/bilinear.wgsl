@@ -1,5 +1,6 @@
-// The two neighbours of output position `o` on an axis of `len` inputs, and the weight of the second. The place in the
-// input, o * (len - 1) / (2 * len - 1), is half of o less the fraction f = o / (2 * len - 1).
+// Bilinear upsampling by two on one axis: the two inputs, of `len`, that output position `o` lies between, and the weight
+// of the second; the first has the rest to 1. The place in the input is o * (len - 1) / (2 * len - 1) = o / 2 - f / 2 with
+// f = o / (2 * len - 1): a single rounding, however long the axis is.
 struct Neighbours {
     near: u32,
     other: u32,

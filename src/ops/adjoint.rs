@@ -2,9 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::conv2d::PaddingMode;
-use super::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::cpu::conv::PaddingMode;
 use crate::cpu::view::{View, ViewMut};
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// The adjoint of a linear map that moves pixels: each pixel of the result sums the pixels that it went to.
@@ -114,8 +115,17 @@ impl Op for Adjoint {
         }
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let x = inputs[0];
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs[0], out)),
+            Target::Gpu(_) => Lowered::gpu([op.launch(inputs[0], output)]),
+        }
+    }
+}
+
+impl Adjoint {
+    fn compute(self, x: View, mut out: ViewMut) {
         let [_, _, height, width] = out.shape.0;
         for n in 0..out.shape.n() {
             let rows = out.item(n).par_chunks_mut(width).enumerate();
@@ -129,13 +139,20 @@ impl Op for Adjoint {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let (x, out) = (inputs[0].shape, output.shape);
+    fn launch(self, x: Operand, output: Operand) -> Launch {
+        let Shape([n, c, h, w]) = output.shape();
         let (kind, step) = self.code();
-        let params = Params::new().slot(&inputs[0]).slot(&output).u(x.n()).u(x.c());
-        let params = params.u(x.h()).u(x.w()).u(out.h()).u(out.w()).u(step[0]).u(step[1]);
-        let kernel = Kernel::new("adjoint").constant("KIND", kind);
-        vec![Dispatch::folded(kernel, params, vec![Bind::Input(0), Bind::Output], out.numel().div_ceil(64))]
+        Launch::new("adjoint", "main")
+            .constant("KIND", kind)
+            .read("x", x)
+            .write("out", output)
+            .i32("x_height", x.shape().h())
+            .i32("x_width", x.shape().w())
+            .i32("out_height", h)
+            .i32("out_width", w)
+            .i32("step_down", step[0])
+            .i32("step_right", step[1])
+            .over_grid([(h * w).div_ceil(64), c, n])
     }
 }
 

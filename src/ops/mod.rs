@@ -1,7 +1,7 @@
 //! The operations: one file or folder each with its shape rule, its gradient rule, and how it is computed on a CPU and on a
 //! GPU.
 
-// pub mod adjoint;
+pub mod adjoint;
 // pub mod attention;
 // pub mod batch_norm;
 // pub mod conv2d;
@@ -13,7 +13,7 @@ pub mod pointwise;
 // pub mod positional_encoding;
 // pub mod reduce;
 pub mod reduce_sum;
-// pub mod resize;
+pub mod resize;
 // pub mod softmax;
 #[cfg(test)]
 pub mod testing;

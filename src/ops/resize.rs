@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use super::adjoint::Adjoint;
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
+use super::gradient_name;
 use crate::cpu::view::{View, ViewMut};
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Doubles height and width: each pixel becomes four.
@@ -30,12 +30,16 @@ fn doubled(inputs: &[Shape]) -> Result<Shape, String> {
     }
 }
 
-/// Launches a kernel whose workgroups write tiles of the result; `small` is the smaller tensor.
-fn dispatch(file: &'static str, tile: [usize; 2], small: Shape, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-    let Shape([n, c, h, w]) = small;
-    let params = Params::new().slot(&inputs[0]).slot(&output).u(n).u(c).u(h).u(w);
-    let tiles = output.shape.h().div_ceil(tile[0]) * output.shape.w().div_ceil(tile[1]);
-    vec![Dispatch::folded(Kernel::new(file), params, vec![Bind::Input(0), Bind::Output], n * c * tiles)]
+/// The launch of a kernel whose workgroups write tiles of `[height, width]` pixels of the result's channels; `small` is
+/// the shape of the smaller tensor.
+fn launch(file: &'static str, tile: [usize; 2], small: Shape, output: Operand) -> Launch {
+    let Shape([n, c, h, w]) = output.shape();
+    Launch::new(file, "main")
+        .u32("channels", c)
+        .u32("height", small.h())
+        .u32("width", small.w())
+        .write("out", output)
+        .over_grid([w.div_ceil(tile[1]), h.div_ceil(tile[0]), n * c])
 }
 
 impl Op for UpsampleNearest2 {
@@ -52,31 +56,36 @@ impl Op for UpsampleNearest2 {
         Ok(vec![Some(g.apply(&name, Adjoint::UpsampleNearest2, &[at.dy])?)])
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let x = inputs[0];
-        let width = x.shape.w();
-        for n in 0..x.shape.n() {
-            let rows = x.item(n).par_chunks(width);
-            let pairs = out.item(n).par_chunks_mut(4 * width);
-            pairs.zip(rows).for_each(|(pair, row)| {
-                let (above, below) = pair.split_at_mut(2 * width);
-                for (two, &v) in above.as_chunks_mut::<2>().0.iter_mut().zip(row) {
-                    *two = [v, v];
-                }
-                below.copy_from_slice(above);
-            });
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(|inputs, out| nearest(inputs[0], out)),
+            Target::Gpu(_) => {
+                Lowered::gpu([launch("upsample_nearest2", [8, 128], inputs[0].shape(), output).read("x", inputs[0])])
+            }
         }
     }
+}
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        dispatch("upsample_nearest2", [8, 128], inputs[0].shape, inputs, output)
+fn nearest(x: View, mut out: ViewMut) {
+    let width = x.shape.w();
+    for n in 0..x.shape.n() {
+        let rows = x.item(n).par_chunks(width);
+        let pairs = out.item(n).par_chunks_mut(4 * width);
+        pairs.zip(rows).for_each(|(pair, row)| {
+            let (above, below) = pair.split_at_mut(2 * width);
+            for (two, &v) in above.as_chunks_mut::<2>().0.iter_mut().zip(row) {
+                *two = [v, v];
+            }
+            below.copy_from_slice(above);
+        });
     }
 }
 
 /// The two neighbours of output position `o` on an axis of `len` inputs, and the weight of the second.
 ///
-/// The place in the input, `o * (len - 1) / (2 * len - 1)`, is half of `o` less the fraction `f = o / (2 * len - 1)`:
-/// exact however long the axis is, where the usual product with a rounded scale is not.
+/// The place in the input is `o * (len - 1) / (2 * len - 1) = o / 2 - f / 2` with `f = o / (2 * len - 1)`. Written this
+/// way the weight has one rounding error however long the axis is; PyTorch's `o * scale` multiplies the error of the
+/// rounded scale by `o`.
 fn neighbours(o: usize, len: usize) -> (usize, usize, f32) {
     let near = o / 2;
     let f = o as f32 / (2 * len - 1) as f32;
@@ -97,31 +106,36 @@ impl Op for UpsampleBilinear2 {
         Ok(vec![Some(g.apply(&name, UpsampleBilinear2Grad, &[at.dy])?)])
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let x = inputs[0];
-        let (height, width) = (x.shape.h(), x.shape.w());
-        let columns: Vec<_> = (0..2 * width).map(|o| neighbours(o, width)).collect();
-        for n in 0..x.shape.n() {
-            let rows = out.item(n).par_chunks_mut(2 * width).enumerate();
-            rows.for_each(|(i, row)| {
-                let plane = x.plane(n, i / (2 * height));
-                let (near, other, down) = neighbours(i % (2 * height), height);
-                let near = &plane[near * width..][..width];
-                let other = &plane[other * width..][..width];
-                let between: Vec<f32> = near.iter().zip(other).map(|(a, b)| mix(*a, *b, down)).collect();
-                for (out, &(near, other, right)) in row.iter_mut().zip(&columns) {
-                    *out = mix(between[near], between[other], right);
-                }
-            });
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(|inputs, out| bilinear(inputs[0], out)),
+            Target::Gpu(_) => {
+                Lowered::gpu([launch("upsample_bilinear2", [8, 64], inputs[0].shape(), output).read("x", inputs[0])])
+            }
         }
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        dispatch("upsample_bilinear2", [8, 64], inputs[0].shape, inputs, output)
     }
 }
 
-/// The gradient of [`UpsampleBilinear2`]: each pixel gathers what it gave to the pixels of the result.
+fn bilinear(x: View, mut out: ViewMut) {
+    let (height, width) = (x.shape.h(), x.shape.w());
+    let columns: Vec<_> = (0..2 * width).map(|o| neighbours(o, width)).collect();
+    for n in 0..x.shape.n() {
+        let rows = out.item(n).par_chunks_mut(2 * width).enumerate();
+        rows.for_each(|(i, row)| {
+            let plane = x.plane(n, i / (2 * height));
+            let (near, other, down) = neighbours(i % (2 * height), height);
+            let near = &plane[near * width..][..width];
+            let other = &plane[other * width..][..width];
+            let between: Vec<f32> = near.iter().zip(other).map(|(a, b)| mix(*a, *b, down)).collect();
+            for (out, &(near, other, right)) in row.iter_mut().zip(&columns) {
+                *out = mix(between[near], between[other], right);
+            }
+        });
+    }
+}
+
+/// The gradient with respect to the input of [`UpsampleBilinear2`]: for each input pixel the sum, over the result's pixels
+/// that it goes into, of their gradient times its weight there.
 ///
 /// Input: `dy` `[n, c, 2h, 2w]`. Result: `[n, c, h, w]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,28 +164,32 @@ impl Op for UpsampleBilinear2Grad {
         }
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let dy = inputs[0];
-        let (height, width) = (out.shape.h(), out.shape.w());
-        let columns: Vec<_> = (0..width).map(|i| receivers(i, width)).collect();
-        for n in 0..dy.shape.n() {
-            let rows = out.item(n).par_chunks_mut(width).enumerate();
-            rows.for_each(|(i, row)| {
-                let plane = dy.plane(n, i / height);
-                let mut between = vec![0f32; 2 * width];
-                for (o, weight) in receivers(i % height, height) {
-                    let line = &plane[o * 2 * width..][..2 * width];
-                    between.iter_mut().zip(line).for_each(|(sum, v)| *sum += weight * v);
-                }
-                for (out, receivers) in row.iter_mut().zip(&columns) {
-                    *out = receivers.iter().map(|&(o, weight)| weight * between[o]).sum();
-                }
-            });
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(|inputs, out| bilinear_grad(inputs[0], out)),
+            Target::Gpu(_) => {
+                Lowered::gpu([launch("upsample_bilinear2_grad", [8, 64], output.shape(), output).read("dy", inputs[0])])
+            }
         }
     }
+}
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        dispatch("upsample_bilinear2_grad", [8, 64], output.shape, inputs, output)
+fn bilinear_grad(dy: View, mut out: ViewMut) {
+    let (height, width) = (out.shape.h(), out.shape.w());
+    let columns: Vec<_> = (0..width).map(|i| receivers(i, width)).collect();
+    for n in 0..dy.shape.n() {
+        let rows = out.item(n).par_chunks_mut(width).enumerate();
+        rows.for_each(|(i, row)| {
+            let plane = dy.plane(n, i / height);
+            let mut between = vec![0f32; 2 * width];
+            for (o, weight) in receivers(i % height, height) {
+                let line = &plane[o * 2 * width..][..2 * width];
+                between.iter_mut().zip(line).for_each(|(sum, v)| *sum += weight * v);
+            }
+            for (out, receivers) in row.iter_mut().zip(&columns) {
+                *out = receivers.iter().map(|&(o, weight)| weight * between[o]).sum();
+            }
+        });
     }
 }
 
