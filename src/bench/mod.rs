@@ -202,17 +202,7 @@ fn machine(device: &Device) -> Machine {
 /// If the device fails or has no clock for its kernels.
 pub fn time_steps(exe: &Executable, inputs: &[(String, Vec<f32>)]) -> Result<Vec<f64>, BenchError> {
     let data: Vec<&[f32]> = inputs.iter().map(|(_, values)| &values[..]).collect();
-    match exe {
-        Executable::Cpu(exe) => {
-            let mut seconds = Vec::new();
-            exe.run_observed(&data, |_, elapsed, _| seconds.push(elapsed));
-            Ok(seconds)
-        }
-        Executable::Gpu(exe) => {
-            let seconds = exe.time_steps(&data).map_err(RunError::from)?;
-            seconds.ok_or(BenchError::NoTimestamps)
-        }
-    }
+    exe.time_steps(&data)?.ok_or(BenchError::NoTimestamps)
 }
 
 /// The calls of a network and the seconds of each in every run.
@@ -252,7 +242,7 @@ impl Bench<'_> {
     fn timing(&self, network: &Network, weights: &dyn ParamSource) -> Result<Timing, BenchError> {
         let exe = self.device.compile(&network.graph, &network.outputs, weights)?;
         let plan = exe.plan();
-        let calls = plan.steps.iter().map(|s| Call::of(s, &plan.target)).collect();
+        let calls = plan.steps.iter().map(Call::of).collect();
         let timed = Timed { name: network.name.clone(), calls, seconds: Vec::new() };
         Ok(Timing { inputs: random_inputs(plan), timed, exe })
     }

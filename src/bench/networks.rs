@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::graph::plan::Location;
+use crate::graph::Location;
 use crate::graph::{Graph, GraphError, Plan};
 use crate::models::layers::conv;
 use crate::models::networks::{Network, SEED, normal, random_weights};

@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use crate::graph::plan::Step;
-use crate::ops::Target;
+use crate::graph::{Step, Work};
 use crate::tensor::Shape;
 
 /// What one step computes and moves.
@@ -26,26 +25,21 @@ pub struct Call {
 }
 
 impl Call {
-    /// The call that a step of a plan for `target` makes.
-    pub fn of(step: &Step, target: &Target) -> Self {
-        let slots: Vec<_> = step.inputs.iter().map(|l| l.slot).collect();
-        let shapes: Vec<Shape> = slots.iter().map(|s| s.shape).collect();
-        let output = step.output.slot;
-        let kernels: Vec<&str> = match target {
-            Target::Cpu => vec![step.op.cpu_algorithm(&shapes)],
-            Target::Gpu(traits) => {
-                let dispatches = step.op.gpu(traits, &slots, output);
-                dispatches.iter().map(|d| d.kernel.file).collect()
-            }
+    /// The call that a step of a plan makes.
+    pub fn of(step: &Step) -> Self {
+        let kernels: Vec<&str> = match &step.work {
+            Work::Cpu(_) => vec![step.method],
+            Work::Gpu(launches) => launches.iter().map(|launch| launch.kernel.file).collect(),
         };
-        let elements = shapes.iter().chain([&output.shape]).map(Shape::numel);
+        let (inputs, output) = (&step.inputs, step.output.slot.shape);
+        let elements = inputs.iter().map(|input| input.slot.shape.numel()).chain([output.numel()]);
         Self {
-            op: step.op.summary(),
-            input: shapes.first().copied().unwrap_or(output.shape),
-            output: output.shape,
+            op: step.op.clone(),
+            input: inputs.first().map_or(output, |input| input.slot.shape),
+            output,
             algorithm: sequence(&kernels),
             dispatches: kernels.len(),
-            macs: step.op.macs(&shapes, output.shape),
+            macs: step.macs,
             bytes: 4 * elements.sum::<usize>() as u64,
         }
     }
@@ -157,7 +151,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 mod tests {
     use super::*;
     use crate::bench::networks::convolution;
-    use crate::graph::Plan;
+    use crate::graph::{Plan, Target};
     use crate::models::dm_fnet::passes::{PassOutputs, configs, unet_pass};
     use crate::ops::testing::gpu;
 
@@ -221,7 +215,7 @@ mod tests {
         let (network, _) = convolution(3, [128, 128], 32).expect("the shapes fit");
         for target in [Target::Cpu, Target::Gpu(gpu().traits().clone())] {
             let plan = Plan::new(&network.graph, &network.outputs, target).expect("it can be planned");
-            let call = Call::of(&plan.steps[0], &plan.target);
+            let call = Call::of(&plan.steps[0]);
             assert_eq!(call.op, "conv2d 3x3");
             assert_eq!(call.macs, 128 * 128 * 9 * 32 * 32);
             assert!(call.bytes >= 4 * (2 * 128 * 32 * 32 + 128 * 128 * 9));
@@ -233,7 +227,7 @@ mod tests {
     fn repeated_blocks_share_their_rows() {
         let network = unet_pass(&configs(32).0, 64, PassOutputs::Features).expect("the shapes fit");
         let plan = Plan::new(&network.graph, &network.outputs, Target::Cpu).expect("it can be planned");
-        let calls: Vec<Call> = plan.steps.iter().map(|s| Call::of(s, &plan.target)).collect();
+        let calls: Vec<Call> = plan.steps.iter().map(Call::of).collect();
         let rows = gather(&calls, &[vec![1.0; calls.len()]], PEAK);
         assert_eq!(rows.iter().map(|r| r.count).sum::<usize>(), calls.len());
         assert!(rows.len() < calls.len());

@@ -8,11 +8,12 @@ use super::networks::random_inputs;
 use super::rows::Call;
 use super::{Bench, BenchError, KernelTable, Timed, median, rate, tables, time_steps};
 use crate::device::Device;
+use crate::graph::Phase;
 use crate::models::Model;
 use crate::models::training::init::statistic;
 use crate::models::training::loss::constants;
 use crate::train::optim::{NUMBERS, Update, numbers};
-use crate::train::step::{Layout, Phase, TrainStep};
+use crate::train::step::{Layout, TrainStep};
 use crate::weights::is_buffer;
 
 /// Value that the weights are drawn around zero by; any small one will do for timing.
@@ -72,7 +73,7 @@ impl Bench<'_> {
             }
         }
         let peak = self.yardsticks.peak_since(first);
-        let phases: Vec<Phase> = plan.steps.iter().map(Phase::of).collect();
+        let phases: Vec<Phase> = plan.steps.iter().map(|step| step.phase).collect();
         let mut timed = Vec::new();
         for (phase, name) in [
             (Phase::Forward, "training step, forward"),
@@ -82,7 +83,7 @@ impl Bench<'_> {
             let chosen: Vec<usize> = (0..phases.len()).filter(|&i| phases[i] == phase).collect();
             timed.push(Timed {
                 name: name.to_owned(),
-                calls: chosen.iter().map(|&i| Call::of(&plan.steps[i], &plan.target)).collect(),
+                calls: chosen.iter().map(|&i| Call::of(&plan.steps[i])).collect(),
                 seconds: single.iter().map(|run| chosen.iter().map(|&i| run[i]).collect()).collect(),
             });
         }

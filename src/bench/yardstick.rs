@@ -12,7 +12,7 @@ use super::rows::{Peak, median, rate};
 use super::{BenchError, time_steps};
 use crate::device::{Device, Executable};
 use crate::graph::Graph;
-use crate::ops::Op;
+use crate::graph::Op;
 use crate::tensor::Shape;
 
 /// Elements that the multiply-add kernel works on, enough invocations to fill a large GPU.

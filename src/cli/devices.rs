@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::device::Device;
-use crate::gpu::{AdapterReport, adapters};
+use crate::device::adapters;
+use crate::gpu::AdapterReport;
 
 /// List the adapters that `--device` can name, with limits and features
 #[derive(Debug, Args)]
@@ -20,7 +21,7 @@ pub struct DevicesArgs {
 /// # Errors
 /// If the JSON cannot be written.
 pub fn run(args: DevicesArgs) -> anyhow::Result<ExitCode> {
-    let found = adapters();
+    let found = adapters()?;
     if args.json {
         super::say(format_args!("{}", serde_json::to_string_pretty(&found)?))?;
         return Ok(ExitCode::SUCCESS);

@@ -146,6 +146,14 @@ impl Graph {
         self.nodes[id.0].shape
     }
 
+    /// The dimensions that checkpoints have a weight in; those of its shape for anything else.
+    pub fn dims(&self, id: NodeId) -> &[usize] {
+        match &self.node(id).kind {
+            Kind::Param { dims } => dims,
+            _ => &self.node(id).shape.0,
+        }
+    }
+
     /// The weights used so far, by name.
     pub fn params(&self) -> &BTreeMap<String, NodeId> {
         &self.params

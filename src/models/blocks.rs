@@ -3,7 +3,7 @@
 use super::layers::{act, add, conv, group_norm, linear};
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::hash::fnv1a;
-use crate::ops::activation::Activation;
+use crate::cpu::activation::Activation;
 use crate::ops::conv2d::ConvSpec;
 use crate::ops::dropout::Dropout;
 use crate::ops::reduce::{ChannelMax, ChannelMean, GlobalAvgPool};

@@ -157,15 +157,9 @@ pub fn check_names(
     ignored: &[&str],
 ) -> Result<(), WeightsError> {
     let expected = graph.params().iter().filter(|(name, _)| belong(name)).map(|(name, id)| {
-        let shape = graph.shape(*id);
-        let found = weights.get(name).map(|t| (t.shape(), t.dims()));
-        let dims = match (found, shape.0) {
-            (Some((found, dims)), _) if found == Some(shape) => dims.to_vec(),
-            (Some((_, [_, _])), [rows, columns, 1, 1]) => vec![rows, columns],
-            (_, [1, channels, 1, 1]) => vec![channels],
-            _ => shape.0.to_vec(),
-        };
-        (name.clone(), dims)
+        // A tensor of other dimensions but the same shape will do, such as a linear layer's as a convolution of 1x1.
+        let same = weights.get(name).filter(|tensor| tensor.shape() == Some(graph.shape(*id)));
+        (name.clone(), same.map_or_else(|| graph.dims(*id).to_vec(), |tensor| tensor.dims().to_vec()))
     });
     weights.check(&expected.collect::<Vec<_>>(), ignored)
 }

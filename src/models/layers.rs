@@ -1,13 +1,12 @@
 //! Layers that several networks are made of.
 
 use crate::graph::{Graph, GraphError, NodeId};
-use crate::ops::activation::Activation;
+use crate::cpu::activation::Activation;
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv2d::{Conv2d, ConvSpec, PaddingMode};
 use crate::ops::group_norm::GroupNorm;
 use crate::ops::linear::Linear;
 use crate::ops::pointwise::Pointwise;
-use crate::tensor::Shape;
 
 /// PyTorch's epsilon of its norms.
 pub const NORM_EPS: f32 = 1e-5;
@@ -19,7 +18,7 @@ pub const NORM_EPS: f32 = 1e-5;
 pub fn conv(g: &mut Graph, name: &str, x: NodeId, out_channels: usize, spec: ConvSpec) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let weight = conv_weight(g, x, out_channels, &spec)?;
-        let bias = g.param("bias", Shape::new(1, out_channels, 1, 1))?;
+        let bias = g.param("bias", [out_channels])?;
         g.apply("", Conv2d::with_bias(spec), &[x, weight, bias])
     })
 }
@@ -45,7 +44,7 @@ pub fn conv_without_bias(
 fn conv_weight(g: &mut Graph, x: NodeId, out_channels: usize, spec: &ConvSpec) -> Result<NodeId, GraphError> {
     let in_channels = g.shape(x).c() / spec.groups;
     let [kh, kw] = spec.kernel;
-    g.param("weight", Shape::new(out_channels, in_channels, kh, kw))
+    g.param("weight", [out_channels, in_channels, kh, kw])
 }
 
 /// A square convolution that reflects at the borders and keeps the size.
@@ -59,7 +58,7 @@ pub fn reflect(kernel: usize) -> ConvSpec {
 /// [`GraphError`] if the groups do not divide the channels.
 pub fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
-        let channels = Shape::new(1, g.shape(x).c(), 1, 1);
+        let channels = [g.shape(x).c()];
         let weight = g.param("weight", channels)?;
         let bias = g.param("bias", channels)?;
         let norm = GroupNorm { groups, eps: NORM_EPS, affine: true, activation: Activation::None };
@@ -74,7 +73,7 @@ pub fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result
 /// [`GraphError`] in training if a channel has a single value.
 pub fn batch_norm(g: &mut Graph, name: &str, x: NodeId, training: bool) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
-        let channels = Shape::new(1, g.shape(x).c(), 1, 1);
+        let channels = [g.shape(x).c()];
         let weight = g.param("weight", channels)?;
         let bias = g.param("bias", channels)?;
         let mean = g.param("running_mean", channels)?;
@@ -97,8 +96,8 @@ pub fn batch_norm(g: &mut Graph, name: &str, x: NodeId, training: bool) -> Resul
 /// [`GraphError`] if the shapes do not fit.
 pub fn linear(g: &mut Graph, name: &str, x: NodeId, out_features: usize) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
-        let weight = g.param("weight", Shape::new(out_features, g.shape(x).c(), 1, 1))?;
-        let bias = g.param("bias", Shape::new(1, out_features, 1, 1))?;
+        let weight = g.param("weight", [out_features, g.shape(x).c()])?;
+        let bias = g.param("bias", [out_features])?;
         g.apply("", Linear::with_bias(), &[x, weight, bias])
     })
 }

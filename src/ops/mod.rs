@@ -2,19 +2,19 @@
 //! GPU.
 
 pub mod adjoint;
-// pub mod attention;
-// pub mod batch_norm;
+pub mod attention;
+pub mod batch_norm;
 pub mod conv2d;
-// pub mod dropout;
+pub mod dropout;
 mod grad;
-// pub mod group_norm;
+pub mod group_norm;
 pub mod linear;
 pub mod pointwise;
-// pub mod positional_encoding;
-// pub mod reduce;
+pub mod positional_encoding;
+pub mod reduce;
 pub mod reduce_sum;
 pub mod resize;
-// pub mod softmax;
+pub mod softmax;
 #[cfg(test)]
 pub mod testing;
 

@@ -7,12 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::optim::{self, NUMBERS, NumberNodes, Update, WEIGHTS};
 use crate::device::{Device, Executable, ParamSource, RunError};
 use crate::graph::fuse::{fuse, prune};
-use crate::graph::grad::{AGAIN, GRADIENT};
-use crate::graph::plan::Step;
-use crate::graph::{Graph, GraphError, Kind, Node, NodeId, Plan, gradients_in_segments};
+use crate::graph::{Graph, GraphError, Kind, Node, NodeId, Phase, Plan};
 use crate::models::training::LossGraph;
-use crate::ops::conv2d::Conv2d;
-use crate::ops::linear::Linear;
+use crate::ops::gradients_in_segments;
 use crate::ops::pointwise::Pointwise;
 use crate::tensor::Tensor;
 
@@ -35,18 +32,11 @@ impl Layout {
     /// Those weights of a graph that its loss depends on and that `trained` names.
     pub fn new(graph: &LossGraph, trained: impl Fn(&str) -> bool) -> Self {
         let (used, _) = prune(&graph.graph, &[graph.loss]);
-        let ranks = ranks(&used);
-        let of = |node: &Node| {
-            let [n, c, h, w] = node.shape.0;
-            let dims = match ranks.get(&node.name) {
-                Some(4) => vec![n, c, h, w],
-                Some(_) => vec![n, c],
-                None => vec![c],
-            };
-            (node.name.clone(), dims)
+        let weight = |node: &Node| match &node.kind {
+            Kind::Param { dims } if trained(&node.name) => Some((node.name.clone(), dims.clone())),
+            _ => None,
         };
-        let weights = used.nodes().iter().filter(|node| matches!(node.kind, Kind::Param) && trained(&node.name));
-        let mut all: Vec<(String, Vec<usize>)> = weights.map(of).collect();
+        let mut all: Vec<(String, Vec<usize>)> = used.nodes().iter().filter_map(weight).collect();
         all.sort();
         Self(all)
     }
@@ -104,27 +94,6 @@ impl Layout {
     }
 }
 
-/// The number of dimensions of the weights of convolutions (4) and linear layers (2); all others are vectors.
-fn ranks(graph: &Graph) -> BTreeMap<String, usize> {
-    let mut ranks = BTreeMap::new();
-    for node in graph.nodes() {
-        let Kind::Op(op) = &node.kind else {
-            continue;
-        };
-        let rank = match op.as_any() {
-            op if op.is::<Linear>() => 2,
-            op if op.is::<Conv2d>() => 4,
-            _ => continue,
-        };
-        let mut weight = graph.node(node.inputs[1]);
-        while let Kind::Slice { .. } = weight.kind {
-            weight = graph.node(weight.inputs[0]);
-        }
-        ranks.insert(weight.name.clone(), rank);
-    }
-    ranks
-}
-
 /// What one batch gave.
 #[derive(Clone, PartialEq, Debug)]
 pub struct BatchReport {
@@ -134,30 +103,6 @@ pub struct BatchReport {
     pub grad_norm: f32,
     /// The graph's other reports.
     pub others: Vec<f32>,
-}
-
-/// The part of a training step that an operation belongs to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Phase {
-    /// From the inputs to the loss.
-    Forward,
-    /// From the loss to the gradient, with what is computed again.
-    Backward,
-    /// From the gradient to the new weights.
-    Update,
-}
-
-impl Phase {
-    /// The part of a planned operation, by its layer's name.
-    pub fn of(step: &Step) -> Self {
-        if step.name.starts_with(optim::UPDATE) {
-            Self::Update
-        } else if step.name.contains(GRADIENT) || step.name.contains(AGAIN) {
-            Self::Backward
-        } else {
-            Self::Forward
-        }
-    }
 }
 
 /// The training step of a network on a device; the weights and the optimiser's state live in it.
@@ -251,12 +196,12 @@ fn training_graph(loss: &LossGraph, layout: &Layout, update: &Update) -> Result<
             // The loss depends on it only through what has no slope.
             None => {
                 let zero = Pointwise::build(|[x]| x.affine(0.0, 0.0));
-                g.apply("no gradient", zero, &[part])?
+                g.in_phase(Phase::Backward, |g| g.apply("no gradient", zero, &[part]))?
             }
         });
     }
     let gradient = g.flatten("gradient", &known);
-    let norm = optim::update(&mut g, update, &numbers, row, gradient)?;
+    let norm = g.in_phase(Phase::Update, |g| optim::update(g, update, &numbers, row, gradient))?;
     let outputs = [reports[0], norm].into_iter().chain(reports[1..].iter().copied()).collect();
     Ok((g, outputs))
 }

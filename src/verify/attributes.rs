@@ -234,7 +234,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::ops::activation::Activation;
+    use crate::cpu::activation::Activation;
     use crate::ops::conv2d::ConvSpec;
     use crate::ops::group_norm::GroupNorm;
     use crate::ops::linear::Linear;

@@ -5,13 +5,12 @@ use serde::Deserialize;
 use super::ops::{OF_X, reach};
 use super::row::{Block, Fact, Literal, Row, Site, block, fixed, given, implied};
 use crate::graph::{Graph, GraphError, NodeId};
-use crate::models::fusion_head::{attention_block, head_block, three_att_block};
+use crate::cpu::activation::Activation;
+use crate::models::blocks::{BlockKind, downsample, feature_wise_affine, resnet_block, upsample};
+use crate::models::dm_fnet::fusion_head::{attention_block, head_block, three_att_block};
+use crate::models::dm_fnet::unet::{noise_level_mlp, self_attention};
 use crate::models::lkc_funet::{Mode, multi_scale_gated_attn, replk_block};
-use crate::models::unet::{
-    BlockKind, downsample, feature_wise_affine, noise_level_mlp, resnet_block, self_attention, upsample,
-};
-use crate::ops::activation::Activation;
-use crate::train::loss;
+use crate::models::training::loss;
 
 /// The channels of `x`.
 const DIM: Fact = implied(&["dim", "channels"], |t| t.dim("in.x", 1));

@@ -8,7 +8,8 @@ use super::compare::Scale;
 use super::error::CaseError;
 use crate::device::Device;
 use crate::graph::fuse::fuse;
-use crate::graph::{Graph, Kind, NodeId, gradients};
+use crate::graph::{Graph, Kind, NodeId};
+use crate::ops::gradients;
 use crate::tensor::{Shape, Tensor};
 
 /// What was computed for a case.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::attributes::{AttributeError, Attributes};
 use crate::graph::{Graph, GraphError, NodeId};
-use crate::ops::Op;
+use crate::graph::Op;
 
 /// An operation or a block that cases may be about.
 pub(super) struct Row {

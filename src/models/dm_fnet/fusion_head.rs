@@ -4,7 +4,7 @@
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::models::blocks::{channel_attention, mean_and_max};
 use crate::models::layers::{act, add, conv, reflect};
-use crate::ops::activation::Activation;
+use crate::cpu::activation::Activation;
 use crate::ops::conv2d::{Conv2d, ConvSpec};
 use crate::ops::pointwise::Pointwise;
 use crate::ops::resize::UpsampleBilinear2;

@@ -100,7 +100,7 @@ pub fn head_pass(config: &HeadConfig, size: usize) -> Result<Network, GraphError
 mod tests {
     use super::*;
     use crate::graph::Plan;
-    use crate::ops::Target;
+    use crate::graph::Target;
     use crate::ops::testing::gpu;
 
     fn published(size: usize) -> [Network; 4] {
@@ -133,21 +133,6 @@ mod tests {
         let networks = published(256);
         let macs = networks.each_ref().map(|n| gmac(plan(n, Target::Cpu).macs));
         assert_eq!(macs, [132.486, 194.839, 194.839, 57.538]);
-    }
-
-    #[test]
-    fn steps_account_for_all_multiply_adds() {
-        for target in targets() {
-            for network in published(64) {
-                let plan = plan(&network, target.clone());
-                let of_step = |s: &crate::graph::plan::Step| {
-                    let shapes: Vec<Shape> = s.inputs.iter().map(|l| l.slot.shape).collect();
-                    s.op.macs(&shapes, s.output.slot.shape)
-                };
-                let sum: u64 = plan.steps.iter().map(of_step).sum();
-                assert_eq!(sum, plan.macs, "{}", network.name);
-            }
-        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use super::{FusionModel, Loader, Model, ModelKind, ModelRow};
 use crate::device::{Device, ParamSource};
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::imaging::{FusionPair, Image, Padding, pad_to_multiple};
-use crate::ops::activation::Activation;
+use crate::cpu::activation::Activation;
 use crate::ops::conv2d::ConvSpec;
 use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce::GlobalAvgPool;

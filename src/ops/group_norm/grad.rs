@@ -7,7 +7,7 @@ use crate::cpu::view::{View, ViewMut};
 use crate::cpu::wide::wide_fn;
 use crate::graph::Graph;
 use crate::graph::grad::gradient_name;
-use crate::ops::activation::Activation;
+use crate::cpu::activation::Activation;
 use crate::ops::reduce_sum::ReduceSum;
 use crate::ops::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::tensor::Shape;
