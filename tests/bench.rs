@@ -1,5 +1,4 @@
 //! Benchmarks of models other than the one that the library's own tests measure.
-#![cfg(feature = "bench")]
 
 use medfuse::bench::{KernelTable, Options, run};
 use medfuse::device::Device;

@@ -10,7 +10,7 @@ use medfuse::models::dm_fnet::unet::{UnetConfig, unet};
 use medfuse::tensor::{Shape, Tensor};
 use medfuse::verify::{CaseError, Counts, Report, find_cases, verify};
 use medfuse::weights::{StoreType, Weights};
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};
 
 type Tensors<'a> = Vec<(&'a str, Vec<usize>, Vec<f32>)>;
@@ -26,7 +26,7 @@ fn write(folder: &Path, name: &str, config: Value, tensors: &Tensors) -> PathBuf
         tensors.iter().map(|(_, _, v)| v.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
     let views =
         tensors.iter().zip(&bytes).map(|((n, dims, _), b)| (*n, TensorView::new(Dtype::F32, dims.clone(), b).unwrap()));
-    serialize_to_file(views, None, &file("safetensors")).unwrap();
+    std::fs::write(file("safetensors"), serialize(views, None).unwrap()).unwrap();
     path
 }
 

@@ -20,10 +20,7 @@ use crate::train::optim::Update;
 use crate::train::run::{self, CHECKPOINT, Ending, RunConfig, TrainError};
 use crate::weights::Weights;
 
-/// Train a model on folders of registered pairs
-///
-/// A run writes into one folder: its configuration, a log with a loss curve, sample pictures, checkpoints and the model.
-/// Killed at any moment it goes on with --resume from its last checkpoint, with the bytes it would have had.
+/// The arguments of `medfuse train`.
 #[derive(Debug, Args)]
 #[command(about = about(), long_about = format!("{}\n\n{LONG_ABOUT}", about()))]
 pub struct TrainArgs {
@@ -31,6 +28,7 @@ pub struct TrainArgs {
     stage: StageArgs,
 }
 
+/// What the long help says of every run.
 const LONG_ABOUT: &str = "\
 A run writes into one folder: its configuration, a log with a loss curve, sample pictures, checkpoints and the model. \
 Killed at any moment it goes on with --resume from its last checkpoint, with the bytes it would have had.";

@@ -3,7 +3,7 @@
 //! A safetensors file: the rows of [`super::optim`] as tensors, the rest as JSON under `medfuse` in its metadata. All
 //! randomness of a run is a function of its seed and the step's number, so that the number is the generators' state.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ::safetensors::SafeTensors;
@@ -83,7 +83,7 @@ impl Checkpoint {
             let view = TensorView::new(Dtype::F32, row.dims().to_vec(), bytes).map_err(|e| other(&e))?;
             views.push((name.as_str(), view));
         }
-        let metadata = HashMap::from([("medfuse".to_owned(), progress)]);
+        let metadata = [("medfuse".to_owned(), progress)].into_iter().collect();
         let bytes = ::safetensors::serialize(views, Some(metadata)).map_err(|e| other(&e))?;
         write_whole(path, &bytes).map_err(io)
     }

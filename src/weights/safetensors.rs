@@ -1,7 +1,6 @@
 //! Reading and writing `.safetensors`.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::path::Path;
 
 use ::safetensors::tensor::{Dtype, SafeTensors, View};
@@ -102,7 +101,7 @@ pub(super) fn save(weights: &Weights, path: &Path, store: StoreType) -> Result<(
         let dims = entry.tensor.dims().to_vec();
         encoded.push((name.as_str(), Encoded { dtype, dims, bytes }));
     }
-    let tag = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let tag = [("format".to_string(), "pt".to_string())].into_iter().collect();
     let file = ::safetensors::serialize(encoded, Some(tag)).map_err(|e| io_error(path, std::io::Error::other(e)))?;
     write_whole(path, &file).map_err(|source| io_error(path, source))
 }
