@@ -338,7 +338,7 @@ fn tables(timed: &[Timed], peak: Peak) -> Vec<KernelTable> {
 
 fn network_row(name: &str, plan: &Plan, plan_seconds: f64) -> NetworkRow {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let dispatches = plan.steps.iter().map(|s| Call::of(s, &plan.target).dispatches);
+    let dispatches = plan.steps.iter().map(|step| Call::of(step).dispatches);
     NetworkRow {
         network: name.to_owned(),
         seconds: None,

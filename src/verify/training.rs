@@ -17,8 +17,6 @@ use crate::diffusion::{NoiseSchedule, q_sample_batch};
 use crate::graph::{Graph, NodeId};
 use crate::models::dm_fnet::stage1;
 use crate::models::dm_fnet::stage2::fusion_loss;
-use crate::models::dm_fnet::unet::UnetConfig;
-use crate::models::lkc_funet::LkcConfig;
 use crate::models::lkc_funet::training::{self as lkc, lkc_loss};
 use crate::models::training::LossGraph;
 use crate::models::training::loss::{FusionLossConfig, constants, local_variance};
