@@ -7,7 +7,7 @@
 // pub mod conv2d;
 // pub mod dropout;
 mod grad;
-// pub mod group_norm;
+pub mod group_norm;
 // pub mod linear;
 pub mod pointwise;
 // pub mod positional_encoding;
