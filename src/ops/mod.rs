@@ -3,7 +3,7 @@
 
 // pub mod adjoint;
 // pub mod attention;
-// pub mod batch_norm;
+pub mod batch_norm;
 // pub mod conv2d;
 // pub mod dropout;
 mod grad;
