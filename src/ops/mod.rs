@@ -11,10 +11,10 @@ pub mod group_norm;
 // pub mod linear;
 pub mod pointwise;
 // pub mod positional_encoding;
-// pub mod reduce;
+pub mod reduce;
 pub mod reduce_sum;
 // pub mod resize;
-// pub mod softmax;
+pub mod softmax;
 #[cfg(test)]
 pub mod testing;
 
