@@ -1,14 +1,13 @@
-// The maximum over channels.
-//#use planes
+// The maximum over channels: out is [n][1][plane].
 //#use channels
 
 fn compute(source: u32, to: u32) {
-    // Eight at a time: llvmpipe ends every loop after 65,535 rounds.
+    // Eight channels a round: software adapters allow an invocation so many rounds only.
     var top = x[source];
     var c = 0u;
     for (; c + 7u < p.channels; c += 8u) {
-        let at = source + c * p.plane;
-        let both = max(load4(at), load4(at + 4u * p.plane));
+        let first = source + c * p.plane;
+        let both = max(load4(first), load4(first + 4u * p.plane));
         top = max(top, max(max(both.x, both.y), max(both.z, both.w)));
     }
     for (; c < p.channels; c++) {

@@ -1,7 +1,10 @@
-// The gradient of the maximum over channels: it goes to the first channel that holds the maximum, zero to the others.
-// An invocation writes one pixel of one item in all channels.
+// The gradient of the maximum over channels with respect to x: the first channel that holds a pixel's maximum gets dy, the
+// others zero. x and out are [n][channels][plane]; y, the maxima, and dy are [n][plane].
+// An invocation takes one pixel of one item, in all channels. Workgroups: x over 64 pixels, y over the batch.
+//#use place
 
 struct Params {
+    grid: vec3<u32>,
     x_offset: u32,
     x_batch_stride: u32,
     y_offset: u32,
@@ -10,7 +13,6 @@ struct Params {
     dy_batch_stride: u32,
     out_offset: u32,
     out_batch_stride: u32,
-    batch: u32,
     channels: u32,
     plane: u32,
 }
@@ -23,22 +25,20 @@ struct Params {
 
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let blocks = (p.plane + 63u) / 64u;
-    let index = group.y * groups.x + group.x;
-    let item = index / blocks;
-    let pixel = (index % blocks) * 64u + lane;
-    if item >= p.batch || pixel >= p.plane {
+    let at = place(id, launched);
+    let pixel = at.x * 64u + lane;
+    if outside(at) || pixel >= p.plane {
         return;
     }
-    let source = p.x_offset + item * p.x_batch_stride + pixel;
-    let to = p.out_offset + item * p.out_batch_stride + pixel;
-    let top = y[p.y_offset + item * p.y_batch_stride + pixel];
-    // What is still to be given away.
-    var grad = dy[p.dy_offset + item * p.dy_batch_stride + pixel];
+    let source = p.x_offset + at.y * p.x_batch_stride + pixel;
+    let to = p.out_offset + at.y * p.out_batch_stride + pixel;
+    let top = y[p.y_offset + at.y * p.y_batch_stride + pixel];
+    // Zero once a channel has got it.
+    var grad = dy[p.dy_offset + at.y * p.dy_batch_stride + pixel];
     for (var c = 0u; c < p.channels; c++) {
         let holds = x[source + c * p.plane] == top;
         out[to + c * p.plane] = select(0.0, grad, holds);

@@ -1,16 +1,16 @@
-// The mean over channels.
-//#use planes
+// The mean over channels: out is [n][1][plane].
 //#use channels
 
 fn compute(source: u32, to: u32) {
-    // Eight sums side by side: less rounding, and llvmpipe ends every loop after 65,535 rounds.
+    // Eight sums side by side: they round less than one would, and software adapters allow an invocation so many rounds
+    // only.
     var a = vec4(0.0);
     var b = vec4(0.0);
     var c = 0u;
     for (; c + 7u < p.channels; c += 8u) {
-        let at = source + c * p.plane;
-        a += load4(at);
-        b += load4(at + 4u * p.plane);
+        let first = source + c * p.plane;
+        a += load4(first);
+        b += load4(first + 4u * p.plane);
     }
     for (; c < p.channels; c++) {
         a.x += x[source + c * p.plane];

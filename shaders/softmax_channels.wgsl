@@ -1,9 +1,8 @@
-// Softmax over channels.
-//#use planes
+// Softmax over channels, relative to the pixel's maximum so that nothing overflows: out is [n][channels][plane], as x is.
 //#use channels
 
 fn compute(source: u32, to: u32) {
-    // Four at a time: llvmpipe ends all loops of an invocation after 65,535 rounds together.
+    // Four channels a round: software adapters allow an invocation so many rounds only.
     let whole = p.channels / 4u * 4u;
     var top = x[source];
     for (var c = 0u; c < whole; c += 4u) {
@@ -23,11 +22,11 @@ fn compute(source: u32, to: u32) {
     let total = dot(sums, vec4(1.0));
     for (var c = 0u; c < whole; c += 4u) {
         let v = exp(load4(source + c * p.plane) - top) / total;
-        let at = to + c * p.plane;
-        out[at] = v.x;
-        out[at + p.plane] = v.y;
-        out[at + 2u * p.plane] = v.z;
-        out[at + 3u * p.plane] = v.w;
+        let first = to + c * p.plane;
+        out[first] = v.x;
+        out[first + p.plane] = v.y;
+        out[first + 2u * p.plane] = v.z;
+        out[first + 3u * p.plane] = v.w;
     }
     for (var c = whole; c < p.channels; c++) {
         out[to + c * p.plane] = exp(x[source + c * p.plane] - top) / total;

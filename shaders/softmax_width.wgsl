@@ -1,13 +1,13 @@
-// Softmax along rows. A workgroup computes one row.
+// Softmax along rows, relative to the row's maximum so that nothing overflows. x and out are [n][rows][width].
+// A workgroup computes one row. Workgroups: x over the rows of an item, y over the batch.
+//#use place
 
 struct Params {
+    grid: vec3<u32>,
     x_offset: u32,
     x_batch_stride: u32,
     out_offset: u32,
     out_batch_stride: u32,
-    batch: u32,
-    // Rows of one item.
-    rows: u32,
     width: u32,
 }
 
@@ -25,18 +25,16 @@ fn join(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
 
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let index = group.y * groups.x + group.x;
-    let item = index / p.rows;
-    if item >= p.batch {
+    let at = place(id, launched);
+    if outside(at) {
         return;
     }
-    let row = (index % p.rows) * p.width;
-    let source = p.x_offset + item * p.x_batch_stride + row;
-    // Lanes beyond the row's end hold its first element with no weight.
+    let source = p.x_offset + at.y * p.x_batch_stride + at.x * p.width;
+    // A lane that has no element of a short row holds the row's first, which counts nothing in its sum.
     var own = vec2(x[source], 0.0);
     for (var i = lane; i < p.width; i += 64u) {
         own.x = max(own.x, x[source + i]);
@@ -53,7 +51,7 @@ fn main(
     }
     workgroupBarrier();
     let all = parts[0];
-    let to = p.out_offset + item * p.out_batch_stride + row;
+    let to = p.out_offset + at.y * p.out_batch_stride + at.x * p.width;
     for (var i = lane; i < p.width; i += 64u) {
         out[to + i] = exp(x[source + i] - all.x) / all.y;
     }

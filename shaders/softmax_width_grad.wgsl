@@ -1,16 +1,17 @@
-// The gradient of a softmax along rows, y * (dy - sum(y * dy)). A workgroup computes one row.
+// The gradient of a softmax y along rows with respect to its input: out = y * (dy - sum(y * dy)), the sum over the row.
+// y, dy and out are [n][rows][width]. A workgroup computes one row. Workgroups: x over the rows of an item, y over the
+// batch.
+//#use place
 //#use lanes
 
 struct Params {
+    grid: vec3<u32>,
     y_offset: u32,
     y_batch_stride: u32,
     dy_offset: u32,
     dy_batch_stride: u32,
     out_offset: u32,
     out_batch_stride: u32,
-    batch: u32,
-    // Rows of one item.
-    rows: u32,
     width: u32,
 }
 
@@ -21,25 +22,23 @@ struct Params {
 
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let index = group.y * groups.x + group.x;
-    let item = index / p.rows;
-    if item >= p.batch {
+    let at = place(id, launched);
+    if outside(at) {
         return;
     }
-    let row = (index % p.rows) * p.width;
-    let source = p.y_offset + item * p.y_batch_stride + row;
-    let grads = p.dy_offset + item * p.dy_batch_stride + row;
+    let source = p.y_offset + at.y * p.y_batch_stride + at.x * p.width;
+    let grads = p.dy_offset + at.y * p.dy_batch_stride + at.x * p.width;
     var sum = 0.0;
     for (var i = lane; i < p.width; i += 64u) {
         sum += y[source + i] * dy[grads + i];
     }
-    let centre = total(lane, vec2(sum, 0.0)).x;
-    let to = p.out_offset + item * p.out_batch_stride + row;
+    let all = total(lane, vec2(sum, 0.0)).x;
+    let to = p.out_offset + at.y * p.out_batch_stride + at.x * p.width;
     for (var i = lane; i < p.width; i += 64u) {
-        out[to + i] = y[source + i] * (dy[grads + i] - centre);
+        out[to + i] = y[source + i] * (dy[grads + i] - all);
     }
 }

@@ -1,5 +1,21 @@
-// What kernels over channels share: an invocation computes one pixel of one item. Needs `planes` and the function
-// `compute`, which is told where the pixel's first channel lies in x and in the result.
+// What kernels over channels share: an invocation takes one pixel of one item, in all channels. x is [n][channels][plane].
+// Workgroups: x over 64 pixels, y over the batch. A kernel has the function `compute(source, to)`, which is told where
+// the pixel's first channel lies in x and in out.
+//#use place
+
+struct Params {
+    grid: vec3<u32>,
+    x_offset: u32,
+    x_batch_stride: u32,
+    out_offset: u32,
+    out_batch_stride: u32,
+    channels: u32,
+    plane: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
 // One pixel of four channels.
 fn load4(at: u32) -> vec4<f32> {
@@ -8,15 +24,13 @@ fn load4(at: u32) -> vec4<f32> {
 
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let blocks = (p.plane + 63u) / 64u;
-    let index = group.y * groups.x + group.x;
-    let item = index / blocks;
-    let pixel = (index % blocks) * 64u + lane;
-    if item < p.batch && pixel < p.plane {
-        compute(p.x_offset + item * p.x_batch_stride + pixel, p.out_offset + item * p.out_batch_stride + pixel);
+    let at = place(id, launched);
+    let pixel = at.x * 64u + lane;
+    if !outside(at) && pixel < p.plane {
+        compute(p.x_offset + at.y * p.x_batch_stride + pixel, p.out_offset + at.y * p.out_batch_stride + pixel);
     }
 }

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::activation::Activation;
 use super::group_norm::{BLOCK, normalise};
-use super::pointwise::{Pointwise, activation_call};
+use super::pointwise::Pointwise;
 use super::reduce_sum::ReduceSum;
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
+use crate::cpu::activation::Activation;
 use crate::cpu::view::{View, ViewMut};
-use crate::graph::{Graph, GraphError, NodeId};
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, GraphError, Lowered, NodeId, Op, Target};
 use crate::tensor::Shape;
 
-/// Normalises each channel with the mean and variance that training left, then scales and shifts it and applies an
-/// activation. With the statistics of the batch itself it is a composition, see [`BatchNorm::training`].
+/// Normalises each channel with its running mean and variance, then scales and shifts it and applies an activation. With
+/// the mean and variance of the batch itself it is made of other operations: see [`BatchNorm::training`].
 ///
 /// Inputs: `x` `[n, c, h, w]`; `weight`, `bias`, `running_mean`, `running_var`, each `[1, c, 1, 1]`.
 /// Result: `x`'s shape.
@@ -30,7 +30,7 @@ pub struct BatchNorm {
     pub activation: Activation,
 }
 
-/// What the running statistics take of a batch's, as in PyTorch.
+/// The share of a batch's statistics in the new running statistics, PyTorch's default.
 const MOMENTUM: f32 = 0.1;
 
 /// A batch norm in training mode.
@@ -112,14 +112,24 @@ impl Op for BatchNorm {
     }
 
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
-        // The rule of the expression that it is.
+        // As an expression it has a rule already.
         let expression = Pointwise::build(|[x, weight, bias, mean, variance]| {
             ((x - mean) / variance.affine(1.0, self.eps).sqrt() * weight + bias).act(self.activation)
         });
         expression.grad(g, at)
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs, out)),
+            Target::Gpu(_) => op.launches(inputs, output),
+        }
+    }
+}
+
+impl BatchNorm {
+    fn compute(&self, inputs: &[View], mut out: ViewMut) {
         let x = inputs[0];
         let plane = x.shape.plane();
         for n in 0..x.shape.n() {
@@ -134,19 +144,20 @@ impl Op for BatchNorm {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let shape = output.shape;
-        let params = Params::new().slot(&inputs[0]).slot(&output);
-        let params = inputs[1..].iter().fold(params, |p, slot| p.u(slot.offset));
-        let params = params.u(shape.n()).u(shape.c()).u(shape.plane()).f(self.eps);
-        let mut binds: Vec<Bind> = (0..5).map(Bind::Input).collect();
-        binds.push(Bind::Output);
-        let kernel = Kernel {
-            body: Some(format!("    return {};", activation_call(self.activation, "v"))),
-            ..Kernel::new("batch_norm")
-        };
-        let blocks = shape.n() * shape.c() * shape.plane().div_ceil(1024);
-        vec![Dispatch::folded(kernel, params, binds, blocks)]
+    fn launches(&self, inputs: &[Operand], output: Operand) -> Lowered {
+        let shape = output.shape();
+        let launch = Launch::new("batch_norm", "main")
+            .text("activation", format!("    return {};", self.activation.wgsl("v")))
+            .read("x", inputs[0])
+            .read("weight", inputs[1])
+            .read("bias", inputs[2])
+            .read("running_mean", inputs[3])
+            .read("running_variance", inputs[4])
+            .write("out", output)
+            .u32("plane", shape.plane())
+            .f32("eps", self.eps);
+        let blocks = shape.plane().div_ceil(1024);
+        Lowered::gpu([launch.over_grid([blocks, shape.c(), shape.n()])])
     }
 }
 
@@ -157,7 +168,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::testing::{
-        check_gradient_on, check_gradient_views, check_kernels, check_twins_on, check_views, random, relative_l2,
+        ACTIVATIONS, check_gradient_on, check_gradient_views, check_kernels, check_twins_on, check_views, random,
+        relative_l2,
     };
     use super::*;
 
@@ -193,9 +205,15 @@ mod tests {
     }
 
     #[test]
+    fn kernels_are_valid() {
+        for activation in ACTIVATIONS {
+            check_kernels(&BatchNorm { eps: 1e-5, activation }, &shapes(Shape::new(1, 2, 3, 4)));
+        }
+    }
+
+    #[test]
     fn an_activation_joins() {
         let op = BatchNorm { eps: 1e-5, activation: Activation::None };
-        check_kernels(&op, &shapes(Shape::new(1, 2, 3, 4)));
         let relu = Pointwise::act(Activation::Relu);
         let joined = op.absorb_consumer(&relu, 0, &[]).expect("it joins");
         let joined: BatchNorm = *joined.as_any().downcast_ref().expect("batch norm");
@@ -221,10 +239,11 @@ mod tests {
         }
     }
 
-    /// A batch norm in training mode on both devices: y, the running statistics, the gradients by x, weight and bias.
+    /// A batch norm in training mode on both devices: y, the running statistics, the gradients with respect to x, weight
+    /// and bias.
     fn trained(x: Shape, data: &[Vec<f32>]) -> Vec<Vec<f32>> {
         use crate::device::Device;
-        use crate::graph::gradients;
+        use crate::ops::gradients;
         use crate::ops::testing::gpu;
         let op = BatchNorm { eps: 1e-5, activation: Activation::None };
         let names = ["x", "weight", "bias", "mean", "variance", "dy"];

@@ -3,16 +3,18 @@
 use rayon::prelude::*;
 use serde::Deserialize;
 
+use super::gradient_name;
 use super::pointwise::Pointwise;
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::moments::sum;
 use crate::cpu::view::{View, ViewMut};
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Pixels that one CPU task reduces.
 const PIXELS: usize = 1024;
+/// Pixels of a plane that one workgroup of the kernel sums.
+const CHUNK: usize = 1 << 14;
 
 /// The mean over channels. Input: `[n, c, h, w]`. Result: `[n, 1, h, w]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -26,16 +28,9 @@ pub struct ChannelMax;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 pub struct GlobalAvgPool;
 
-/// The most channels that the kernels' loops reach: llvmpipe ends them after 65,535 rounds.
-const MAX_CHANNELS: usize = 1 << 18;
-
 /// The result of a reduction over the channels of the only input.
 fn over_channels(inputs: &[Shape]) -> Result<Shape, String> {
-    let x = single(inputs)?;
-    if x.c() > MAX_CHANNELS {
-        return Err(format!("it takes at most {MAX_CHANNELS} channels"));
-    }
-    Ok(Shape::new(x.n(), 1, x.h(), x.w()))
+    single(inputs).map(|x| Shape::new(x.n(), 1, x.h(), x.w()))
 }
 
 /// The only input, which must have something to reduce.
@@ -47,12 +42,17 @@ fn single(inputs: &[Shape]) -> Result<Shape, String> {
     }
 }
 
-/// Launches a kernel of the usual parameters on `count` workgroups.
-fn dispatch(file: &'static str, inputs: &[Slot], output: Slot, count: usize) -> Vec<Dispatch> {
-    let x = inputs[0].shape;
-    let params = Params::new().slot(&inputs[0]).slot(&output).u(x.n()).u(x.c()).u(x.plane());
-    let binds = vec![Bind::Input(0), Bind::Output];
-    vec![Dispatch::folded(Kernel::new(file), params, binds, count)]
+/// A launch of a kernel that uses `shared/channels.wgsl`: an invocation for each pixel of each item.
+pub(super) fn over_pixels(file: &'static str, x: Operand, output: Operand) -> Launch {
+    let shape = x.shape();
+    let launch = Launch::new(file, "main").read("x", x).write("out", output);
+    let launch = launch.u32("channels", shape.c()).u32("plane", shape.plane());
+    launch.over_grid([shape.plane().div_ceil(64), shape.n(), 1])
+}
+
+/// Loop rounds of a kernel that takes eight channels a round, and those left one by one.
+fn by_eight(channels: usize) -> usize {
+    channels / 8 + 7
 }
 
 /// The gradient of a mean of `count` elements: an equal share for each.
@@ -87,9 +87,21 @@ impl Op for ChannelMean {
         spread(g, at, g.shape(at.inputs[0]).c())
     }
 
-    fn cpu(&self, inputs: &[View], out: ViewMut) {
-        let channels = inputs[0].shape.c();
-        reduce_channels(inputs[0], out, |out, channel| {
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(|inputs, out| Self::compute(inputs[0], out)),
+            Target::Gpu(_) => {
+                let launch = over_pixels("channel_mean", inputs[0], output);
+                Lowered::gpu([launch]).rounds(by_eight(inputs[0].shape().c()))
+            }
+        }
+    }
+}
+
+impl ChannelMean {
+    fn compute(x: View, out: ViewMut) {
+        let channels = x.shape.c();
+        reduce_channels(x, out, |out, channel| {
             let mut sums = [0f64; PIXELS];
             for c in 0..channels {
                 for (sum, &v) in sums.iter_mut().zip(channel(c)) {
@@ -100,11 +112,6 @@ impl Op for ChannelMean {
                 *out = (sum / channels as f64) as f32;
             }
         });
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let count = output.shape.n() * output.shape.plane().div_ceil(64);
-        dispatch("channel_mean", inputs, output, count)
     }
 }
 
@@ -122,9 +129,21 @@ impl Op for ChannelMax {
         Ok(vec![Some(g.apply(&gradient_name(g, x), ChannelMaxGrad, &[x, at.output, at.dy])?)])
     }
 
-    fn cpu(&self, inputs: &[View], out: ViewMut) {
-        let channels = inputs[0].shape.c();
-        reduce_channels(inputs[0], out, |out, channel| {
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(|inputs, out| Self::compute(inputs[0], out)),
+            Target::Gpu(_) => {
+                let launch = over_pixels("channel_max", inputs[0], output);
+                Lowered::gpu([launch]).rounds(by_eight(inputs[0].shape().c()))
+            }
+        }
+    }
+}
+
+impl ChannelMax {
+    fn compute(x: View, out: ViewMut) {
+        let channels = x.shape.c();
+        reduce_channels(x, out, |out, channel| {
             out.copy_from_slice(channel(0));
             for c in 1..channels {
                 for (top, &v) in out.iter_mut().zip(channel(c)) {
@@ -134,16 +153,11 @@ impl Op for ChannelMax {
             }
         });
     }
-
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let count = output.shape.n() * output.shape.plane().div_ceil(64);
-        dispatch("channel_max", inputs, output, count)
-    }
 }
 
 /// The gradient of [`ChannelMax`]: that of each pixel goes to the first channel that holds the maximum.
 ///
-/// Inputs: `x` `[n, c, h, w]`; the maxima and the gradient by them, `[n, 1, h, w]`. Result: `x`'s shape.
+/// Inputs: `x` `[n, c, h, w]`; the maxima and the gradient with respect to them, `[n, 1, h, w]`. Result: `x`'s shape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct ChannelMaxGrad;
 
@@ -155,15 +169,20 @@ impl Op for ChannelMaxGrad {
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
         match inputs {
             [x, y, dy] if over_channels(&[*x])? == *y && y == dy => Ok(*x),
-            _ => Err("it takes x, its maxima and the gradient by them".into()),
+            _ => Err("it takes x, its maxima and the gradient with respect to them".into()),
         }
     }
 
-    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
-        inputs[0].c()
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(Self::compute),
+            Target::Gpu(_) => Self::launches(inputs, output),
+        }
     }
+}
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+impl ChannelMaxGrad {
+    fn compute(inputs: &[View], mut out: ViewMut) {
         let [x, y, dy] = [inputs[0], inputs[1], inputs[2]];
         let (channels, plane) = (x.shape.c(), x.shape.plane());
         for n in 0..x.shape.n() {
@@ -186,13 +205,17 @@ impl Op for ChannelMaxGrad {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let x = output.shape;
-        let params = inputs.iter().fold(Params::new(), Params::slot).slot(&output);
-        let params = params.u(x.n()).u(x.c()).u(x.plane());
-        let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Input(2), Bind::Output];
-        let groups = x.n() * x.plane().div_ceil(64);
-        vec![Dispatch::folded(Kernel::new("channel_max_grad"), params, binds, groups)]
+    fn launches(inputs: &[Operand], output: Operand) -> Lowered {
+        let shape = output.shape();
+        let launch = Launch::new("channel_max_grad", "main")
+            .read("x", inputs[0])
+            .read("y", inputs[1])
+            .read("dy", inputs[2])
+            .write("out", output)
+            .u32("channels", shape.c())
+            .u32("plane", shape.plane());
+        let launch = launch.over_grid([shape.plane().div_ceil(64), shape.n(), 1]);
+        Lowered::gpu([launch]).rounds(shape.c())
     }
 }
 
@@ -209,8 +232,16 @@ impl Op for GlobalAvgPool {
         spread(g, at, g.shape(at.inputs[0]).plane())
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let x = inputs[0];
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(|inputs, out| Self::compute(inputs[0], out)),
+            Target::Gpu(_) => Self::launches(inputs[0], output),
+        }
+    }
+}
+
+impl GlobalAvgPool {
+    fn compute(x: View, mut out: ViewMut) {
         for n in 0..x.shape.n() {
             let channels = out.item(n).par_iter_mut().enumerate();
             channels.for_each(|(c, out)| {
@@ -219,8 +250,25 @@ impl Op for GlobalAvgPool {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        dispatch("global_avg_pool", inputs, output, output.shape.numel())
+    fn launches(x: Operand, output: Operand) -> Lowered {
+        let shape = x.shape();
+        let chunk_count = shape.plane().div_ceil(CHUNK);
+        let launch = |entry| {
+            Launch::new("global_avg_pool", entry)
+                .u32("channels", shape.c())
+                .u32("plane", shape.plane())
+                .u32("chunk_len", CHUNK)
+                .u32("chunk_count", chunk_count)
+        };
+        let channels = [shape.c(), shape.n(), 1];
+        if chunk_count == 1 {
+            return Lowered::gpu([launch("whole").read("x", x).write("out", output).over_grid(channels)]);
+        }
+        let partial = Operand::scratch(0, shape.n() * shape.c() * chunk_count);
+        let chunks = launch("chunks").read("x", x).write("partial", partial);
+        let merge = launch("merge").write("partial", partial).write("out", output).over_grid(channels);
+        let chunks = chunks.over_grid([chunk_count, shape.c(), shape.n()]);
+        Lowered::gpu([chunks, merge]).scratch([partial.shape().numel()])
     }
 }
 
@@ -229,9 +277,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::testing::{
-        check_gradient, check_gradient_views, check_kernels, check_twins_on, check_views, random, relative_l2,
+        adapters, check_gradient, check_gradient_views, check_kernels, check_twins_on, check_views, compute, lowered,
+        random, relative_l2,
     };
     use super::*;
+    use crate::graph::MAX_LOOP_ROUNDS;
 
     const SHAPES: [Shape; 6] = [
         Shape::new(2, 5, 33, 65),
@@ -272,9 +322,11 @@ mod tests {
     #[test]
     fn sizes_of_all_kinds() {
         SHAPES.into_iter().for_each(check_all);
-        check_kernels(&ChannelMean, &SHAPES[..1]);
-        check_kernels(&ChannelMax, &SHAPES[..1]);
-        check_kernels(&GlobalAvgPool, &SHAPES[..1]);
+        for x in SHAPES {
+            check_kernels(&ChannelMean, &[x]);
+            check_kernels(&ChannelMax, &[x]);
+            check_kernels(&GlobalAvgPool, &[x]);
+        }
     }
 
     #[test]
@@ -320,7 +372,7 @@ mod tests {
         let x = [1.0, f32::NAN, 3.0];
         let mut out = [0.0];
         let view = View::contiguous(&x, Shape::new(1, 3, 1, 1));
-        ChannelMax.cpu(&[view], ViewMut::contiguous(&mut out, Shape::new(1, 1, 1, 1)));
+        compute(&ChannelMax, &[view], ViewMut::contiguous(&mut out, Shape::new(1, 1, 1, 1)));
         assert!(out[0].is_nan());
     }
 
@@ -333,7 +385,18 @@ mod tests {
         assert!(ChannelMax.infer(&[x, x]).is_err());
         assert!(ChannelMaxGrad.infer(&[x, Shape::new(2, 1, 4, 5), x]).is_err());
         assert!(ChannelMax.infer(&[Shape::new(1, 0, 2, 2)]).is_err());
-        assert!(ChannelMean.infer(&[Shape::new(1, 1 << 19, 1, 1)]).is_err());
+    }
+
+    #[test]
+    fn loops_too_long_for_software_adapters_are_told() {
+        let gpu = Target::Gpu(adapters()[0].clone());
+        for (channels, fits) in [(1 << 18, true), (1 << 20, false)] {
+            let x = Shape::new(1, channels, 1, 1);
+            assert_eq!(lowered(&ChannelMean, &gpu, &[x]).rounds <= MAX_LOOP_ROUNDS, fits);
+            assert_eq!(lowered(&ChannelMax, &gpu, &[x]).rounds <= MAX_LOOP_ROUNDS, fits);
+        }
+        let [x, one] = [Shape::new(1, 70_000, 1, 1), Shape::new(1, 1, 1, 1)];
+        assert!(lowered(&ChannelMaxGrad, &gpu, &[x, one, one]).rounds > MAX_LOOP_ROUNDS);
     }
 
     proptest! {

@@ -3,20 +3,21 @@
 use rayon::prelude::*;
 use serde::Deserialize;
 
+use super::gradient_name;
 use super::pointwise::Pointwise;
+use super::reduce::over_pixels;
 use super::reduce_sum::ReduceSum;
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::math::exp;
 use crate::cpu::view::{View, ViewMut};
 use crate::cpu::wide::wide_fn;
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Pixels that one CPU task takes.
 const PIXELS: usize = 512;
-/// The most channels that the kernel's loops reach: llvmpipe ends them after 65,535 rounds.
-const MAX_CHANNELS: usize = 1 << 16;
+/// Loop rounds in which a workgroup of 64 joins what its invocations have, half of them in each.
+const TREE: usize = 6;
 
 /// The axis that sums to one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -60,8 +61,8 @@ wide_fn! {
 }
 
 wide_fn! {
-    /// The maximum over the channels and the inverse of the exponents' sum, for `len` pixels from `first` on; `x` is a
-    /// batch item with channels of `plane` pixels.
+    /// The maximum over the channels, and the inverse of the sum of the exponentials relative to it, of each of `len`
+    /// pixels from `first` on; `x` is a batch item with channels of `plane` pixels.
     fn top_and_scale<'a>(x: &'a [f32], plane: usize, first: usize, len: usize) -> Vec<[f32; 2]> {
         let (mut tops, mut totals) = (vec![f32::NEG_INFINITY; len], vec![0f64; len]);
         for channel in x.chunks_exact(plane) {
@@ -88,23 +89,6 @@ wide_fn! {
     }
 }
 
-impl Softmax {
-    fn cpu_channels(x: View, mut out: ViewMut) {
-        let plane = x.shape.plane();
-        for n in 0..x.shape.n() {
-            let item = x.item(n);
-            let blocks: Vec<usize> = (0..plane).step_by(PIXELS).collect();
-            let of_block = |&first: &usize| {
-                let len = PIXELS.min(plane - first);
-                top_and_scale(item, plane, first, len)
-            };
-            let lines: Vec<[f32; 2]> = blocks.par_iter().flat_map_iter(of_block).collect();
-            let rows = out.item(n).par_chunks_mut(plane).zip(item.par_chunks(plane));
-            rows.for_each(|(out, x)| apply_lines(out, x, &lines));
-        }
-    }
-}
-
 impl Op for Softmax {
     fn name(&self) -> &'static str {
         "softmax"
@@ -112,9 +96,6 @@ impl Op for Softmax {
 
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
         match inputs {
-            [x] if self.axis == Axis::Channels && x.c() > MAX_CHANNELS => {
-                Err(format!("it takes at most {MAX_CHANNELS} channels"))
-            }
             [x] if x.numel() > 0 => Ok(*x),
             [_] => Err("it takes a tensor that is not empty".into()),
             _ => Err("it takes one tensor".into()),
@@ -134,8 +115,17 @@ impl Op for Softmax {
         Ok(vec![Some(grad)])
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let x = inputs[0];
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs[0], out)),
+            Target::Gpu(_) => op.launches(inputs[0], output),
+        }
+    }
+}
+
+impl Softmax {
+    fn compute(&self, x: View, mut out: ViewMut) {
         match self.axis {
             Axis::Channels => Self::cpu_channels(x, out),
             Axis::Width => {
@@ -151,32 +141,44 @@ impl Op for Softmax {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let x = output.shape;
-        let params = Params::new().slot(&inputs[0]).slot(&output).u(x.n());
-        let binds = vec![Bind::Input(0), Bind::Output];
-        let (file, params, count) = match self.axis {
-            Axis::Channels => {
-                let groups = x.n() * x.plane().div_ceil(64);
-                ("softmax_channels", params.u(x.c()).u(x.plane()), groups)
-            }
+    fn cpu_channels(x: View, mut out: ViewMut) {
+        let plane = x.shape.plane();
+        for n in 0..x.shape.n() {
+            let item = x.item(n);
+            let blocks: Vec<usize> = (0..plane).step_by(PIXELS).collect();
+            let of_block = |&first: &usize| {
+                let len = PIXELS.min(plane - first);
+                top_and_scale(item, plane, first, len)
+            };
+            let lines: Vec<[f32; 2]> = blocks.par_iter().flat_map_iter(of_block).collect();
+            let rows = out.item(n).par_chunks_mut(plane).zip(item.par_chunks(plane));
+            rows.for_each(|(out, x)| apply_lines(out, x, &lines));
+        }
+    }
+
+    fn launches(&self, x: Operand, output: Operand) -> Lowered {
+        let Shape([n, c, h, w]) = x.shape();
+        match self.axis {
+            // Three loops over the channels by four, each followed by one over at most three that are left.
+            Axis::Channels => Lowered::gpu([over_pixels("softmax_channels", x, output)]).rounds(3 * (c / 4 + 3)),
             Axis::Width => {
-                let rows = x.c() * x.h();
-                ("softmax_width", params.u(rows).u(x.w()), x.n() * rows)
+                let launch = Launch::new("softmax_width", "main").read("x", x).write("out", output);
+                let launch = launch.u32("width", w).over_grid([c * h, n, 1]);
+                Lowered::gpu([launch]).rounds(3 * w.div_ceil(64) + TREE)
             }
-        };
-        vec![Dispatch::folded(Kernel::new(file), params, binds, count)]
+        }
     }
 }
 
 /// The gradient of [`Softmax`] along rows: `y * (dy - sum(y * dy))`.
 ///
-/// Inputs: the softmax `y` and the gradient by it, `[n, c, h, w]`. Result: the same shape.
+/// Inputs: the softmax `y` and the gradient with respect to it, `dy`, `[n, c, h, w]`. Result: the same shape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct SoftmaxWidthGrad;
 
 wide_fn! {
-    /// The gradient of the scores of one row, times `scale`: `slopes` holds that of the row's softmax and is replaced.
+    /// The gradient with respect to what a softmax of one row was computed from, times `scale`. `slopes` holds the
+    /// gradient with respect to the softmax and is replaced.
     pub(super) fn softmax_row_backward<'a>(slopes: &'a mut [f32], softmax: &'a [f32], scale: f32) -> () {
         let mut centre = 0f64;
         for (slope, y) in slopes.iter().zip(softmax) {
@@ -201,11 +203,17 @@ impl Op for SoftmaxWidthGrad {
         }
     }
 
-    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
-        2 * inputs[0].w().div_ceil(64)
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs, out)),
+            Target::Gpu(_) => op.launches(inputs, output),
+        }
     }
+}
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+impl SoftmaxWidthGrad {
+    fn compute(&self, inputs: &[View], mut out: ViewMut) {
         let [y, dy] = [inputs[0], inputs[1]];
         let width = y.shape.w();
         for n in 0..y.shape.n() {
@@ -217,12 +225,11 @@ impl Op for SoftmaxWidthGrad {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let y = output.shape;
-        let rows = y.c() * y.h();
-        let params = Params::new().slot(&inputs[0]).slot(&inputs[1]).slot(&output).u(y.n()).u(rows).u(y.w());
-        let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Output];
-        vec![Dispatch::folded(Kernel::new("softmax_width_grad"), params, binds, y.n() * rows)]
+    fn launches(&self, inputs: &[Operand], output: Operand) -> Lowered {
+        let Shape([n, c, h, w]) = output.shape();
+        let launch = Launch::new("softmax_width_grad", "main").read("y", inputs[0]).read("dy", inputs[1]);
+        let launch = launch.write("out", output).u32("width", w).over_grid([c * h, n, 1]);
+        Lowered::gpu([launch]).rounds(2 * w.div_ceil(64) + TREE)
     }
 }
 
@@ -231,10 +238,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::testing::{
-        check_gradient, check_gradient_views, check_kernels, check_twins, check_twins_on, check_views, random,
-        relative_l2,
+        adapters, check_gradient, check_gradient_views, check_kernels, check_twins, check_twins_on, check_views,
+        lowered, random, relative_l2,
     };
     use super::*;
+    use crate::graph::MAX_LOOP_ROUNDS;
 
     const AXES: [Axis; 2] = [Axis::Channels, Axis::Width];
 
@@ -299,10 +307,17 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let op = Softmax { axis: Axis::Width };
         assert!(op.infer(&[]).is_err());
-        let wide = Shape::new(1, 1 << 17, 1, 1);
-        assert!(op.infer(&[wide]).is_ok());
-        assert!(Softmax { axis: Axis::Channels }.infer(&[wide]).is_err());
         assert!(op.infer(&[Shape::new(1, 2, 3, 0)]).is_err());
+    }
+
+    #[test]
+    fn loops_too_long_for_software_adapters_are_told() {
+        let rounds =
+            |axis: Axis, x: Shape| lowered(&Softmax { axis }, &Target::Gpu(adapters()[0].clone()), &[x]).rounds;
+        assert!(rounds(Axis::Channels, Shape::new(1, 80_000, 1, 1)) <= MAX_LOOP_ROUNDS);
+        assert!(rounds(Axis::Channels, Shape::new(1, 90_000, 1, 1)) > MAX_LOOP_ROUNDS);
+        assert!(rounds(Axis::Width, Shape::new(1, 1, 1, 1_300_000)) <= MAX_LOOP_ROUNDS);
+        assert!(rounds(Axis::Width, Shape::new(1, 1, 1, 1_400_000)) > MAX_LOOP_ROUNDS);
     }
 
     proptest! {

@@ -1,25 +1,25 @@
-//! The gradient of group normalisation: sums over each channel, then the gradient by `x`.
+//! The gradient of group normalisation: sums over each channel, then the gradient with respect to `x`.
 
 use rayon::prelude::*;
 
-use super::{BLOCK, GroupNorm};
+use super::{BLOCK, GroupNorm, add_scratch};
+use crate::cpu::activation::Activation;
 use crate::cpu::view::{View, ViewMut};
 use crate::cpu::wide::wide_fn;
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
-use crate::cpu::activation::Activation;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
+use crate::ops::gradient_name;
 use crate::ops::reduce_sum::ReduceSum;
-use crate::ops::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::tensor::Shape;
 
-/// Pixels that one workgroup of the kernel sums.
+/// Pixels of a channel that one workgroup of the kernel sums.
 const CHUNK: usize = 4096;
 /// Elements that the CPU twin takes at a time, few enough for the first-level cache.
 const TILE: usize = 2048;
 /// Partial sums kept side by side, so that the loop over them vectorises.
 const LANES: usize = 32;
 
-/// The gradient rule: the gradients by weight and bias are the channels' sums over the batch.
+/// The gradient rule. The gradients with respect to weight and bias are the channels' sums, added over the batch.
 pub(super) fn grad(norm: GroupNorm, g: &mut Graph, at: Backward) -> Gradients {
     let x = at.inputs[0];
     let channels = g.shape(x).c();
@@ -27,8 +27,8 @@ pub(super) fn grad(norm: GroupNorm, g: &mut Graph, at: Backward) -> Gradients {
     inputs.push(at.dy);
     let sums = g.apply(&gradient_name(g, x), GroupNormSums { norm }, &inputs)?;
     inputs.push(sums);
-    let by_x = if at.wanted[0] { Some(g.apply(&gradient_name(g, x), GroupNormGrad { norm }, &inputs)?) } else { None };
-    let mut grads = vec![by_x];
+    let wrt_x = if at.wanted[0] { Some(g.apply(&gradient_name(g, x), GroupNormGrad { norm }, &inputs)?) } else { None };
+    let mut grads = vec![wrt_x];
     // The sums' channels begin with those for the bias, then those for the weight.
     for (&input, start) in at.inputs[1..].iter().zip([channels, 0]) {
         let name = gradient_name(g, input);
@@ -48,7 +48,7 @@ struct GroupNormSums {
     norm: GroupNorm,
 }
 
-/// The gradient of a [`GroupNorm`] by `x`: with `d` as in [`GroupNormSums`] and means over the group,
+/// The gradient of a [`GroupNorm`] with respect to `x`: with `d` as in [`GroupNormSums`] and means over the group,
 /// `(weight * d - mean(weight * d) - xhat * mean(weight * d * xhat)) / sqrt(variance + eps)`.
 ///
 /// Inputs: those of the norm, then `dy`, of `x`'s shape, then the result of [`GroupNormSums`]. Result: `x`'s shape.
@@ -111,8 +111,9 @@ wide_fn! {
 }
 
 wide_fn! {
-    /// The gradient by some elements of a channel, from the group's means of `weight * d` and `weight * d * xhat`.
-    fn by_x<'a>(out: &'a mut [f32], x: &'a [f32], dy: &'a [f32], line: Line, means: [f32; 2]) -> () {
+    /// The gradient with respect to some elements of a channel, from the group's means of `weight * d` and of
+    /// `weight * d * xhat`.
+    fn wrt_x<'a>(out: &'a mut [f32], x: &'a [f32], dy: &'a [f32], line: Line, means: [f32; 2]) -> () {
         let slope = means[1] * line.rstd;
         for ((out, x), dy) in out.chunks_mut(TILE).zip(x.chunks(TILE)).zip(dy.chunks(TILE)) {
             line.before_activation(x, dy, out);
@@ -135,6 +136,25 @@ fn check(norm: &GroupNorm, inputs: &[Shape]) -> Result<Shape, String> {
     Ok(x)
 }
 
+impl Op for GroupNormSums {
+    fn name(&self) -> &'static str {
+        "group_norm_sums"
+    }
+
+    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
+        let x = check(&self.norm, inputs)?;
+        Ok(Shape::new(x.n(), 4 * x.c(), 1, 1))
+    }
+
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs, out)),
+            Target::Gpu(_) => op.launches(inputs, output),
+        }
+    }
+}
+
 impl GroupNormSums {
     /// Sums of each channel of item `n`.
     fn channels(&self, inputs: &[View], n: usize, line: impl Fn(usize) -> Line + Sync) -> Vec<[f64; 2]> {
@@ -150,29 +170,8 @@ impl GroupNormSums {
         let join = |a: [f64; 2], b: &[f64; 2]| [a[0] + b[0], a[1] + b[1]];
         sums.chunks(parts).map(|parts| parts.iter().fold([0.0; 2], join)).collect()
     }
-}
 
-impl Op for GroupNormSums {
-    fn name(&self) -> &'static str {
-        "group_norm_sums"
-    }
-
-    fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
-        let x = check(&self.norm, inputs)?;
-        Ok(Shape::new(x.n(), 4 * x.c(), 1, 1))
-    }
-
-    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
-        let x = inputs[0];
-        let [chunks, lines] = self.norm.statistics_scratch(x);
-        vec![chunks, lines, 2 * x.n() * x.c() * x.plane().div_ceil(CHUNK)]
-    }
-
-    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
-        (CHUNK / 64).max(inputs[0].plane().div_ceil(CHUNK))
-    }
-
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+    fn compute(&self, inputs: &[View], mut out: ViewMut) {
         let x = inputs[0];
         let per_group = x.shape.c() / self.norm.groups;
         for n in 0..x.shape.n() {
@@ -195,22 +194,28 @@ impl Op for GroupNormSums {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let x = &inputs[0];
-        let shape = x.shape;
-        let params = self.norm.params(x, &output, None);
-        let binds = [Bind::Input(0), Bind::Absent, Bind::Absent, Bind::Scratch(0), Bind::Scratch(1), Bind::Output];
-        let mut dispatches = self.norm.statistics(shape, &params, &binds).to_vec();
-        let chunks = shape.plane().div_ceil(CHUNK);
-        let params = parameters(&self.norm, inputs, &inputs[inputs.len() - 1], &output, None);
-        let mut binds = norm_binds(&self.norm);
-        binds.extend([Bind::Scratch(1), Bind::Scratch(2), Bind::Output]);
-        let rows = shape.n() * shape.c();
-        for (entry, count) in [("chunks", rows * chunks), ("main", rows.div_ceil(64))] {
-            let kernel = kernel("group_norm_sums", &self.norm).entry(entry);
-            dispatches.push(Dispatch::folded(kernel, params.clone(), binds.clone(), count));
+    fn launches(&self, inputs: &[Operand], output: Operand) -> Lowered {
+        let (x, dy) = (inputs[0], inputs[inputs.len() - 1]);
+        let shape = x.shape();
+        let chunk_count = shape.plane().div_ceil(CHUNK);
+        let mut scratch = Vec::new();
+        let (statistics, mut launches) = self.norm.statistics(x, &mut scratch);
+        let launch = |entry| {
+            launch("group_norm_sums", entry, &self.norm, shape)
+                .u32("chunk_len", CHUNK)
+                .u32("chunk_count", chunk_count)
+                .read("statistics", statistics)
+        };
+        let sums = |entry| self.norm.with_weights(launch(entry).read("x", x).read("dy", dy), inputs);
+        let channels = [shape.c(), shape.n(), 1];
+        if chunk_count == 1 {
+            launches.push(sums("whole").write("out", output).over_grid(channels));
+        } else {
+            let partial = add_scratch(&mut scratch, 2 * shape.n() * shape.c() * chunk_count);
+            launches.push(sums("chunks").write("partial", partial).over_grid([chunk_count, shape.c(), shape.n()]));
+            launches.push(launch("merge").write("partial", partial).write("out", output).over_grid(channels));
         }
-        dispatches
+        Lowered::gpu(launches).scratch(scratch)
     }
 }
 
@@ -228,11 +233,17 @@ impl Op for GroupNormGrad {
         if *sums == expected { Ok(x) } else { Err(format!("the sums must have shape {expected}")) }
     }
 
-    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
-        vec![2 * inputs[0].n() * self.norm.groups]
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs, out)),
+            Target::Gpu(_) => op.launches(inputs, output),
+        }
     }
+}
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+impl GroupNormGrad {
+    fn compute(&self, inputs: &[View], mut out: ViewMut) {
         let (x, dy, sums) = (inputs[0], inputs[inputs.len() - 2], inputs[inputs.len() - 1]);
         let (channels, plane) = (x.shape.c(), x.shape.plane());
         let per_group = channels / self.norm.groups;
@@ -249,59 +260,32 @@ impl Op for GroupNormGrad {
             rows.for_each(|(c, row)| {
                 let blocks = x.plane(n, c).par_chunks(BLOCK).zip(dy.plane(n, c).par_chunks(BLOCK));
                 let blocks = row.par_chunks_mut(BLOCK).zip(blocks);
-                blocks.for_each(|(out, (x, dy))| by_x(out, x, dy, line(c), means[c / per_group]));
+                blocks.for_each(|(out, (x, dy))| wrt_x(out, x, dy, line(c), means[c / per_group]));
             });
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let shape = inputs[0].shape;
-        let [dy, sums] = [&inputs[inputs.len() - 2], &inputs[inputs.len() - 1]];
-        let params = parameters(&self.norm, inputs, dy, &output, Some(sums));
-        let mut binds = norm_binds(&self.norm);
-        binds.extend([Bind::Input(inputs.len() - 1), Bind::Scratch(0), Bind::Output]);
-        let blocks = shape.n() * shape.c() * shape.plane().div_ceil(1024);
-        [("means", shape.n() * self.norm.groups), ("main", blocks)]
-            .map(|(entry, count)| {
-                let kernel = kernel("group_norm_grad", &self.norm).entry(entry);
-                Dispatch::folded(kernel, params.clone(), binds.clone(), count)
-            })
-            .to_vec()
+    fn launches(&self, inputs: &[Operand], output: Operand) -> Lowered {
+        let [dy, sums] = [inputs[inputs.len() - 2], inputs[inputs.len() - 1]];
+        let shape = inputs[0].shape();
+        let mut scratch = Vec::new();
+        let group_means = add_scratch(&mut scratch, 2 * shape.n() * self.norm.groups);
+        let launch = |entry| {
+            let launch = launch("group_norm_grad", entry, &self.norm, shape);
+            self.norm.with_weights(launch.read("sums", sums).write("group_means", group_means), inputs)
+        };
+        let means = launch("means").over_grid([self.norm.groups, shape.n(), 1]);
+        let main = launch("main").read("x", inputs[0]).read("dy", dy).write("out", output);
+        let blocks = shape.plane().div_ceil(1024);
+        Lowered::gpu([means, main.over_grid([blocks, shape.c(), shape.n()])]).scratch(scratch)
     }
 }
 
-/// `struct Params` of `shaders/shared/group_norm.wgsl`.
-fn parameters(norm: &GroupNorm, inputs: &[Slot], dy: &Slot, output: &Slot, sums: Option<&Slot>) -> Params {
-    let shape = inputs[0].shape;
-    let offset = |i: usize| if norm.affine { inputs[i].offset } else { 0 };
-    Params::new()
-        .slot(&inputs[0])
-        .slot(dy)
-        .slot(output)
-        .u(offset(1))
-        .u(offset(2))
-        .u(usize::from(norm.affine))
-        .u(shape.n())
-        .u(shape.c())
-        .u(shape.plane())
-        .optional_slot(sums)
-        .u(norm.groups)
-        .u(CHUNK)
-        .u(shape.plane().div_ceil(CHUNK))
-}
-
-/// What the kernels of both operations read: x, weight, bias and dy.
-fn norm_binds(norm: &GroupNorm) -> Vec<Bind> {
-    if norm.affine {
-        (0..4).map(Bind::Input).collect()
-    } else {
-        vec![Bind::Input(0), Bind::Absent, Bind::Absent, Bind::Input(1)]
-    }
-}
-
-fn kernel(file: &'static str, norm: &GroupNorm) -> Kernel {
-    let (code, slope) = norm.activation.code();
-    Kernel::new(file).constant("ACTIVATION", code).constant("SLOPE", slope.into())
+/// A launch of a kernel of the gradient for `x` of this shape.
+fn launch(file: &'static str, entry: &'static str, norm: &GroupNorm, x: Shape) -> Launch {
+    let derivative = format!("    return {};", norm.activation.wgsl_derivative("x"));
+    let launch = Launch::new(file, entry).text("derivative", derivative).u32("channels", x.c()).u32("plane", x.plane());
+    norm.with_values(launch, x.c())
 }
 
 #[cfg(test)]
@@ -309,7 +293,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::super::testing::{
-        check_gradient, check_gradient_views, check_kernels, check_twins_on, random, relative_l2,
+        ACTIVATIONS, check_gradient, check_gradient_views, check_kernels, check_twins_on, random, relative_l2,
     };
     use super::*;
 
@@ -388,6 +372,21 @@ mod tests {
     }
 
     #[test]
+    fn kernels_are_valid() {
+        // Small enough for a workgroup, and larger.
+        for x in [Shape::new(2, 6, 5, 7), Shape::new(2, 6, 65, 64)] {
+            for (affine, activation) in [false, true].into_iter().flat_map(|a| ACTIVATIONS.map(|act| (a, act))) {
+                let norm = norm(2, affine, activation);
+                let mut all = shapes(&norm, x);
+                all.push(x);
+                check_kernels(&GroupNormSums { norm }, &all);
+                all.push(Shape::new(x.n(), 4 * x.c(), 1, 1));
+                check_kernels(&GroupNormGrad { norm }, &all);
+            }
+        }
+    }
+
+    #[test]
     fn a_group_of_millions_far_from_zero() {
         check_all(norm(1, true, Activation::Silu), Shape::new(1, 48, 256, 256), 2.0);
     }
@@ -427,11 +426,9 @@ mod tests {
         all.push(x);
         let sums = Shape::new(2, 16, 1, 1);
         assert_eq!(GroupNormSums { norm }.infer(&all), Ok(sums));
-        check_kernels(&GroupNormSums { norm }, &all);
         assert!(GroupNormSums { norm }.infer(&all[..3]).is_err());
         all.push(sums);
         assert_eq!(GroupNormGrad { norm }.infer(&all), Ok(x));
-        check_kernels(&GroupNormGrad { norm }, &all);
         all[4] = Shape::new(2, 4, 1, 1);
         assert!(GroupNormGrad { norm }.infer(&all).is_err());
     }

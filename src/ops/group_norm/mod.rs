@@ -7,17 +7,19 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::activation::Activation;
-use super::pointwise::{Pointwise, activation_call};
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
+use super::pointwise::Pointwise;
+use crate::cpu::activation::Activation;
 use crate::cpu::moments::Moments;
 use crate::cpu::view::{View, ViewMut};
 use crate::cpu::wide::wide_fn;
-use crate::graph::Graph;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Elements that one CPU task normalises.
 pub(super) const BLOCK: usize = 1 << 14;
+/// Elements of a group that one workgroup reads alone; larger groups are read in chunks.
+const WHOLE_GROUP: usize = 4096;
 
 /// Normalises each group of neighbouring channels to mean 0 and variance 1, then scales and shifts each channel and
 /// applies an activation.
@@ -39,15 +41,6 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Elements of a chunk: enough chunks to fill a large GPU, long enough to make their merging cheap.
-    fn chunk_len(x: Shape) -> usize {
-        (x.numel() / 512).next_multiple_of(1024).clamp(1024, 16_384)
-    }
-
-    fn chunks(&self, x: Shape) -> usize {
-        (x.item() / self.groups).div_ceil(Self::chunk_len(x))
-    }
-
     /// The moments of each group of batch item `n`.
     fn moments(&self, x: &View, n: usize) -> Vec<Moments> {
         let groups = x.item(n).par_chunks(x.shape.item() / self.groups);
@@ -59,44 +52,101 @@ impl GroupNorm {
         1.0 / (moments.variance() + f64::from(self.eps)).sqrt()
     }
 
-    /// Elements of the scratch buffers that the kernels `moments` and `merge` fill.
-    fn statistics_scratch(&self, x: Shape) -> [usize; 2] {
-        [2 * x.n() * self.groups * self.chunks(x), 2 * x.n() * x.c()]
+    fn compute(&self, inputs: &[View], mut out: ViewMut) {
+        let x = inputs[0];
+        let (channels, plane) = (x.shape.c(), x.shape.plane());
+        let per_group = channels / self.groups;
+        for n in 0..x.shape.n() {
+            let moments = self.moments(&x, n);
+            let rows = out.item(n).par_chunks_mut(plane).enumerate();
+            rows.for_each(|(c, row)| {
+                let Moments { mean, .. } = moments[c / per_group];
+                let (weight, bias) = match inputs {
+                    [_, weight, bias] => (weight.data[c].into(), bias.data[c].into()),
+                    _ => (1.0, 0.0),
+                };
+                let scale = self.rstd(moments[c / per_group]) * weight;
+                // What the mean loses as an f32 goes into the shift.
+                let centre = mean as f32;
+                let shift = bias - (mean - f64::from(centre)) * scale;
+                let blocks = row.par_chunks_mut(BLOCK).zip(x.plane(n, c).par_chunks(BLOCK));
+                blocks.for_each(|(out, x)| {
+                    let line = [centre, scale as f32, shift as f32];
+                    normalise(out, x, line, self.activation);
+                });
+            });
+        }
     }
 
-    /// The parameters of the kernels in `group_norm.wgsl`.
-    fn params(&self, x: &Slot, output: &Slot, weight: Option<[&Slot; 2]>) -> Params {
-        let shape = x.shape;
-        let [weight_offset, bias_offset] = weight.map_or([0; 2], |slots| slots.map(|slot| slot.offset));
-        Params::new()
-            .slot(x)
-            .slot(output)
-            .u(weight_offset)
-            .u(bias_offset)
-            .u(usize::from(weight.is_some()))
-            .u(shape.n())
-            .u(shape.c())
-            .u(shape.plane())
-            .u(self.groups)
-            .u(shape.item() / self.groups)
-            .u(Self::chunk_len(shape))
-            .u(self.chunks(shape))
-            .f(self.eps)
+    fn launches(&self, inputs: &[Operand], output: Operand) -> Lowered {
+        let (x, shape) = (inputs[0], output.shape());
+        let mut scratch = Vec::new();
+        let (statistics, mut launches) = self.statistics(x, &mut scratch);
+        let blocks = shape.plane().div_ceil(1024);
+        let main = Launch::new("group_norm", "main")
+            .text("activation", format!("    return {};", self.activation.wgsl("v")))
+            .read("x", x)
+            .read("statistics", statistics)
+            .write("out", output)
+            .u32("plane", shape.plane());
+        let main = self.with_weights(self.with_values(main, shape.c()), inputs);
+        launches.push(main.over_grid([blocks, shape.c(), shape.n()]));
+        Lowered::gpu(launches).scratch(scratch)
     }
 
-    /// A kernel of `group_norm.wgsl`.
-    fn kernel(entry: &'static str, activation: Activation) -> Kernel {
-        let body = Some(format!("    return {};", activation_call(activation, "v")));
-        Kernel { body, ..Kernel::new("group_norm").entry(entry) }
+    /// The launches that compute mean and inverse standard deviation of each group, and where these are then:
+    /// `[n, groups, 2]`. The scratch buffers that this takes are added to `scratch`.
+    fn statistics(&self, x: Operand, scratch: &mut Vec<usize>) -> (Operand, Vec<Launch>) {
+        let shape = x.shape();
+        let group_len = shape.item() / self.groups;
+        let chunk_len = chunk_len(shape.numel(), group_len);
+        let chunk_count = group_len.div_ceil(chunk_len);
+        let launch = |entry| {
+            Launch::new("group_norm_moments", entry)
+                .u32("groups", self.groups)
+                .u32("group_len", group_len)
+                .u32("chunk_len", chunk_len)
+                .u32("chunk_count", chunk_count)
+                .f32("eps", self.eps)
+        };
+        let statistics = add_scratch(scratch, 2 * shape.n() * self.groups);
+        let groups = [self.groups, shape.n(), 1];
+        if chunk_count <= 1 {
+            let whole = launch("whole").read("x", x).write("statistics", statistics).over_grid(groups);
+            return (statistics, vec![whole]);
+        }
+        let moments = add_scratch(scratch, 2 * shape.n() * self.groups * chunk_count);
+        let of_chunks = launch("chunks").read("x", x).write("chunk_moments", moments);
+        let merge = launch("merge").write("chunk_moments", moments).write("statistics", statistics);
+        let chunks = [chunk_count, self.groups, shape.n()];
+        (statistics, vec![of_chunks.over_grid(chunks), merge.over_grid(groups)])
     }
 
-    /// The launches that compute mean and scale of every channel into the second scratch buffer.
-    fn statistics(&self, shape: Shape, params: &Params, binds: &[Bind]) -> [Dispatch; 2] {
-        let runs = shape.n() * self.groups;
-        [("moments", runs * self.chunks(shape)), ("merge", runs)].map(|(entry, count)| {
-            Dispatch::folded(Self::kernel(entry, Activation::None), params.clone(), binds.to_vec(), count)
-        })
+    /// The launch with the values by which kernels find a channel's group, weight and bias in a tensor of `channels`.
+    fn with_values(&self, launch: Launch, channels: usize) -> Launch {
+        launch
+            .u32("affine", usize::from(self.affine))
+            .u32("groups", self.groups)
+            .u32("group_channels", channels / self.groups)
     }
+
+    /// The launch with the weight and the bias of the norm's `inputs`, if it has them.
+    fn with_weights(&self, launch: Launch, inputs: &[Operand]) -> Launch {
+        let [weight, bias] = [1, 2].map(|i| self.affine.then(|| inputs[i]));
+        launch.read_if_any("weight", weight).read_if_any("bias", bias)
+    }
+}
+
+/// Elements of a group that a workgroup reads, of groups of `group_len` in a tensor of `numel`: some 500 chunks, which
+/// fill a large GPU, but none so short that joining them costs more than reading them.
+fn chunk_len(numel: usize, group_len: usize) -> usize {
+    if group_len <= WHOLE_GROUP { WHOLE_GROUP } else { (numel / 512).next_multiple_of(1024).clamp(1024, 16_384) }
+}
+
+/// A scratch buffer of `len` elements, the next of `scratch`.
+fn add_scratch(scratch: &mut Vec<usize>, len: usize) -> Operand {
+    scratch.push(len);
+    Operand::scratch(scratch.len() - 1, len)
 }
 
 impl Op for GroupNorm {
@@ -124,50 +174,16 @@ impl Op for GroupNorm {
         (self.activation == Activation::None).then(|| Arc::new(Self { activation, ..*self }) as _)
     }
 
-    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
-        self.statistics_scratch(inputs[0]).to_vec()
-    }
-
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
         grad::grad(*self, g, at)
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let x = inputs[0];
-        let (channels, plane) = (x.shape.c(), x.shape.plane());
-        let per_group = channels / self.groups;
-        for n in 0..x.shape.n() {
-            let moments = self.moments(&x, n);
-            let rows = out.item(n).par_chunks_mut(plane).enumerate();
-            rows.for_each(|(c, row)| {
-                let Moments { mean, .. } = moments[c / per_group];
-                let (weight, bias) = match inputs {
-                    [_, weight, bias] => (weight.data[c].into(), bias.data[c].into()),
-                    _ => (1.0, 0.0),
-                };
-                let scale = self.rstd(moments[c / per_group]) * weight;
-                // What the mean loses as an f32 goes into the shift.
-                let centre = mean as f32;
-                let shift = bias - (mean - f64::from(centre)) * scale;
-                let blocks = row.par_chunks_mut(BLOCK).zip(x.plane(n, c).par_chunks(BLOCK));
-                blocks.for_each(|(out, x)| {
-                    let line = [centre, scale as f32, shift as f32];
-                    normalise(out, x, line, self.activation);
-                });
-            });
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs, out)),
+            Target::Gpu(_) => op.launches(inputs, output),
         }
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let x = inputs[0];
-        let shape = x.shape;
-        let params = self.params(&x, &output, if let [_, w, b] = inputs { Some([w, b]) } else { None });
-        let weight = |i: usize| inputs.get(i).map_or(Bind::Absent, |_| Bind::Input(i));
-        let binds = vec![Bind::Input(0), weight(1), weight(2), Bind::Scratch(0), Bind::Scratch(1), Bind::Output];
-        let mut dispatches = self.statistics(shape, &params, &binds).to_vec();
-        let blocks = shape.n() * shape.c() * shape.plane().div_ceil(1024);
-        dispatches.push(Dispatch::folded(Self::kernel("main", self.activation), params, binds, blocks));
-        dispatches
     }
 }
 
@@ -189,7 +205,7 @@ wide_fn! {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::super::testing::{ACTIVATIONS, check_kernels, check_twins_on, check_views, random, relative_l2};
     use super::*;
 
     fn norm(groups: usize, affine: bool) -> GroupNorm {
@@ -250,7 +266,9 @@ mod tests {
             for affine in [false, true] {
                 let op = norm(groups, affine);
                 check(op, x, 0.5);
-                check_kernels(&op, &shapes(&op, x));
+                for activation in ACTIVATIONS {
+                    check_kernels(&GroupNorm { activation, ..op }, &shapes(&op, x));
+                }
             }
         }
     }
