@@ -112,27 +112,26 @@ def named(values, single):
     return {str(name): value for name, value in pairs}
 
 
-def record_calls(module, tensors):
-    """Hooks that store the output of each submodule as `act.NAME`, at its second call `act.NAME#2`."""
-    calls = {}
+def record_calls(module, names, tensors):
+    """Hooks that store the outputs of the submodules `names` as `act.NAME`, at the second call `act.NAME#2`."""
+    calls = collections.Counter()
 
     def hook(name):
         def store(_module, _inputs, output):
-            calls[name] = calls.get(name, 0) + 1
-            if isinstance(output, torch.Tensor):
-                number = "" if calls[name] == 1 else f"#{calls[name]}"
-                tensors[f"act.{name}{number}"] = output.detach().clone()
+            calls[name] += 1
+            number = "" if calls[name] == 1 else f"#{calls[name]}"
+            tensors[f"act.{name}{number}"] = output.detach().clone()
         return store
 
-    return [child.register_forward_hook(hook(name)) for name, child in module.named_modules() if name]
+    return [module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
 
 
-def compute(module, inputs, dtype, loss_weights):
+def compute(module, inputs, dtype, loss_weights, activations):
     """Runs a copy of the module in `dtype`, forward and backward; the tensors of the case by name."""
     module = copy.deepcopy(module).to(dtype)
     inputs = {name: value.detach().to(dtype).requires_grad_() for name, value in inputs.items()}
     tensors = {}
-    hooks = record_calls(module, tensors)
+    hooks = record_calls(module, activations, tensors)
     # Clones, since a module may work in place.
     outputs = named(module(*[value.clone() for value in inputs.values()]), "y")
     for hook in hooks:
@@ -163,12 +162,13 @@ def noise_floor(single, double):
     }
 
 
-def export_case(module, inputs, path, config=None, seed=0):
+def export_case(module, inputs, path, config=None, seed=0, activations=()):
     """Writes the case PATH.safetensors and PATH.json of what `module` computes from `inputs`.
 
     `inputs` is a tensor, which is called `in.x`, or a dict of tensors in the order of the module's arguments. `config`
     names the operation and its attributes; for the modules of OPERATIONS it is read off. The module's mode (`eval()` or
-    `train()`) is the case's. The loss is the sum of the outputs times normal numbers that `seed` draws.
+    `train()`) is the case's. The loss is the sum of the outputs times normal numbers that `seed` draws. `activations` names
+    submodules whose outputs are part of the case: medfuse must have marked them (`Graph::mark`).
     """
     config = config or describe(module)
     if config is None:
@@ -183,8 +183,8 @@ def export_case(module, inputs, path, config=None, seed=0):
         for name, value in given.items()
     }
     loss_weights = {"generator": torch.Generator().manual_seed(seed)}
-    single = compute(module, inputs, torch.float32, loss_weights)
-    double = compute(module, inputs, torch.float64, loss_weights)
+    single = compute(module, inputs, torch.float32, loss_weights, activations)
+    double = compute(module, inputs, torch.float64, loss_weights, activations)
     del loss_weights["generator"]
     tensors.update({f"w.{name}": value.numpy() for name, value in loss_weights.items()})
     tensors.update(single)
