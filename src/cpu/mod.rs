@@ -4,5 +4,6 @@ pub mod activation;
 pub mod conv;
 pub(crate) mod math;
 pub(crate) mod moments;
+pub(crate) mod softmax;
 pub mod view;
 pub(crate) mod wide;

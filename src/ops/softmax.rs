@@ -6,6 +6,7 @@ use super::pointwise::Pointwise;
 use super::reduce_sum::ReduceSum;
 use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
 use crate::cpu::math::exp;
+use crate::cpu::softmax::{softmax_row, softmax_row_backward};
 use crate::cpu::view::{View, ViewMut};
 use crate::cpu::wide::wide_fn;
 use crate::graph::Graph;
@@ -33,27 +34,6 @@ pub enum Axis {
 pub struct Softmax {
     /// The axis that sums to one.
     pub axis: Axis,
-}
-
-wide_fn! {
-    /// Softmax of one row, in place.
-    pub(super) fn softmax_row<'a>(row: &'a mut [f32]) -> () {
-        let mut top = f32::NEG_INFINITY;
-        for &v in &*row {
-            top = if v > top { v } else { top };
-        }
-        for v in &mut *row {
-            *v = exp(*v - top);
-        }
-        let mut total = 0.0;
-        for &v in &*row {
-            total += f64::from(v);
-        }
-        let scale = (1.0 / total) as f32;
-        for v in row {
-            *v *= scale;
-        }
-    }
 }
 
 wide_fn! {
@@ -171,20 +151,6 @@ impl Op for Softmax {
 /// Inputs: the softmax `y` and the gradient by it, `[n, c, h, w]`. Result: the same shape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct SoftmaxWidthGrad;
-
-wide_fn! {
-    /// The gradient of the scores of one row, times `scale`: `slopes` holds that of the row's softmax and is replaced.
-    pub(super) fn softmax_row_backward<'a>(slopes: &'a mut [f32], softmax: &'a [f32], scale: f32) -> () {
-        let mut centre = 0f64;
-        for (slope, y) in slopes.iter().zip(softmax) {
-            centre += f64::from(slope * y);
-        }
-        let centre = centre as f32;
-        for (slope, y) in slopes.iter_mut().zip(softmax) {
-            *slope = y * (*slope - centre) * scale;
-        }
-    }
-}
 
 impl Op for SoftmaxWidthGrad {
     fn name(&self) -> &'static str {
