@@ -2,18 +2,20 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
+use super::gradient_name;
 use crate::cpu::view::{View, ViewMut};
 use crate::cpu::wide::wide_fn;
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Elements that one CPU task takes.
 const BLOCK: usize = 1 << 14;
+/// Elements that one workgroup of the kernel takes.
+const PER_WORKGROUP: usize = 1024;
 
 /// Sets elements to zero with probability `p` and divides the others by `1 - p`. Which ones are kept is a hash of the
-/// element's number, the layer and the seed; the gradient is the same operation on the gradient by the result.
+/// element's number, the layer and the seed, so the gradient with respect to `x` is the same operation on `dy`.
 ///
 /// Inputs: `x` `[n, c, h, w]`; the seed `[1, 2, 1, 1]`, two whole numbers from 0 to 2^24 - 1, such as a run's seed and its
 /// step. Result: `x`'s shape.
@@ -45,7 +47,7 @@ fn mix(v: u32) -> u32 {
     (word >> 22) ^ word
 }
 
-/// Both keys of a mask.
+/// The two keys of a mask's hash, which both depend on the layer and on both numbers of the seed.
 fn keys(layer: u32, seed: &[f32]) -> [u32; 2] {
     let first = mix(mix(mix(layer) ^ seed[0] as u32) ^ seed[1] as u32);
     [first, mix(!first)]
@@ -88,9 +90,18 @@ impl Op for Dropout {
         Ok(vec![Some(g.apply(&name, *self, &[at.dy, at.inputs[1]])?), None])
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let x = inputs[0];
-        let keys = keys(self.layer, inputs[1].data);
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs[0], inputs[1], out)),
+            Target::Gpu(_) => Lowered::gpu([op.launch(inputs[0], inputs[1], output)]),
+        }
+    }
+}
+
+impl Dropout {
+    fn compute(self, x: View, seed: View, mut out: ViewMut) {
+        let keys = keys(self.layer, seed.data);
         for n in 0..x.shape.n() {
             let blocks = out.item(n).par_chunks_mut(BLOCK).zip(x.item(n).par_chunks(BLOCK)).enumerate();
             blocks.for_each(|(i, (out, x_part))| {
@@ -100,13 +111,17 @@ impl Op for Dropout {
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let x = output.shape;
-        let params = Params::new().slot(&inputs[0]).u(inputs[1].offset).slot(&output).u(x.n()).u(x.item());
-        let params = params.u(self.layer as usize).u(self.threshold() as usize).f(self.scale());
-        let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Output];
-        let blocks = x.n() * x.item().div_ceil(1024);
-        vec![Dispatch::folded(Kernel::new("dropout"), params, binds, blocks)]
+    fn launch(self, x: Operand, seed: Operand, output: Operand) -> Launch {
+        let shape = output.shape();
+        Launch::new("dropout", "main")
+            .read("x", x)
+            .read("seed", seed)
+            .write("out", output)
+            .u32("len", shape.item())
+            .u32("layer", self.layer as usize)
+            .u32("threshold", self.threshold() as usize)
+            .f32("scale", self.scale())
+            .over_grid([shape.item().div_ceil(PER_WORKGROUP), shape.n(), 1])
     }
 }
 
@@ -115,7 +130,7 @@ mod tests {
     use super::super::testing::{check_kernels, check_twins_on, check_views, gpu, random};
     use super::*;
     use crate::device::Device;
-    use crate::graph::gradients;
+    use crate::ops::gradients;
 
     const SEED: Shape = Shape::new(1, 2, 1, 1);
 

@@ -5,7 +5,7 @@ pub mod adjoint;
 // pub mod attention;
 // pub mod batch_norm;
 // pub mod conv2d;
-// pub mod dropout;
+pub mod dropout;
 mod grad;
 // pub mod group_norm;
 // pub mod linear;
