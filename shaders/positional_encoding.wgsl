@@ -1,21 +1,21 @@
-// Sine and cosine of a level at geometrically falling frequencies. An invocation computes one frequency of one item.
+// Sines and cosines of levels, one an item, at geometrically falling frequencies: out is [batch][2][count], the sines first.
+// An invocation computes one frequency of one item. Workgroups: x over 64 frequencies, y over the batch.
+//#use place
+//#use frequencies
 
 struct Params {
-    x_offset: u32,
-    x_batch_stride: u32,
+    grid: vec3<u32>,
+    levels_offset: u32,
+    levels_batch_stride: u32,
     out_offset: u32,
     out_batch_stride: u32,
-    batch: u32,
+    // Frequencies.
     count: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> levels: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
-
-fn frequency(i: u32) -> f32 {
-//@body
-}
 
 // Sine and cosine within 2 ulp for angles up to some thousands, where WGSL only promises an absolute 2^-11.
 // Reduction to [-pi/4, pi/4] by Cody and Waite with three parts of pi/2, polynomials of Cephes' sinf and cosf.
@@ -34,18 +34,17 @@ fn sin_cos(angle: f32) -> vec2<f32> {
 
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let index = (group.y * groups.x + group.x) * 64u + lane;
-    let item = index / p.count;
-    if item >= p.batch {
+    let at = place(id, launched);
+    let i = at.x * 64u + lane;
+    if outside(at) || i >= p.count {
         return;
     }
-    let i = index % p.count;
-    let value = sin_cos(x[p.x_offset + item * p.x_batch_stride] * frequency(i));
-    let to = p.out_offset + item * p.out_batch_stride + i;
+    let value = sin_cos(levels[p.levels_offset + at.y * p.levels_batch_stride] * FREQUENCIES[i]);
+    let to = p.out_offset + at.y * p.out_batch_stride + i;
     out[to] = value.x;
     out[to + p.count] = value.y;
 }

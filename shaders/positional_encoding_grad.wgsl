@@ -1,15 +1,19 @@
-// The gradient of a positional encoding by the level: frequency * (cosine * the sine's gradient - sine * the cosine's),
-// summed over the frequencies. A workgroup computes one item.
+// The gradient of a positional encoding y, [batch][2][count], with respect to its levels, one an item: the sum over the
+// frequencies of frequency * (cosine * the sine's dy - sine * the cosine's dy).
+// A workgroup computes one item. Workgroups: x over the batch.
+//#use place
 //#use lanes
+//#use frequencies
 
 struct Params {
+    grid: vec3<u32>,
     y_offset: u32,
     y_batch_stride: u32,
     dy_offset: u32,
     dy_batch_stride: u32,
     out_offset: u32,
     out_batch_stride: u32,
-    batch: u32,
+    // Frequencies.
     count: u32,
 }
 
@@ -18,29 +22,25 @@ struct Params {
 @group(0) @binding(2) var<storage, read> dy: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
-fn frequency(i: u32) -> f32 {
-//@body
-}
-
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let item = group.y * groups.x + group.x;
-    if item >= p.batch {
+    let at = place(id, launched);
+    if outside(at) {
         return;
     }
-    let source = p.y_offset + item * p.y_batch_stride;
-    let grads = p.dy_offset + item * p.dy_batch_stride;
+    let sines = p.y_offset + at.x * p.y_batch_stride;
+    let grads = p.dy_offset + at.x * p.dy_batch_stride;
     var sum = 0.0;
     for (var i = lane; i < p.count; i += 64u) {
-        let turned = y[source + p.count + i] * dy[grads + i] - y[source + i] * dy[grads + p.count + i];
-        sum = fma(frequency(i), turned, sum);
+        let turned = y[sines + p.count + i] * dy[grads + i] - y[sines + i] * dy[grads + p.count + i];
+        sum = fma(FREQUENCIES[i], turned, sum);
     }
     let all = total(lane, vec2(sum, 0.0)).x;
     if lane == 0u {
-        out[p.out_offset + item * p.out_batch_stride] = all;
+        out[p.out_offset + at.x * p.out_batch_stride] = all;
     }
 }

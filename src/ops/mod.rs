@@ -10,7 +10,7 @@ mod grad;
 // pub mod group_norm;
 // pub mod linear;
 pub mod pointwise;
-// pub mod positional_encoding;
+pub mod positional_encoding;
 // pub mod reduce;
 pub mod reduce_sum;
 pub mod resize;

@@ -2,13 +2,13 @@
 
 use std::fmt::Write;
 
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
+use super::gradient_name;
 use crate::cpu::view::{View, ViewMut};
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
-/// The largest dimension: the kernel carries the frequencies in its text.
+/// The largest dimension: kernels carry the frequencies in their text.
 const MAX_DIM: usize = 4096;
 
 /// `sin(level * f_i)` for `i = 0..dim/2`, then the cosines, with `f_i = 10000^(-i / (dim/2))`; the `PositionalEncoding`
@@ -28,15 +28,34 @@ impl PositionalEncoding {
         (-(1e4f64.ln()) * step).exp() as f32
     }
 
-    /// A kernel with the frequencies in its text.
-    fn kernel(self, file: &'static str) -> Kernel {
-        let mut body = format!("    var table = array<f32, {}>(", self.dim / 2);
+    /// The WGSL of the frequencies: elements of an array, so that both devices use the same numbers.
+    fn frequencies_text(self) -> String {
+        let mut text = String::new();
         for i in 0..self.dim / 2 {
             // Writing to a String cannot fail.
-            let _ = write!(body, "{:?}f, ", self.frequency(i));
+            let _ = writeln!(text, "    {:?}f,", self.frequency(i));
         }
-        body.push_str(");\n    return table[i];");
-        Kernel { body: Some(body), ..Kernel::new(file) }
+        text
+    }
+
+    fn compute(self, levels: View, mut out: ViewMut) {
+        for n in 0..out.shape.n() {
+            let level = levels.item(n)[0];
+            let (sines, cosines) = out.item(n).split_at_mut(self.dim / 2);
+            for (i, (sine, cosine)) in sines.iter_mut().zip(cosines).enumerate() {
+                (*sine, *cosine) = (level * self.frequency(i)).sin_cos();
+            }
+        }
+    }
+
+    fn launch(self, levels: Operand, output: Operand) -> Launch {
+        let count = self.dim / 2;
+        Launch::new("positional_encoding", "main")
+            .text("frequencies", self.frequencies_text())
+            .read("levels", levels)
+            .write("out", output)
+            .u32("count", count)
+            .over_grid([count.div_ceil(64), output.shape().n(), 1])
     }
 }
 
@@ -64,29 +83,19 @@ impl Op for PositionalEncoding {
         Ok(vec![Some(g.apply(&name, grad, &[at.output, at.dy])?)])
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        for n in 0..out.shape.n() {
-            let level = inputs[0].item(n)[0];
-            let (sines, cosines) = out.item(n).split_at_mut(self.dim / 2);
-            for (i, (sine, cosine)) in sines.iter_mut().zip(cosines).enumerate() {
-                (*sine, *cosine) = (level * self.frequency(i)).sin_cos();
-            }
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs[0], out)),
+            Target::Gpu(_) => Lowered::gpu([op.launch(inputs[0], output)]),
         }
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let count = self.dim / 2;
-        let kernel = self.kernel("positional_encoding");
-        let params = Params::new().slot(&inputs[0]).slot(&output).u(output.shape.n()).u(count);
-        let groups = (output.shape.n() * count).div_ceil(64);
-        let binds = vec![Bind::Input(0), Bind::Output];
-        vec![Dispatch::folded(kernel, params, binds, groups)]
     }
 }
 
-/// The gradient of a [`PositionalEncoding`] by the levels: the sum of `f_i * (cosine_i * dy_i - sine_i * dy_(i + dim/2))`.
+/// The gradient with respect to the levels of a [`PositionalEncoding`] `y`: the sum over `i < dim/2` of
+/// `f_i * (y_(i + dim/2) * dy_i - y_i * dy_(i + dim/2))`, since `y_i` is a sine and `y_(i + dim/2)` its cosine.
 ///
-/// Inputs: the encoding and the gradient by it, `[n, dim, 1, 1]`. Result: `[n, 1, 1, 1]`.
+/// Inputs: `y` and `dy`, `[n, dim, 1, 1]`. Result: `[n, 1, 1, 1]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct PositionalEncodingGrad {
     encoding: PositionalEncoding,
@@ -100,25 +109,38 @@ impl Op for PositionalEncodingGrad {
     fn infer(&self, inputs: &[Shape]) -> Result<Shape, String> {
         match inputs {
             [y, dy] if y == dy && *y == Shape::new(y.n(), self.encoding.dim, 1, 1) => Ok(Shape::new(y.n(), 1, 1, 1)),
-            _ => Err("it takes an encoding and the gradient by it".into()),
+            _ => Err("it takes an encoding and the gradient with respect to it".into()),
         }
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs[0], inputs[1], out)),
+            Target::Gpu(_) => Lowered::gpu([op.launch(inputs[0], inputs[1], output)]),
+        }
+    }
+}
+
+impl PositionalEncodingGrad {
+    fn compute(self, y: View, dy: View, mut out: ViewMut) {
         let half = self.encoding.dim / 2;
         for n in 0..out.shape.n() {
-            let [y, dy] = [inputs[0].item(n), inputs[1].item(n)];
+            let [y, dy] = [y.item(n), dy.item(n)];
             let turn = |i: usize| f64::from(y[half + i] * dy[i]) - f64::from(y[i] * dy[half + i]);
             let sum: f64 = (0..half).map(|i| f64::from(self.encoding.frequency(i)) * turn(i)).sum();
             out.item(n)[0] = sum as f32;
         }
     }
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let n = output.shape.n();
-        let params = Params::new().slot(&inputs[0]).slot(&inputs[1]).slot(&output).u(n).u(self.encoding.dim / 2);
-        let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Output];
-        vec![Dispatch::folded(self.encoding.kernel("positional_encoding_grad"), params, binds, n)]
+    fn launch(self, y: Operand, dy: Operand, output: Operand) -> Launch {
+        Launch::new("positional_encoding_grad", "main")
+            .text("frequencies", self.encoding.frequencies_text())
+            .read("y", y)
+            .read("dy", dy)
+            .write("out", output)
+            .u32("count", self.encoding.dim / 2)
+            .over(output.shape().n())
     }
 }
 
@@ -171,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gradient_by_the_level() {
+    fn the_gradient_with_respect_to_the_level() {
         for dim in [2, 10, 514] {
             let encoding = PositionalEncoding { dim };
             check_gradient(encoding, &[Shape::new(5, 1, 1, 1)], 0.3, 1e-3);
