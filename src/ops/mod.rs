@@ -2,7 +2,7 @@
 //! GPU.
 
 pub mod adjoint;
-// pub mod attention;
+pub mod attention;
 // pub mod batch_norm;
 // pub mod conv2d;
 pub mod dropout;

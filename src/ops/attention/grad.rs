@@ -3,18 +3,21 @@
 use rayon::prelude::*;
 
 use super::{Matrix, QUERIES, Store, attention_weights, product};
+use crate::cpu::softmax::softmax_row_backward;
 use crate::cpu::view::{View, ViewMut};
-use crate::ops::softmax::softmax_row_backward;
-use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Channels that one CPU task takes.
 const CHANNELS: usize = 32;
-/// Attention weights that the CPU twin holds at a time, unless one block of queries has more.
+/// Attention weights that are held at a time on the CPU, unless one block of queries has more.
 const WEIGHTS: usize = 1 << 22;
+/// Rows and columns of a workgroup of the kernels `scores` and `main`.
+const TILE: usize = 32;
 
-/// The gradient of [`super::SelfAttention`] by `q`, `k` and `v`. With `P` the softmax, `dO` the gradient by the result:
-/// `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(P * dP))`, `dQ = dS K / sqrt(c)`, `dK = dS^T Q / sqrt(c)`.
+/// The gradient of [`super::SelfAttention`] with respect to `q`, `k` and `v`. With `P` the softmax and `dO` the gradient with
+/// respect to the result: `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(P * dP))`, `dQ = dS K / sqrt(c)`, `dK = dS^T Q / sqrt(c)`.
 ///
 /// Inputs: `[n, 3c, h, w]`, the channels of `q`, `k` and `v` one after the other; `dO` `[n, c, h, w]`.
 /// Result: the first's shape.
@@ -33,62 +36,64 @@ impl Op for SelfAttentionGrad {
         }
     }
 
-    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
-        5 * inputs[1].c().max(inputs[1].plane()) + 20
-    }
-
     /// Five matrix products.
     fn macs(&self, inputs: &[Shape], _output: Shape) -> u64 {
         5 * (inputs[1].numel() * inputs[1].plane()) as u64
     }
 
-    fn scratch(&self, _traits: &GpuTraits, inputs: &[Shape], _output: Shape) -> Vec<usize> {
-        vec![inputs[0].n() * inputs[0].plane().pow(2); 2]
-    }
-
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let [x, dy] = [inputs[0], inputs[1]];
-        let (channels, tokens) = (dy.shape.c(), dy.shape.plane());
-        let sweep = (WEIGHTS / tokens).next_multiple_of(QUERIES).min(tokens);
-        let mut weights = vec![0f32; sweep * tokens];
-        let mut slopes = vec![0f32; sweep * tokens];
-        for n in 0..dy.shape.n() {
-            for first in (0..tokens).step_by(sweep) {
-                let count = sweep.min(tokens - first);
-                let (weights, slopes) = (&mut weights[..count * tokens], &mut slopes[..count * tokens]);
-                let blocks = weights.par_chunks_mut(QUERIES * tokens).zip(slopes.par_chunks_mut(QUERIES * tokens));
-                blocks.enumerate().for_each(|(block, (weights, slopes))| {
-                    let shape = [channels, tokens];
-                    by_scores(x.item(n), dy.item(n), shape, first + block * QUERIES, weights, slopes);
-                });
-                join(x.item(n), dy.item(n), [channels, tokens], first, weights, slopes, out.item(n));
-            }
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(|inputs, out| compute(inputs[0], inputs[1], out)),
+            Target::Gpu(_) => launches(inputs[0], inputs[1], output),
         }
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let shape = inputs[1].shape;
-        let params = Params::new()
-            .slot(&inputs[0])
-            .slot(&inputs[1])
-            .slot(&output)
-            .u(shape.n())
-            .u(shape.c())
-            .u(shape.plane())
-            .f(1.0 / (shape.c() as f32).sqrt());
-        let binds = vec![Bind::Input(0), Bind::Input(1), Bind::Scratch(0), Bind::Scratch(1), Bind::Output];
-        let tiles = shape.plane().div_ceil(32);
-        [("scores", tiles * tiles), ("rows", shape.plane()), ("main", 3 * shape.c().div_ceil(32) * tiles)]
-            .map(|(entry, count)| {
-                let kernel = Kernel::new("attention_grad").entry(entry);
-                Dispatch::folded(kernel, params.clone(), binds.clone(), shape.n() * count)
-            })
-            .to_vec()
     }
 }
 
-/// The weights of some queries from `first` on, and the gradients by their scores before scaling, over `sqrt(c)`.
-fn by_scores(
+fn compute(x: View, dy: View, mut out: ViewMut) {
+    let (channels, tokens) = (dy.shape.c(), dy.shape.plane());
+    let sweep = (WEIGHTS / tokens).next_multiple_of(QUERIES).min(tokens);
+    let mut weights = vec![0f32; sweep * tokens];
+    let mut slopes = vec![0f32; sweep * tokens];
+    for n in 0..dy.shape.n() {
+        for first in (0..tokens).step_by(sweep) {
+            let count = sweep.min(tokens - first);
+            let (weights, slopes) = (&mut weights[..count * tokens], &mut slopes[..count * tokens]);
+            let blocks = weights.par_chunks_mut(QUERIES * tokens).zip(slopes.par_chunks_mut(QUERIES * tokens));
+            blocks.enumerate().for_each(|(block, (weights, slopes))| {
+                let shape = [channels, tokens];
+                with_respect_to_scores(x.item(n), dy.item(n), shape, first + block * QUERIES, weights, slopes);
+            });
+            join(x.item(n), dy.item(n), [channels, tokens], first, weights, slopes, out.item(n));
+        }
+    }
+}
+
+/// Scores and their gradients between all tokens, then the softmax of each row of them, then the three products.
+fn launches(x: Operand, dy: Operand, output: Operand) -> Lowered {
+    let shape = dy.shape();
+    let [channels, tokens] = [shape.c(), shape.plane()];
+    let [weights, slopes] = [0, 1].map(|i| Operand::scratch(i, shape.n() * tokens * tokens));
+    let launch = |entry| {
+        Launch::new("attention_grad", entry)
+            .write("weights", weights)
+            .write("slopes", slopes)
+            .u32("channels", channels)
+            .u32("tokens", tokens)
+            .f32("scale", 1.0 / (channels as f32).sqrt())
+    };
+    let tiles = tokens.div_ceil(TILE);
+    let scores = launch("scores").read("x", x).read("dy", dy).over_grid([tiles, tiles, shape.n()]);
+    let rows = launch("rows").over_grid([tokens, shape.n(), 1]);
+    let grid = [tiles, channels.div_ceil(TILE), 3 * shape.n()];
+    let products = launch("main").read("x", x).read("dy", dy).write("out", output).over_grid(grid);
+    // Each kernel's loops: over channels; three over every 64th token and two sums in trees; over tokens.
+    let rounds = channels.max(3 * tokens.div_ceil(64) + 12).max(tokens);
+    Lowered::gpu([scores, rows, products]).scratch([weights.shape().numel(), slopes.shape().numel()]).rounds(rounds)
+}
+
+/// Of some queries from `first` on: `weights`, the softmax of their scores, and `slopes`, `dS / sqrt(c)` in the words of
+/// [`SelfAttentionGrad`]. Both are `[queries, tokens]`.
+fn with_respect_to_scores(
     x: &[f32],
     dy: &[f32],
     [channels, tokens]: [usize; 2],
@@ -106,7 +111,8 @@ fn by_scores(
     }
 }
 
-/// Adds what the queries from `first` on make of the gradients of one item.
+/// One item's part of the result that comes from the queries from `first` on: all of their `dQ`, and their share of `dK` and
+/// `dV`, which is added to that of the queries before.
 fn join(
     x: &[f32],
     dy: &[f32],
@@ -118,16 +124,16 @@ fn join(
 ) {
     let count = weights.len() / tokens;
     let store = if first == 0 { Store::Over(tokens) } else { Store::Onto(tokens) };
-    let (by_q, rest) = out.split_at_mut(channels * tokens);
-    let (by_k, by_v) = rest.split_at_mut(channels * tokens);
+    let (dq, rest) = out.split_at_mut(channels * tokens);
+    let (dk, dv) = rest.split_at_mut(channels * tokens);
     let third = channels * tokens;
     let blocks = |out| <[f32] as ParallelSliceMut<f32>>::par_chunks_mut(out, CHANNELS * tokens).enumerate();
-    blocks(by_q).for_each(|(i, out)| {
+    blocks(dq).for_each(|(i, out)| {
         let k = Matrix::rows(&x[third + i * CHANNELS * tokens..], tokens);
         let shape = [out.len() / tokens, count, tokens];
         product(shape, 1.0, k, Matrix::columns(slopes, tokens), &mut out[first..], Store::Over(tokens));
     });
-    for (out, values, factors) in [(by_k, slopes, x), (by_v, weights, dy)] {
+    for (out, values, factors) in [(dk, slopes, x), (dv, weights, dy)] {
         blocks(out).for_each(|(i, out)| {
             let factors = Matrix::rows(&factors[i * CHANNELS * tokens + first..], tokens);
             product([out.len() / tokens, tokens, count], 1.0, factors, Matrix::rows(values, tokens), out, store);
@@ -173,7 +179,7 @@ mod tests {
             for first in (0..tokens).step_by(sweep) {
                 let mut weights = vec![0f32; sweep.min(tokens - first) * tokens];
                 let mut slopes = weights.clone();
-                by_scores(&x, &dy, [channels, tokens], first, &mut weights, &mut slopes);
+                with_respect_to_scores(&x, &dy, [channels, tokens], first, &mut weights, &mut slopes);
                 join(&x, &dy, [channels, tokens], first, &weights, &slopes, &mut out);
             }
             out

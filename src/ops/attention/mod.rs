@@ -4,17 +4,20 @@ mod grad;
 
 use rayon::prelude::*;
 
-use super::softmax::softmax_row;
-use super::{Backward, Bind, Dispatch, GpuTraits, Gradients, Kernel, Op, Params, Slot};
+use super::gradient_name;
+use crate::cpu::softmax::softmax_row;
 use crate::cpu::view::{View, ViewMut};
-use crate::graph::Graph;
-use crate::graph::grad::gradient_name;
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Queries that one CPU task takes.
 const QUERIES: usize = 32;
 /// Channels and queries of one workgroup of the kernel.
 const TILE: [usize; 2] = [128, 32];
+/// Keys that the kernel takes at a time.
+const KEYS: usize = 32;
+
 /// `softmax(q . k / sqrt(c)) v` for every pixel over all pixels.
 ///
 /// Input: `[n, 3c, h, w]`, the channels of `q`, `k` and `v` one after the other. Result: `[n, c, h, w]`.
@@ -33,11 +36,6 @@ impl Op for SelfAttention {
         }
     }
 
-    /// For 32 keys: the channels by four, then 8 rounds of 16 and what else there is.
-    fn loop_rounds(&self, inputs: &[Shape], _output: Shape) -> usize {
-        inputs[0].plane().div_ceil(32) * (inputs[0].c().div_ceil(12) + 150)
-    }
-
     /// Both matrix products.
     fn macs(&self, inputs: &[Shape], output: Shape) -> u64 {
         2 * (output.numel() * inputs[0].plane()) as u64
@@ -48,39 +46,49 @@ impl Op for SelfAttention {
         Ok(vec![Some(g.apply(&gradient_name(g, qkv), grad::SelfAttentionGrad, &[qkv, at.dy])?)])
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let channels = out.shape.c();
-        let tokens = out.shape.plane();
-        for n in 0..out.shape.n() {
-            let (q, kv) = inputs[0].item(n).split_at(channels * tokens);
-            let (k, v) = kv.split_at(channels * tokens);
-            let blocks: Vec<Vec<f32>> = (0..tokens.div_ceil(QUERIES))
-                .into_par_iter()
-                .map(|block| attend(&q[block * QUERIES..], k, v, [channels, tokens], block))
-                .collect();
-            let rows = out.item(n).par_chunks_mut(tokens).enumerate();
-            rows.for_each(|(c, row)| {
-                for (part, block) in row.chunks_mut(QUERIES).zip(&blocks) {
-                    part.copy_from_slice(&block[c * part.len()..][..part.len()]);
-                }
-            });
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(|inputs, out| compute(inputs[0], out)),
+            Target::Gpu(_) => Lowered::gpu([launch(inputs[0], output)]).rounds(rounds(output.shape())),
         }
     }
+}
 
-    fn gpu(&self, _traits: &GpuTraits, inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let shape = output.shape;
-        let params = Params::new()
-            .slot(&inputs[0])
-            .slot(&output)
-            .u(shape.n())
-            .u(shape.c())
-            .u(shape.plane())
-            .f(1.0 / (shape.c() as f32).sqrt());
-        let tiles = shape.c().div_ceil(TILE[0]) * shape.plane().div_ceil(TILE[1]);
-        let binds = vec![Bind::Input(0), Bind::Output];
-        let kernel = Kernel::new("attention");
-        vec![Dispatch::folded(kernel, params, binds, shape.n() * tiles)]
+fn compute(x: View, mut out: ViewMut) {
+    let channels = out.shape.c();
+    let tokens = out.shape.plane();
+    for n in 0..out.shape.n() {
+        let (q, kv) = x.item(n).split_at(channels * tokens);
+        let (k, v) = kv.split_at(channels * tokens);
+        let blocks: Vec<Vec<f32>> = (0..tokens.div_ceil(QUERIES))
+            .into_par_iter()
+            .map(|block| attend(&q[block * QUERIES..], k, v, [channels, tokens], block))
+            .collect();
+        let rows = out.item(n).par_chunks_mut(tokens).enumerate();
+        rows.for_each(|(c, row)| {
+            for (part, block) in row.chunks_mut(QUERIES).zip(&blocks) {
+                part.copy_from_slice(&block[c * part.len()..][..part.len()]);
+            }
+        });
     }
+}
+
+fn launch(x: Operand, output: Operand) -> Launch {
+    let shape = output.shape();
+    let [channels, tokens] = [shape.c(), shape.plane()];
+    Launch::new("attention", "main")
+        .read("x", x)
+        .write("out", output)
+        .u32("channels", channels)
+        .u32("tokens", tokens)
+        .f32("scale", 1.0 / (channels as f32).sqrt())
+        .over_grid([channels.div_ceil(TILE[0]), tokens.div_ceil(TILE[1]), shape.n()])
+}
+
+/// Loop rounds of an invocation of the kernel whose result has this shape: for 32 keys one of the outer loop, one for every
+/// four channels of the scores, 8 to find the largest score and 8 to sum four values each.
+fn rounds(output: Shape) -> usize {
+    output.plane().div_ceil(KEYS) * (1 + output.c().div_ceil(4) + 8 + 8)
 }
 
 /// The result for one block of queries, `[channels, queries]`. `q` starts at the block's first query; all three have
@@ -128,7 +136,8 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// What a product does to the elements it goes to, whose rows lie so far apart.
+/// Whether a product replaces the elements of the matrix it goes to or is added to them; with the elements from one row of
+/// that matrix to the next.
 #[derive(Clone, Copy)]
 enum Store {
     /// It replaces them.
@@ -173,9 +182,9 @@ fn product([m, n, k]: [usize; 3], scale: f32, a: Matrix, b: Matrix, out: &mut [f
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::MAX_LOOP_ROUNDS;
     use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
     use super::*;
+    use crate::graph::MAX_LOOP_ROUNDS;
 
     /// The definition, in `f64`.
     fn oracle(x: Shape, data: &[f32]) -> Vec<f32> {
@@ -235,8 +244,12 @@ mod tests {
         assert_eq!(SelfAttention.macs(&[x], Shape::new(2, 4, 3, 5)), 2 * 2 * 4 * 15 * 15);
         assert!(SelfAttention.infer(&[Shape::new(2, 11, 3, 5)]).is_err());
         assert!(SelfAttention.infer(&[x, x]).is_err());
-        let large = Shape::new(1, 768, 128, 128);
-        assert!(SelfAttention.loop_rounds(&[large], large) > MAX_LOOP_ROUNDS);
+    }
+
+    #[test]
+    fn loops_longer_than_llvmpipe_runs_are_announced() {
+        assert!(rounds(Shape::new(1, 256, 128, 128)) <= MAX_LOOP_ROUNDS);
+        assert!(rounds(Shape::new(1, 256, 192, 192)) > MAX_LOOP_ROUNDS);
     }
 
     proptest! {
