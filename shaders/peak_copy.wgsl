@@ -1,6 +1,8 @@
-// What the adapter's memory can do at most: a plain copy, one vector an invocation.
+// What the adapter's memory can do at most: a plain copy, one vector an invocation. Workgroups: x over 64 vectors.
+//#use place
 
 struct Params {
+    grid: vec3<u32>,
     vectors: u32,
 }
 
@@ -10,12 +12,14 @@ struct Params {
 
 @compute @workgroup_size(64)
 fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let i = (group.y * groups.x + group.x) * 64u + lane;
-    if i < p.vectors {
-        out[i] = source[i];
+    let at = place(id, launched);
+    let i = at.x * 64u + lane;
+    if outside(at) || i >= p.vectors {
+        return;
     }
+    out[i] = source[i];
 }

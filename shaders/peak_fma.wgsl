@@ -1,7 +1,10 @@
 // What the adapter can do at most: multiply-adds on registers, eight independent chains an invocation.
-// Each invocation does `rounds` rounds of 64 multiply-adds and writes the sum of its chains, so that nothing is left out.
+// Each invocation does `rounds` rounds of 64 multiply-adds and writes the sum of its chains, so that the compiler cannot
+// leave any out. Workgroups: x over 64 elements.
+//#use place
 
 struct Params {
+    grid: vec3<u32>,
     count: u32,
     rounds: u32,
 }
@@ -11,9 +14,14 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
 @compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    let i = id.x;
-    if i >= p.count {
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) launched: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let at = place(id, launched);
+    let i = at.x * 64u + lane;
+    if outside(at) || i >= p.count {
         return;
     }
     let b = start[i];

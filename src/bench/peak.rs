@@ -4,7 +4,8 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::cpu::view::{View, ViewMut};
-use crate::ops::{Bind, Dispatch, GpuTraits, Kernel, Op, Params, Slot};
+use crate::gpu::{Launch, Operand};
+use crate::graph::{Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// Multiply-adds of one round of an invocation of `shaders/peak_fma.wgsl`.
@@ -34,22 +35,29 @@ impl Op for PeakFma {
         (output.numel() * PER_ROUND * self.rounds) as u64
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        let op = *self;
+        match target {
+            Target::Cpu => Lowered::cpu(move |inputs, out| op.compute(inputs[0], out)),
+            Target::Gpu(_) => {
+                let count = output.shape().numel();
+                let launch = Launch::new("peak_fma", "main").read("start", inputs[0]).write("out", output);
+                let launch = launch.u32("count", count).u32("rounds", op.rounds).over(count.div_ceil(64));
+                Lowered::gpu([launch]).rounds(op.rounds)
+            }
+        }
+    }
+}
+
+impl PeakFma {
+    fn compute(self, x: View, mut out: ViewMut) {
         let out = out.item(0);
         let len = out.len().div_ceil(rayon::current_num_threads());
-        let parts = out.par_chunks_mut(len).zip(inputs[0].item(0).par_chunks(len));
+        let parts = out.par_chunks_mut(len).zip(x.item(0).par_chunks(len));
         parts.for_each(|(out, x)| {
             let products = PER_ROUND * self.rounds * out.len();
             out.fill(Arch::new().dispatch(Chains { b: x[0], products }));
         });
-    }
-
-    fn gpu(&self, _traits: &GpuTraits, _inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let count = output.shape.numel();
-        let params = Params::new().u(count).u(self.rounds);
-        let binds = vec![Bind::Input(0), Bind::Output];
-        let groups = [count.div_ceil(64), 1, 1];
-        vec![Dispatch::new(Kernel::new("peak_fma"), params, binds, groups)]
     }
 }
 
@@ -96,20 +104,23 @@ impl Op for PeakCopy {
         Ok(shape)
     }
 
-    fn cpu(&self, inputs: &[View], mut out: ViewMut) {
-        let out = out.item(0);
-        let len = out.len().div_ceil(rayon::current_num_threads());
-        let parts = out.par_chunks_mut(len).zip(inputs[0].item(0).par_chunks(len));
-        parts.for_each(|(out, x)| out.copy_from_slice(x));
+    fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered {
+        match target {
+            Target::Cpu => Lowered::cpu(|inputs, out| copy(inputs[0], out)),
+            Target::Gpu(_) => {
+                let vectors = output.shape().numel() / 4;
+                let launch = Launch::new("peak_copy", "main").read("source", inputs[0]).write("out", output);
+                Lowered::gpu([launch.u32("vectors", vectors).over(vectors.div_ceil(64))])
+            }
+        }
     }
+}
 
-    fn gpu(&self, _traits: &GpuTraits, _inputs: &[Slot], output: Slot) -> Vec<Dispatch> {
-        let vectors = output.shape.numel() / 4;
-        let params = Params::new().u(vectors);
-        let binds = vec![Bind::Input(0), Bind::Output];
-        let kernel = Kernel::new("peak_copy");
-        vec![Dispatch::folded(kernel, params, binds, vectors.div_ceil(64))]
-    }
+fn copy(x: View, mut out: ViewMut) {
+    let out = out.item(0);
+    let len = out.len().div_ceil(rayon::current_num_threads());
+    let parts = out.par_chunks_mut(len).zip(x.item(0).par_chunks(len));
+    parts.for_each(|(out, x)| out.copy_from_slice(x));
 }
 
 fn single(inputs: &[Shape]) -> Result<Shape, String> {
@@ -122,12 +133,12 @@ fn single(inputs: &[Shape]) -> Result<Shape, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::shader;
-    use crate::ops::testing::check_twins;
+    use crate::ops::testing::{check_kernels, check_twins};
 
     #[test]
     fn the_copy_copies_on_both_devices() {
         let shape = Shape::new(1, 3, 7, 20);
+        check_kernels(&PeakCopy, &[shape]);
         let copied = check_twins(PeakCopy, &[shape], 0.0);
         assert_eq!(copied, crate::ops::testing::random(shape.numel(), 7));
     }
@@ -137,7 +148,7 @@ mod tests {
         let op = PeakFma { rounds: 3 };
         let shape = Shape::new(1, 1, 1, 10);
         assert_eq!(op.macs(&[shape], shape), 10 * 3 * 64);
-        shader::validate(&Kernel::new("peak_fma")).expect("valid WGSL");
+        check_kernels(&op, &[shape]);
     }
 
     #[test]
