@@ -205,7 +205,9 @@ mod tests {
         for (op, height) in [(stride, 5), (REFLECT, 10), (CROP, 10)] {
             check_views(op, &[Shape::new(2, 3, height, 9)], 1e-6);
         }
-        check_kernels(&REFLECT, &[Shape::new(1, 1, 12, 12)]);
+        for (op, height) in [(stride, 5), (REFLECT, 10), (CROP, 10), (Adjoint::UpsampleNearest2, 10)] {
+            check_kernels(&op, &[Shape::new(1, 1, height, 10)]);
+        }
     }
 
     #[test]

@@ -74,7 +74,7 @@ fn launches(x: Operand, dy: Operand, output: Operand) -> Lowered {
     let [channels, tokens] = [shape.c(), shape.plane()];
     let [weights, slopes] = [0, 1].map(|i| Operand::scratch(i, shape.n() * tokens * tokens));
     let launch = |entry| {
-        Launch::new(if std::env::var("OLD").is_ok() { "attention_grad_old" } else { "attention_grad" }, entry)
+        Launch::new("attention_grad", entry)
             .write("weights", weights)
             .write("slopes", slopes)
             .u32("channels", channels)

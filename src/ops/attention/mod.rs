@@ -76,7 +76,7 @@ fn compute(x: View, mut out: ViewMut) {
 fn launch(x: Operand, output: Operand) -> Launch {
     let shape = output.shape();
     let [channels, tokens] = [shape.c(), shape.plane()];
-    Launch::new(if std::env::var("OLD").is_ok() { "attention_old" } else { "attention" }, "main")
+    Launch::new("attention", "main")
         .read("x", x)
         .write("out", output)
         .u32("channels", channels)
@@ -250,51 +250,6 @@ mod tests {
     fn loops_longer_than_llvmpipe_runs_are_announced() {
         assert!(rounds(Shape::new(1, 256, 128, 128)) <= MAX_LOOP_ROUNDS);
         assert!(rounds(Shape::new(1, 256, 192, 192)) > MAX_LOOP_ROUNDS);
-    }
-
-    #[test]
-    #[ignore]
-    fn zz_timing() {
-        use crate::device::Device;
-        use crate::ops::testing::gpu;
-        let none: std::collections::BTreeMap<String, crate::tensor::Tensor> = std::collections::BTreeMap::new();
-        let shape = Shape::new(1, 3 * 64, 64, 64);
-        let (x, dy) = (random(shape.numel(), 1), random(shape.numel() / 3, 2));
-        let make = |old: bool| {
-            // SAFETY: this test runs alone.
-            unsafe {
-                if old { std::env::set_var("OLD", "1") } else { std::env::remove_var("OLD") }
-            }
-            let mut g = Graph::new();
-            let xi = g.input("x", shape);
-            let y = g.apply("y", SelfAttention, &[xi]).unwrap();
-            let dyi = g.input("dy", g.shape(y));
-            let dx = g.apply("dx", grad::SelfAttentionGrad, &[xi, dyi]).unwrap();
-            (Device::Gpu(gpu()).compile(&g, &[y, dx], &none).unwrap(), ())
-        };
-        let (new, old) = (make(false).0, make(true).0);
-        let run = |e: &crate::device::Executable| e.run(&[("x", &x), ("dy", &dy)]).unwrap();
-        let (a, b) = (run(&new), run(&old));
-        for (a, b) in a.iter().zip(&b) {
-            println!("difference {:e}", relative_l2(a, b));
-        }
-        let mut best = [[f64::MAX; 2]; 2];
-        for _ in 0..8 {
-            for (best, exe) in best.iter_mut().zip([&new, &old]) {
-                let s = exe.time_steps(&[&x, &dy]).unwrap().unwrap();
-                for (b, s) in best.iter_mut().zip(&s) {
-                    *b = b.min(*s);
-                }
-                println!("{s:?}");
-            }
-        }
-        println!("best new {:?}, old {:?}", best[0], best[1]);
-    }
-
-    #[test]
-    #[ignore]
-    fn zz_large() {
-        check(Shape::new(1, 3 * 256, 128, 128), 1.0);
     }
 
     proptest! {
