@@ -113,8 +113,8 @@ fn unknown_operations_fail_with_their_name() {
     let of = |config: Value| error(&verify_conv(|all, _| *all = config));
     assert_eq!(of(json!({ "block": "attention" })), "attention is not a block that medfuse knows");
     assert_eq!(of(json!({ "net": "cmdNet" })), "the network \"cmdNet\" is not known");
-    assert_eq!(of(json!({ "net": "cmdNet", "optimizer": "Adam" })), "the network \"cmdNet\" is not known");
     let of = |config: Value| error(&verify_op(config, "in.x", &[1]));
+    assert_eq!(of(json!({ "net": "cmdNet", "optimizer": "Adam" })), "the network \"cmdNet\" is not known");
     assert_eq!(of(json!({ "loss": "LAGN stage C" })), "the loss \"LAGN stage C\" is not known");
     let both = json!({ "unet": {}, "head": {}, "optimizer": "Adam" });
     assert_eq!(of(both), "the training of unet and head in one is not known");
@@ -184,7 +184,7 @@ fn attributes_have_limits() {
         &[1],
     );
     assert_eq!(error(&report), "schedule: n_timestep is 16777216, over the limit of 100000");
-    let report = verify_op(json!({ "op": "positional_encoding", "dim": 1 << 20 }), "in.noise_level", &[1, 1]);
+    let report = verify_op(json!({ "op": "positional_encoding", "dim": 1 << 14 }), "in.noise_level", &[1, 1]);
     assert!(error(&report).contains("at most 4096"), "{report:?}");
     assert!(start.elapsed().as_secs() < 10);
 }
@@ -347,6 +347,23 @@ fn the_first_layer_that_drifts_is_named() {
     let report = verify(&path, &Device::Cpu, true);
     assert_eq!(report.counts(), counts(2, 2, 0));
     assert_eq!(report.first_drift().map(|c| c.name.as_str()), Some("act.mid.0"));
+}
+
+#[test]
+fn attributes_that_weights_imply_must_agree_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = unet_case(folder.path());
+    let run = |more: Value| {
+        let mut config = json!({ "net": "UNet", "norm_groups": 2, "channel_mults": [1, 2], "dropout": 0 });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        verify(&write(folder.path(), "unet", config, &tensors), &Device::Cpu, true)
+    };
+    assert_eq!(run(json!({ "image_size": 8, "attn_res": [2] })).counts(), counts(4, 0, 0));
+    let of = |more: Value| error(&run(more));
+    assert_eq!(of(json!({ "channel_mults": [1, 3] })), "UNet: channel_mults is [1,3], but the weights say [1,2]");
+    assert_eq!(of(json!({ "heads": 2 })), "UNet: it has no attribute heads");
+    assert!(of(json!({ "image_size": 8, "attn_res": [4] })).starts_with("UNet: attn_res gives attention to levels"));
+    assert_eq!(of(json!({ "norm_groups": "two" })), "UNet: norm_groups: invalid type: string \"two\", expected usize");
 }
 
 #[test]

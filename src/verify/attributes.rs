@@ -281,8 +281,8 @@ mod tests {
         assert!(conv("padding_mode", json!("circular")).unwrap_err().starts_with("padding_mode: unknown variant"));
         assert!(conv("stride", json!([1, -1])).unwrap_err().starts_with("stride: "));
         assert!(conv("stride", json!([1])).unwrap_err().starts_with("stride: "));
-        let huge = json!([1, 1u64 << 63]);
-        assert_eq!(conv("stride", huge).unwrap_err(), format!("stride is {}, over the limit of 131072", 1u64 << 63));
+        let huge = conv("stride", json!([1, 1u64 << 63])).unwrap_err();
+        assert!(huge.starts_with("stride is 9") && huge.ends_with("over the limit of 131072"), "{huge}");
         assert!(read::<ConvSpec>("conv2d", json!({})).unwrap_err().contains("missing field"));
         assert_eq!(read::<UpsampleNearest2>("up", json!({ "a": 1 })).unwrap_err(), "it has no attribute a");
         assert!(read::<UpsampleNearest2>("up", json!({})).is_ok());

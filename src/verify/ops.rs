@@ -312,3 +312,18 @@ fn same_size(case: &Case, dims: &[usize]) -> Result<(), CaseError> {
         Some(_) => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_has_a_name_of_its_own() {
+        let mut names: Vec<&str> = OPERATIONS.iter().chain(BLOCKS).map(|row| row.name).collect();
+        assert!(names.iter().all(|name| find(name).is_some_and(|row| row.name == *name)));
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

@@ -216,3 +216,42 @@ pub(super) fn block<B: Block + DeserializeOwned + 'static>(
 ) -> Result<Box<dyn Block>, AttributeError> {
     Ok(Box::new(attributes.read::<B>()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The check of a fact against `{"a": value}` and a tensor `in.x` of 2x6x5, and what is left of the attributes.
+    fn check(fact: Fact, value: Value) -> (Result<(), String>, Option<Value>, Option<Value>) {
+        let mut attributes = Attributes::new("op", json!({ "a": value }).as_object().unwrap().clone());
+        let tensors = Tensors(BTreeMap::from([("in.x", &[2, 6, 5][..]), ("param.w", &[3][..])]));
+        let result = fact.check(&mut attributes, &tensors).map_err(|error| error.reason);
+        (result, attributes.take("a"), attributes.take("field"))
+    }
+
+    #[test]
+    fn what_tensors_imply_is_checked_and_given() {
+        assert_eq!(check(implied(&["a"], |t| t.dim("in.x", 1)), json!(6)), (Ok(()), None, None));
+        assert_eq!(check(given("field", &["a"], |t| t.dim("in.x", -1)), json!(5)), (Ok(()), None, Some(json!(5))));
+        let ratio = implied(&["a"], |t| t.ratio(("in.x", 1), ("param.w", 0)));
+        assert_eq!(check(ratio, json!(3)).0.unwrap_err(), "a is 3, but the tensors say 2");
+        // What no tensor says is an error of the tensor that is missing, not of the attribute.
+        assert_eq!(check(implied(&["a"], |t| t.dim("in.y", 1)), json!(6)), (Ok(()), None, None));
+        assert_eq!(check(implied(&["a"], |t| t.dim("in.x", -4)), json!(6)), (Ok(()), None, None));
+        assert_eq!(check(implied(&["a"], |t| t.ratio(("in.x", 2), ("param.w", 0))), json!(1)), (Ok(()), None, None));
+    }
+
+    #[test]
+    fn other_facts_are_one_value_or_a_limit() {
+        assert_eq!(check(fixed("a", Literal::Number(2.0)), json!(2)), (Ok(()), None, None));
+        assert_eq!(check(fixed("b", Literal::Flag(true)), json!(2)), (Ok(()), Some(json!(2)), None));
+        let wrong = check(fixed("a", Literal::Number(1e-4)), json!(1e-3)).0;
+        assert_eq!(wrong.unwrap_err(), "a is 0.001, but medfuse computes only 0.0001");
+        let required = Fact::Fixed { name: "b", value: Literal::Flag(true), required: true };
+        assert_eq!(check(required, json!(2)).0.unwrap_err(), "it lacks the attribute b");
+        assert_eq!(check(Fact::Limit { name: "a", limit: 4 }, json!([2, 4])).1, Some(json!([2, 4])));
+        assert!(check(Fact::Limit { name: "a", limit: 3 }, json!([2, 4])).0.is_err());
+    }
+}
