@@ -1,9 +1,9 @@
 //! Blocks of layers that several networks are made of: residual blocks with dropout, the steps between levels, attention.
 
 use super::layers::{act, add, conv, group_norm, linear};
+use crate::cpu::activation::Activation;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::hash::fnv1a;
-use crate::cpu::activation::Activation;
 use crate::ops::conv2d::ConvSpec;
 use crate::ops::dropout::Dropout;
 use crate::ops::reduce::{ChannelMax, ChannelMean, GlobalAvgPool};

@@ -1,7 +1,7 @@
 //! Layers that several networks are made of.
 
-use crate::graph::{Graph, GraphError, NodeId};
 use crate::cpu::activation::Activation;
+use crate::graph::{Graph, GraphError, NodeId};
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv2d::{Conv2d, ConvSpec, PaddingMode};
 use crate::ops::group_norm::GroupNorm;

@@ -4,8 +4,8 @@ use serde::Deserialize;
 
 use super::ops::{OF_X, reach};
 use super::row::{Block, Fact, Literal, Row, Site, block, fixed, given, implied};
-use crate::graph::{Graph, GraphError, NodeId};
 use crate::cpu::activation::Activation;
+use crate::graph::{Graph, GraphError, NodeId};
 use crate::models::blocks::{BlockKind, downsample, feature_wise_affine, resnet_block, upsample};
 use crate::models::dm_fnet::fusion_head::{attention_block, head_block, three_att_block};
 use crate::models::dm_fnet::unet::{noise_level_mlp, self_attention};

@@ -12,8 +12,9 @@ use super::compare::Scale;
 use super::error::CaseError;
 use super::network::{Network, Results};
 use super::row::{Block, Fact, Layout, Literal, Row, Site, Tensors, block, fixed, given, implied, operation};
-use crate::graph::{Graph, GraphError, Kind, NodeId};
 use crate::cpu::activation::Activation;
+use crate::graph::{Graph, GraphError, Kind, NodeId};
+use crate::models::training::loss;
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv2d::{Conv2d, ConvSpec};
 use crate::ops::group_norm::GroupNorm;
@@ -24,7 +25,6 @@ use crate::ops::reduce::{ChannelMax, ChannelMean, GlobalAvgPool};
 use crate::ops::resize::{UpsampleBilinear2, UpsampleNearest2};
 use crate::ops::softmax::Softmax;
 use crate::tensor::{Shape, Tensor};
-use crate::models::training::loss;
 
 /// The largest kernel, stride, padding and dilation of a convolution: padding grows a small input without end.
 const MAX_REACH: u64 = 1024;

@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::attributes::{AttributeError, Attributes};
-use crate::graph::{Graph, GraphError, NodeId};
 use crate::graph::Op;
+use crate::graph::{Graph, GraphError, NodeId};
 
 /// An operation or a block that cases may be about.
 pub(super) struct Row {

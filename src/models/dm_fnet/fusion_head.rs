@@ -1,14 +1,13 @@
 //! DM-FNet's fusion head (`models/fs_modules/fs_head.py`): fuses the UNet's features of both images over several noise
 //! steps, from the coarsest level to the finest.
 
+use crate::cpu::activation::Activation;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::models::blocks::{channel_attention, mean_and_max};
 use crate::models::layers::{act, add, conv, reflect};
-use crate::cpu::activation::Activation;
 use crate::ops::conv2d::{Conv2d, ConvSpec};
 use crate::ops::pointwise::Pointwise;
 use crate::ops::resize::UpsampleBilinear2;
-use crate::tensor::Shape;
 use crate::weights::Weights;
 
 /// Shortest side of the coarsest features: the 7x7 reflection needs four pixels.
@@ -191,8 +190,8 @@ fn pixel_attention(g: &mut Graph, x: NodeId, pattern: NodeId) -> Result<NodeId, 
     g.scope("pa2", |g| {
         let channels = g.shape(x).c();
         let spec = ConvSpec { groups: channels, ..reflect(3) };
-        let weight = g.param("weight", Shape::new(channels, 2, 3, 3))?;
-        let bias = g.param("bias", Shape::new(1, channels, 1, 1))?;
+        let weight = g.param("weight", [channels, 2, 3, 3])?;
+        let bias = g.param("bias", [channels])?;
         let of_x = g.slice("weight_x", weight, 0, 1)?;
         let of_pattern = g.slice("weight_pattern", weight, 1, 1)?;
         let a = g.apply("x", Conv2d::with_bias(spec), &[x, of_x, bias])?;

@@ -306,10 +306,10 @@ fn head_features(unet: &UnetConfig, head: &HeadConfig, decoder: &[NodeId]) -> Ve
 fn declare_unused(g: &mut Graph, head: &HeadConfig) -> Result<(), GraphError> {
     for (level, &dim) in head.dims.iter().enumerate() {
         g.scope(&format!("decoder.{}.block", 2 * level), |g| {
-            g.param("0.weight", Shape::new(dim, dim, 1, 1))?;
-            g.param("0.bias", Shape::new(1, dim, 1, 1))?;
-            g.param("2.weight", Shape::new(dim, dim, 3, 3))?;
-            g.param("2.bias", Shape::new(1, dim, 1, 1))
+            g.param("0.weight", [dim, dim, 1, 1])?;
+            g.param("0.bias", [dim])?;
+            g.param("2.weight", [dim, dim, 3, 3])?;
+            g.param("2.bias", [dim])
         })?;
     }
     Ok(())

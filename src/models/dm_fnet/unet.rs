@@ -1,9 +1,9 @@
 //! The diffusion UNet of SR3 as DM-FNet uses it (`models/sr3_modules/unet.py`), conditioned on the noise level.
 
+use crate::cpu::activation::Activation;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::models::blocks::{BlockKind, DropoutSeed, downsample, norm_act_conv, resnet_block, upsample};
 use crate::models::layers::{act, add, conv, conv_without_bias, group_norm, linear};
-use crate::cpu::activation::Activation;
 use crate::ops::attention::SelfAttention;
 use crate::ops::conv2d::ConvSpec;
 use crate::ops::positional_encoding::PositionalEncoding;

@@ -23,10 +23,10 @@ use super::options::{ModelOption, ModelOptions, OptionValues};
 #[cfg(feature = "train")]
 use super::training::{LossGraph, loss::FusionLossConfig};
 use super::{FusionModel, Loader, Model, ModelKind, ModelRow};
+use crate::cpu::activation::Activation;
 use crate::device::{Device, ParamSource};
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::imaging::{FusionPair, Image, Padding, pad_to_multiple};
-use crate::cpu::activation::Activation;
 use crate::ops::conv2d::ConvSpec;
 use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce::GlobalAvgPool;

@@ -36,7 +36,8 @@ trait Method: Sync {
 }
 
 /// The methods. Between equals the first is taken.
-static METHODS: [&dyn Method; 5] = [&depthwise::Depthwise, &direct::Direct, &gemm::Gemm, &winograd::Winograd, &fft::Fft];
+static METHODS: [&dyn Method; 5] =
+    [&depthwise::Depthwise, &direct::Direct, &gemm::Gemm, &winograd::Winograd, &fft::Fft];
 
 /// A convolution, where its tensors lie, and what it runs on.
 #[derive(Clone)]

@@ -36,9 +36,7 @@ pub(in crate::ops::conv2d) fn lower(
     let tiles = weight.n().next_multiple_of(TILE) * weight.item().next_multiple_of(TILE) / 8;
     let sums = (dy.shape().n() * dy.shape().plane() * tiles) as f64 * costs::of(traits).weight_grad;
     match Transforms::of_weight(spec, weight, dy.shape(), traits) {
-        Some(transforms) if transforms.cost < sums => {
-            transforms.weight_grad(traits, spec, [x, dy, grad]).method("fft")
-        }
+        Some(transforms) if transforms.cost < sums => transforms.weight_grad(traits, spec, [x, dy, grad]).method("fft"),
         _ => sum_in_chunks(spec, x, dy, grad).method("direct"),
     }
 }
