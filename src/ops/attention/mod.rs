@@ -92,8 +92,8 @@ fn rounds(output: Shape) -> usize {
     output.plane().div_ceil(KEYS) * (1 + (output.c().div_ceil(4) + 1) + (8 + 1) + (8 + 1))
 }
 
-/// The result for one block of queries, `[channels, queries]`. `q` starts at the block's first query; the channels of `q`, `k`
-/// and `v` lie `tokens` elements apart.
+/// The result for one block of queries, `[channels, queries]`. `q` starts at the block's first query;
+/// the channels of `q`, `k` and `v` lie `tokens` elements apart.
 fn attend(q: &[f32], k: &[f32], v: &[f32], [channels, tokens]: [usize; 2], block: usize) -> Vec<f32> {
     let queries = QUERIES.min(tokens - block * QUERIES);
     let mut weights = vec![0.0; queries * tokens];
