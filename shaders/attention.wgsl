@@ -65,7 +65,8 @@ fn largest(at: u32) -> vec4<f32> {
     return max(max(scores[at], scores[at + 8u]), max(scores[at + 16u], scores[at + 24u]));
 }
 
-// Adds to the sum of channel `c` (the last one instead of those beyond it) four keys whose values lie at `keys` in channel 0.
+// Adds to the sum of channel `c` the values of four keys times their weights; the values of channel 0 lie at `keys`.
+// Channels beyond the last are read as the last.
 fn add(sum: vec4<f32>, keys: vec4<u32>, c: u32, w: Keys) -> vec4<f32> {
     let values = four(keys + min(c, p.channels - 1u) * p.tokens);
     let half = fma(w.k0, vec4(values.x), fma(w.k1, vec4(values.y), sum));

@@ -1,4 +1,4 @@
-//! The yardsticks as operations: what a device can do at most in multiply-adds and in memory traffic.
+//! Two operations that show what a device can do at most: multiply-adds without memory, and a copy without arithmetic.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -13,7 +13,7 @@ const PER_ROUND: usize = 64;
 /// Independent chains of the CPU's loop, enough to hide the latency of two multiply-add units.
 const CHAINS: usize = 12;
 
-/// `64 * rounds` multiply-adds for every element of the result, which depend on no memory.
+/// `64 * rounds` multiply-adds for every element of the result, on registers alone.
 ///
 /// Input: values near 0, of the result's shape.
 #[derive(Clone, Copy, Debug)]

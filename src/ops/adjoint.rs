@@ -1,4 +1,4 @@
-//! Adjoints of what moves pixels within a plane (strides, padding, nearest upsampling): parts of gradients.
+//! The gradients of operations that only move pixels within a plane: strides, padding, nearest upsampling.
 
 use rayon::prelude::*;
 
@@ -8,32 +8,34 @@ use crate::gpu::{Launch, Operand};
 use crate::graph::{Lowered, Op, Target};
 use crate::tensor::Shape;
 
-/// The adjoint of a linear map that moves pixels: each pixel of the result sums the pixels that it went to.
+/// The adjoint (transpose) of a linear map that copies pixels to other places. It takes the gradient with respect to the
+/// map's result to that with respect to its input: each input pixel's is the sum over the pixels that it was copied to.
 ///
-/// Input: `[n, c, h, w]`, what the map gave; the result has the shape of what it was given. Pairs are `[vertical,
-/// horizontal]`.
+/// Input: `[n, c, h, w]`, of the shape of the map's result. Result: of the shape of the map's input. Pairs are
+/// `[vertical, horizontal]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Adjoint {
-    /// Of taking every `stride`-th pixel of a plane of this size, from the first one on: the others are zero.
+    /// The adjoint of taking every `stride`-th pixel of a plane of this size, from the first one on: puts the pixels back
+    /// and zeros between them.
     Stride {
         /// Pixels from one that was taken to the next.
         stride: [usize; 2],
         /// Height and width of the result.
         size: [usize; 2],
     },
-    /// Of padding: takes the padding off, and folds it back to where it was reflected from.
+    /// The adjoint of padding: takes the padding off; what was reflected is added to the pixel that it was copied from.
     Padding {
         /// Pixels added on each of two opposite sides.
         padding: [usize; 2],
         /// What the padding held.
         mode: PaddingMode,
     },
-    /// Of [`UpsampleNearest2`](super::resize::UpsampleNearest2): sums blocks of 2x2.
+    /// The adjoint of [`UpsampleNearest2`](super::resize::UpsampleNearest2): sums blocks of 2x2.
     UpsampleNearest2,
 }
 
 impl Adjoint {
-    /// The kernel's number for it, and its pair of parameters.
+    /// The constant `KIND` of `shaders/adjoint.wgsl` for it, and the strides or the padding.
     fn code(self) -> (f64, [usize; 2]) {
         match self {
             Self::Stride { stride, .. } => (0.0, stride),
@@ -43,7 +45,7 @@ impl Adjoint {
         }
     }
 
-    /// The length of an axis of the result, if there is one, for a length of the input.
+    /// The length of an axis of the result where the input's is `given`; `None` if no input has that length.
     fn size(self, axis: usize, given: usize) -> Option<usize> {
         match self {
             Self::Stride { stride, size } => {
@@ -59,7 +61,7 @@ impl Adjoint {
         }
     }
 
-    /// Where line `i` of `size` went, on an axis of `given` lines.
+    /// The rows of the input, of `given`, that row `i` of the result, of `size`, was copied to.
     fn lines(self, i: usize, size: usize, given: usize) -> impl Iterator<Item = usize> {
         let places = match self {
             Self::Stride { stride: [stride, _], .. } => {
@@ -77,7 +79,7 @@ impl Adjoint {
         places.into_iter().flatten()
     }
 
-    /// Adds to a row of the result what a row of the input gives.
+    /// Adds a row of the input to a row `out` of the result, each pixel where it was copied from.
     fn add_row(self, row: &[f32], out: &mut [f32]) {
         match self {
             Self::Stride { stride: [_, stride], .. } => {
@@ -164,7 +166,7 @@ mod tests {
     const REFLECT: Adjoint = Adjoint::Padding { padding: [3, 2], mode: PaddingMode::Reflect };
     const CROP: Adjoint = Adjoint::Padding { padding: [1, 2], mode: PaddingMode::Zeros };
 
-    /// The map's result, position by position: where in the plane that it was given the pixel came from.
+    /// Where on an axis of `size` the map took position `i` of its result from.
     fn source(op: Adjoint, axis: usize, i: usize, size: usize) -> Option<usize> {
         match op {
             Adjoint::Stride { stride, .. } => Some(i * stride[axis]),

@@ -54,7 +54,7 @@ fn keys(layer: u32, seed: &[f32]) -> [u32; 2] {
 }
 
 wide_fn! {
-    /// Drops elements of a run that begins with number `first`.
+    /// Dropout of the part of a tensor that begins with element number `first`.
     fn drop_some<'a>(
         out: &'a mut [f32],
         x: &'a [f32],

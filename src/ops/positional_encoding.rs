@@ -13,8 +13,8 @@ use crate::tensor::Shape;
 /// The largest dimension: kernels carry the frequencies in their text.
 const MAX_DIM: usize = 4096;
 
-/// `sin(level * f_i)` for `i = 0..dim/2`, then the cosines, with `f_i = 10000^(-i / (dim/2))`; the `PositionalEncoding`
-/// of the SR3 family of diffusion networks, whose frequencies stop short of 1/10000.
+/// `sin(level * f_i)` for `i = 0..dim/2`, then the cosines, with `f_i = 10000^(-i / (dim/2))`: the `PositionalEncoding`
+/// of the SR3 family of diffusion networks. Others divide by `dim/2 - 1`, so that the last frequency is 1/10000.
 ///
 /// Input: levels `[n, 1, 1, 1]`. Result: `[n, dim, 1, 1]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]

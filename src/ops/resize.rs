@@ -142,7 +142,7 @@ fn bilinear(x: View, mut out: ViewMut) {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct UpsampleBilinear2Grad;
 
-/// The output positions that input `i` of `len` goes into, and its weights there; see [`neighbours`].
+/// The output positions that input `i` of `len` goes into, and its weights there: the transpose of [`neighbours`].
 fn receivers(i: usize, len: usize) -> [(usize, f32); 4] {
     let near = |o: usize| (o, 1.0 - neighbours(o, len).2);
     let other = |o: usize| (o, neighbours(o, len).2);
@@ -217,7 +217,7 @@ mod tests {
         Shape::new(1, 70_000, 1, 1),
     ];
 
-    /// `value(plane, y, x)` for every output pixel, as PyTorch defines it, in `f64`.
+    /// The result for input `data` of shape `x` whose pixel in row `i`, column `j` is `value(plane, i, j)`.
     fn expected(x: Shape, data: &[f32], value: impl Fn(&[f32], usize, usize) -> f64) -> Vec<f32> {
         let mut out = Vec::with_capacity(4 * x.numel());
         for plane in data.chunks(x.plane()) {

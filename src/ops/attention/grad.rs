@@ -1,4 +1,4 @@
-//! The gradient of self-attention, its weights computed again.
+//! The gradient of self-attention. The matrix of attention weights is computed again: the forward pass does not keep it.
 
 use rayon::prelude::*;
 
@@ -11,13 +11,14 @@ use crate::tensor::Shape;
 
 /// Channels that one CPU task takes.
 const CHANNELS: usize = 32;
-/// Attention weights that are held at a time on the CPU, unless one block of queries has more.
+/// Attention weights that are held at a time on the CPU: as many blocks of queries as have no more, at least one.
 const WEIGHTS: usize = 1 << 22;
 /// Rows and columns of a workgroup of the kernels `scores` and `main`.
 const TILE: usize = 32;
 
-/// The gradient of [`super::SelfAttention`] with respect to `q`, `k` and `v`. With `P` the softmax and `dO` the gradient with
-/// respect to the result: `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(P * dP))`, `dQ = dS K / sqrt(c)`, `dK = dS^T Q / sqrt(c)`.
+/// The gradient of [`super::SelfAttention`] with respect to `q`, `k` and `v`. With `P` the softmax and `dO` the gradient
+/// with respect to the result: `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(P * dP))`, `dQ = dS K / sqrt(c)`,
+/// `dK = dS^T Q / sqrt(c)`.
 ///
 /// Inputs: `[n, 3c, h, w]`, the channels of `q`, `k` and `v` one after the other; `dO` `[n, c, h, w]`.
 /// Result: the first's shape.
@@ -86,13 +87,14 @@ fn launches(x: Operand, dy: Operand, output: Operand) -> Lowered {
     let rows = launch("rows").over_grid([tokens, shape.n(), 1]);
     let grid = [tiles, channels.div_ceil(TILE), 3 * shape.n()];
     let products = launch("main").read("x", x).read("dy", dy).write("out", output).over_grid(grid);
-    // Each kernel's loops: over channels; three over every 64th token and two sums in trees; over tokens.
-    let rounds = channels.max(3 * tokens.div_ceil(64) + 12).max(tokens);
+    // The loops of the kernels: `scores` has one over channels, `rows` three over every 64th token and two trees of 6
+    // rounds, `main` one over tokens. A loop may take one more round, in which it only finds that it is over.
+    let rounds = (channels + 1).max(3 * (tokens.div_ceil(64) + 1) + 2 * (6 + 1)).max(tokens + 1);
     Lowered::gpu([scores, rows, products]).scratch([weights.shape().numel(), slopes.shape().numel()]).rounds(rounds)
 }
 
-/// Of some queries from `first` on: `weights`, the softmax of their scores, and `slopes`, `dS / sqrt(c)` in the words of
-/// [`SelfAttentionGrad`]. Both are `[queries, tokens]`.
+/// Computes, for some queries from `first` on, `weights`, the softmax `P` of their scores, and `slopes`, `dS / sqrt(c)` as
+/// [`SelfAttentionGrad`] has them. Both are `[queries, tokens]`.
 fn with_respect_to_scores(
     x: &[f32],
     dy: &[f32],
@@ -111,8 +113,8 @@ fn with_respect_to_scores(
     }
 }
 
-/// One item's part of the result that comes from the queries from `first` on: all of their `dQ`, and their share of `dK` and
-/// `dV`, which is added to that of the queries before.
+/// Writes what some queries from `first` on contribute to the gradients of one batch item: their columns of `dQ`, and their
+/// share of `dK` and `dV`, which is added to the shares of the queries before.
 fn join(
     x: &[f32],
     dy: &[f32],

@@ -85,14 +85,15 @@ fn launch(x: Operand, output: Operand) -> Launch {
         .over_grid([channels.div_ceil(TILE[0]), tokens.div_ceil(TILE[1]), shape.n()])
 }
 
-/// Loop rounds of an invocation of the kernel whose result has this shape: for 32 keys one of the outer loop, one for every
-/// four channels of the scores, 8 to find the largest score and 8 to sum four values each.
+/// Loop rounds of an invocation of the kernel for a result of this shape. Every 32 keys take one round of the outer loop,
+/// one for every four channels of the scores, 8 that find the largest score and 8 that add four keys' values each; each of
+/// the three inner loops may take one more, in which it only finds that it is over.
 fn rounds(output: Shape) -> usize {
-    output.plane().div_ceil(KEYS) * (1 + output.c().div_ceil(4) + 8 + 8)
+    output.plane().div_ceil(KEYS) * (1 + (output.c().div_ceil(4) + 1) + (8 + 1) + (8 + 1))
 }
 
-/// The result for one block of queries, `[channels, queries]`. `q` starts at the block's first query; all three have
-/// rows of `tokens`.
+/// The result for one block of queries, `[channels, queries]`. `q` starts at the block's first query;
+/// the channels of `q`, `k` and `v` lie `tokens` elements apart.
 fn attend(q: &[f32], k: &[f32], v: &[f32], [channels, tokens]: [usize; 2], block: usize) -> Vec<f32> {
     let queries = QUERIES.min(tokens - block * QUERIES);
     let mut weights = vec![0.0; queries * tokens];
@@ -136,17 +137,18 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Whether a product replaces the elements of the matrix it goes to or is added to them; with the elements from one row of
-/// that matrix to the next.
+/// Whether a product replaces what the matrix that it is written to holds or is added to it, and the elements from one row
+/// of that matrix to the next.
 #[derive(Clone, Copy)]
 enum Store {
-    /// It replaces them.
+    /// It replaces what was there.
     Over(usize),
-    /// It is added to them.
+    /// It is added to what was there.
     Onto(usize),
 }
 
-/// `scale * a * b` into `out`, where `a` is `m` by `k`, `b` is `k` by `n` and `out`, row-major, `m` by `n`; none is empty.
+/// The matrix product `scale * a * b` into `out`: `a` is `m` by `k`, `b` is `k` by `n`, `out` is `m` by `n` and row-major.
+/// None of the sizes is 0.
 fn product([m, n, k]: [usize; 3], scale: f32, a: Matrix, b: Matrix, out: &mut [f32], store: Store) {
     let (Store::Over(stride) | Store::Onto(stride)) = store;
     assert!(a.holds(m, k) && b.holds(k, n) && Matrix::rows(out, stride).holds(m, n) && stride >= n);
