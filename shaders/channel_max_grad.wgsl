@@ -1,5 +1,5 @@
-// The gradient of the maximum over channels with respect to x: the first channel that holds a pixel's maximum gets dy, the
-// others zero. x and out are [n][channels][plane]; y, the maxima, and dy are [n][plane].
+// The gradient of the maximum over channels with respect to x: the first channel that holds a pixel's maximum gets dy,
+// the others zero. x and out are [n][channels][plane]; y, the maxima, and dy are [n][plane].
 // An invocation takes one pixel of one item, in all channels. Workgroups: x over 64 pixels, y over the batch.
 //#use place
 

@@ -1,4 +1,5 @@
-// Mean and inverse standard deviation of every group of a group norm: x is [n][groups][group_len], statistics [n][groups].
+// Mean and inverse standard deviation of every group of a group norm.
+// x is [n][groups][group_len], statistics [n][groups].
 // whole: a workgroup reads a whole group. Workgroups: x over groups, y over the batch.
 // chunks: a workgroup reads chunk_len elements of a group, of which it writes mean and sum of squared deviations.
 //     Workgroups: x over the chunks of a group, y over groups, z over the batch.

@@ -1,4 +1,4 @@
-// Softmax over channels, relative to the pixel's maximum so that nothing overflows: out is [n][channels][plane], as x is.
+// Softmax over channels, relative to the pixel's maximum so that nothing overflows. x and out are [n][channels][plane].
 //#use channels
 
 fn compute(source: u32, to: u32) {

@@ -1,6 +1,6 @@
-// What kernels over channels share: an invocation takes one pixel of one item, in all channels. x is [n][channels][plane].
-// Workgroups: x over 64 pixels, y over the batch. A kernel has the function `compute(source, to)`, which is told where
-// the pixel's first channel lies in x and in out.
+// What kernels over channels share: an invocation takes one pixel of one item, in all channels.
+// x is [n][channels][plane]. Workgroups: x over 64 pixels, y over the batch. A kernel has the function
+// `compute(source, to)`, which is told where the pixel's first channel lies in x and in out.
 //#use place
 
 struct Params {

@@ -1,5 +1,5 @@
-//! Batch normalisation (Ioffe and Szegedy 2015) with running statistics as networks in use apply it, or with the batch's
-//! own as training does.
+//! Batch normalisation (Ioffe and Szegedy 2015): with running statistics, as trained networks apply it, or with those of
+//! the batch itself, as training does.
 
 use std::sync::Arc;
 
@@ -15,8 +15,9 @@ use crate::gpu::{Launch, Operand};
 use crate::graph::{Backward, Gradients, Graph, GraphError, Lowered, NodeId, Op, Target};
 use crate::tensor::Shape;
 
-/// Normalises each channel with its running mean and variance, then scales and shifts it and applies an activation. With
-/// the mean and variance of the batch itself it is made of other operations: see [`BatchNorm::training`].
+/// Normalises each channel with its running mean and variance, then scales and shifts it and applies an activation.
+///
+/// With the mean and variance of the batch itself it is made of other operations: see [`BatchNorm::training`].
 ///
 /// Inputs: `x` `[n, c, h, w]`; `weight`, `bias`, `running_mean`, `running_var`, each `[1, c, 1, 1]`.
 /// Result: `x`'s shape.
@@ -45,8 +46,10 @@ pub struct TrainedBatchNorm {
 }
 
 impl BatchNorm {
-    /// The norm with the batch's own mean and variance over items and pixels, from the operation's inputs in its order.
-    /// The running statistics move by a tenth towards the batch's, whose variance is then that of a sample.
+    /// Adds the norm with the batch's own mean and variance over items and pixels; `inputs` are those of [`BatchNorm`].
+    ///
+    /// The new running statistics are nine tenths of the old and a tenth of the batch's, its variance divided by one
+    /// less than the values of a channel, as in PyTorch.
     ///
     /// # Errors
     /// [`GraphError::Shape`] if the shapes do not fit or a channel has a single value.
@@ -239,8 +242,8 @@ mod tests {
         }
     }
 
-    /// A batch norm in training mode on both devices: y, the running statistics, the gradients with respect to x, weight
-    /// and bias.
+    /// A batch norm in training mode on both devices: y, the running statistics, and the gradients with respect to x,
+    /// weight and bias.
     fn trained(x: Shape, data: &[Vec<f32>]) -> Vec<Vec<f32>> {
         use crate::device::Device;
         use crate::ops::gradients;

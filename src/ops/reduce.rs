@@ -62,8 +62,8 @@ fn spread(g: &mut Graph, at: Backward, count: usize) -> Gradients {
     Ok(vec![Some(g.apply(&name, share, &[at.inputs[0], at.dy])?)])
 }
 
-/// Reduces the channels of each block of pixels: `reduce(block, channel)` for every channel in order, where `channel(c)`
-/// are the block's pixels in channel `c`.
+/// Calls `reduce(out, channel)` for every block of pixels, on all threads: `out` is the block in the result, `channel(c)`
+/// the same pixels in channel `c` of `x`.
 fn reduce_channels<'a>(x: View<'a>, mut out: ViewMut, reduce: impl Fn(&mut [f32], &dyn Fn(usize) -> &'a [f32]) + Sync) {
     for n in 0..x.shape.n() {
         let blocks = out.item(n).par_chunks_mut(PIXELS).enumerate();

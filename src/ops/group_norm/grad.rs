@@ -14,7 +14,7 @@ use crate::tensor::Shape;
 
 /// Pixels of a channel that one workgroup of the kernel sums.
 const CHUNK: usize = 4096;
-/// Elements that the CPU twin takes at a time, few enough for the first-level cache.
+/// Elements that the CPU takes at a time, few enough for the first-level cache.
 const TILE: usize = 2048;
 /// Partial sums kept side by side, so that the loop over them vectorises.
 const LANES: usize = 32;
@@ -29,7 +29,7 @@ pub(super) fn grad(norm: GroupNorm, g: &mut Graph, at: Backward) -> Gradients {
     inputs.push(sums);
     let wrt_x = if at.wanted[0] { Some(g.apply(&gradient_name(g, x), GroupNormGrad { norm }, &inputs)?) } else { None };
     let mut grads = vec![wrt_x];
-    // The sums' channels begin with those for the bias, then those for the weight.
+    // The first channels of the sums are the bias's gradient, the next are the weight's.
     for (&input, start) in at.inputs[1..].iter().zip([channels, 0]) {
         let name = gradient_name(g, input);
         let sums = g.slice(&name, sums, start, channels)?;
@@ -57,7 +57,7 @@ struct GroupNormGrad {
     norm: GroupNorm,
 }
 
-/// What the elements of a channel are normalised with.
+/// The numbers that the elements of one channel are normalised with.
 #[derive(Clone, Copy)]
 struct Line {
     mean: f32,
@@ -73,7 +73,7 @@ impl Line {
         Self { mean, rstd, weight, bias, activation: norm.activation }
     }
 
-    /// Writes the gradient before the activation.
+    /// Writes the gradient before the activation, `dy * activation'(weight * xhat + bias)`.
     #[inline(always)]
     fn before_activation(self, x: &[f32], dy: &[f32], out: &mut [f32]) {
         let scale = self.rstd * self.weight;

@@ -66,7 +66,7 @@ impl GroupNorm {
                     _ => (1.0, 0.0),
                 };
                 let scale = self.rstd(moments[c / per_group]) * weight;
-                // What the mean loses as an f32 goes into the shift.
+                // The part of the mean that an f32 does not hold goes into the shift.
                 let centre = mean as f32;
                 let shift = bias - (mean - f64::from(centre)) * scale;
                 let blocks = row.par_chunks_mut(BLOCK).zip(x.plane(n, c).par_chunks(BLOCK));
@@ -188,8 +188,10 @@ impl Op for GroupNorm {
 }
 
 wide_fn! {
-    /// `out[i] = activation((x[i] - centre) * scale + shift)`, `line` being `[centre, scale, shift]`. Subtracting first
-    /// keeps a constant group exact: its scale is over 300.
+    /// `out[i] = activation((x[i] - centre) * scale + shift)`, where `line` is `[centre, scale, shift]`.
+    ///
+    /// The centre is subtracted first: in a group of equal values the scale is over 300 and would magnify what
+    /// `x * scale` loses by rounding.
     pub(super) fn normalise<'a>(
         out: &'a mut [f32],
         x: &'a [f32],
