@@ -90,7 +90,7 @@ fn cosine(n: usize) -> Vec<f64> {
 
 impl NoiseSchedule {
     /// The tables of a configuration.
-    pub fn new(config: &ScheduleConfig) -> Self {
+    pub(crate) fn new(config: &ScheduleConfig) -> Self {
         let n = config.n_timestep;
         let betas = match config.kind {
             ScheduleKind::Linear => linspace(config.linear_start, config.linear_end, n),
@@ -108,7 +108,7 @@ impl NoiseSchedule {
     }
 
     /// The tables of given variances, such as a checkpoint's.
-    pub fn from_betas(betas: Vec<f64>) -> Self {
+    pub(crate) fn from_betas(betas: Vec<f64>) -> Self {
         let mut product = 1.0;
         let alphas_cumprod: Vec<f64> = betas
             .iter()
@@ -122,17 +122,12 @@ impl NoiseSchedule {
     }
 
     /// Number of steps.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.betas.len()
     }
 
-    /// Whether there are no steps.
-    pub fn is_empty(&self) -> bool {
-        self.betas.is_empty()
-    }
-
     /// The twelve float32 buffers that the reference registers, by name.
-    pub fn buffers(&self) -> Vec<(&'static str, Vec<f32>)> {
+    pub(crate) fn buffers(&self) -> Vec<(&'static str, Vec<f32>)> {
         let bars = &self.alphas_cumprod;
         let prev: Vec<f64> = std::iter::once(1.0).chain(bars.iter().copied()).take(self.len()).collect();
         let posterior: Vec<f64> = (0..self.len()).map(|i| self.betas[i] * (1.0 - prev[i]) / (1.0 - bars[i])).collect();
@@ -159,7 +154,7 @@ impl NoiseSchedule {
 ///
 /// # Panics
 /// If the slices differ in length.
-pub fn q_sample(x_0: &[f32], level: f32, noise: &[f32]) -> Vec<f32> {
+pub(crate) fn q_sample(x_0: &[f32], level: f32, noise: &[f32]) -> Vec<f32> {
     assert_eq!(x_0.len(), noise.len());
     let sigma = (1.0 - level * level).sqrt();
     x_0.iter().zip(noise).map(|(x, z)| level * x + sigma * z).collect()
@@ -169,7 +164,7 @@ pub fn q_sample(x_0: &[f32], level: f32, noise: &[f32]) -> Vec<f32> {
 ///
 /// # Panics
 /// If `x_0` and `noise` differ in length.
-pub fn q_sample_batch(x_0: &[f32], levels: &[f32], noise: &[f32]) -> Vec<f32> {
+pub(crate) fn q_sample_batch(x_0: &[f32], levels: &[f32], noise: &[f32]) -> Vec<f32> {
     assert_eq!(x_0.len(), noise.len());
     let item = (x_0.len() / levels.len().max(1)).max(1);
     let items = x_0.chunks(item).zip(noise.chunks(item)).zip(levels);
@@ -182,7 +177,7 @@ pub struct NoiseSource(ChaCha8Rng);
 
 impl NoiseSource {
     /// A source from a seed.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
@@ -197,7 +192,7 @@ impl NoiseSource {
     ///
     /// # Panics
     /// If the schedule is empty.
-    pub fn step(&mut self, schedule: &NoiseSchedule) -> usize {
+    pub(crate) fn step(&mut self, schedule: &NoiseSchedule) -> usize {
         Uniform::new_inclusive(1, schedule.len()).expect("a schedule has steps").sample(&mut self.0)
     }
 
@@ -205,14 +200,14 @@ impl NoiseSource {
     ///
     /// # Panics
     /// If `t` is not a step of the schedule.
-    pub fn level(&mut self, schedule: &NoiseSchedule, t: usize) -> f32 {
+    pub(crate) fn level(&mut self, schedule: &NoiseSchedule, t: usize) -> f32 {
         let (before, after) = (schedule.sqrt_alphas_cumprod_prev[t - 1], schedule.sqrt_alphas_cumprod_prev[t]);
         let unit = Uniform::new(0.0f64, 1.0).expect("0 is less than 1").sample(&mut self.0);
         (before + (after - before) * unit) as f32
     }
 
     /// Independent standard normal values.
-    pub fn normal(&mut self, len: usize) -> Vec<f32> {
+    pub(crate) fn normal(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| StandardNormal.sample(&mut self.0)).collect()
     }
 }

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use crate::hash::fnv1a;
 
 /// The folder that a file of this path lies in.
-pub fn folder_of(path: &Path) -> PathBuf {
+pub(crate) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
         _ => PathBuf::from("."),
@@ -21,7 +21,7 @@ pub fn folder_of(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// No such folder, no permission, disk full, a folder of that name.
-pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
     let path = path.as_ref();
     let mut part = Part::beside(path)?;
     part.file.write_all(bytes)?;
@@ -33,7 +33,7 @@ pub fn write_whole(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of [`write_whole`] but the full disk.
-pub fn check_writable(path: impl AsRef<Path>) -> io::Result<()> {
+pub(crate) fn check_writable(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref();
     if path.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());

@@ -28,7 +28,7 @@ const WORTH_A_LINE: f64 = 0.004;
 /// A model at the published architecture with random weights: every operation (of DM-FNet those of a UNet pass and of the
 /// fusion head), then the networks whole. The yardsticks, a pure multiply-add kernel and a copy, are measured in the same run.
 #[derive(Debug, Args)]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     #[command(flatten)]
     device: DeviceArgs,
     /// The model
@@ -88,7 +88,7 @@ fn training_help() -> String {
 ///
 /// # Errors
 /// If the device cannot be had, hold the networks or time them.
-pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     ensure!(args.runs > 0, "--runs must be at least 1");
     let options = Options {
         network: args.network,

@@ -14,7 +14,7 @@ use crate::imaging::phantom::{Modality, head_pair};
 
 /// Fuse a synthetic head's MRI with its CT, PET and SPECT using the weights that ship, and write the pictures
 #[derive(Debug, Args)]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// Folder to write to; made if need be
     #[arg(short, long, default_value = "medfuse-demo")]
     out: PathBuf,
@@ -34,7 +34,7 @@ pub struct DemoArgs {
 ///
 /// # Errors
 /// A size out of range, a folder that cannot be written, a device that is not there.
-pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let (model, device) = (args.model.load()?, args.device.open()?);
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
     super::say(format_args!("device: {}", device.describe()))?;

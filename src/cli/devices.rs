@@ -10,7 +10,7 @@ use crate::gpu::AdapterReport;
 
 /// List the adapters that `--device` can name, with limits and features
 #[derive(Debug, Args)]
-pub struct DevicesArgs {
+pub(crate) struct DevicesArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -20,7 +20,7 @@ pub struct DevicesArgs {
 ///
 /// # Errors
 /// If the JSON cannot be written.
-pub fn run(args: DevicesArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: DevicesArgs) -> anyhow::Result<ExitCode> {
     let found = adapters()?;
     if args.json {
         super::say(format_args!("{}", serde_json::to_string_pretty(&found)?))?;

@@ -17,7 +17,7 @@ use std::{
 ///
 /// The three folders are paired by file name without its ending. Colour is measured as grey (BT.601 luma).
 #[derive(Debug, clap::Args)]
-pub struct EvalArgs {
+pub(crate) struct EvalArgs {
     /// Folder of the MRI images
     pub mri_dir: PathBuf,
     /// Folder of the other sources (CT, PET or SPECT)
@@ -39,7 +39,7 @@ pub struct EvalArgs {
 /// # Errors
 /// A folder that cannot be listed, folders without any image, output that cannot be written, and `--json` together
 /// with `--csv -`.
-pub fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: EvalArgs) -> anyhow::Result<ExitCode> {
     let csv_to_stdout = args.csv.as_deref() == Some(Path::new("-"));
     if csv_to_stdout && args.json {
         bail!("--json and --csv - both write to the standard output; give --csv a file name");

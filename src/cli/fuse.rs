@@ -25,7 +25,7 @@ const JPEG_QUALITY: u8 = 95;
 /// the reason and the rest is fused; the exit code is 0 if all pairs were fused, 1 if not, and 130 after Ctrl-C, which lets
 /// the pair in work finish.
 #[derive(Debug, Args)]
-pub struct FuseArgs {
+pub(crate) struct FuseArgs {
     /// The MRI (or infrared image), or a folder of them
     mri: PathBuf,
     /// The CT, PET or SPECT (or visible) image, or a folder of them
@@ -90,7 +90,7 @@ type Outcome = (Job, Result<f64, String>);
 ///
 /// # Errors
 /// If the model or the device cannot be had, a folder cannot be listed or written, or a single pair fails.
-pub fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: FuseArgs) -> anyhow::Result<ExitCode> {
     let (jobs, unpaired) = jobs(&args)?;
     for job in &jobs {
         super::check_keeps_inputs(&job.out, [&job.mri, &job.other])?;

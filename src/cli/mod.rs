@@ -150,7 +150,7 @@ fn check_keeps_inputs<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathB
 
 /// The device of a command.
 #[derive(Debug, Args)]
-pub struct DeviceArgs {
+pub(crate) struct DeviceArgs {
     /// Where to run: auto (a hardware GPU, else cpu), cpu, gpu, an adapter's number or part of its name
     #[arg(long, default_value = "auto", value_name = "WHICH")]
     pub device: String,
@@ -161,7 +161,7 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// If it is not there or does not open.
-    pub fn open(&self) -> anyhow::Result<Device> {
+    pub(crate) fn open(&self) -> anyhow::Result<Device> {
         Ok(Device::select(&self.device)?)
     }
 }

@@ -9,13 +9,13 @@ use crate::models::options::{ModelOption, ModelOptions, OptionValue, OptionValue
 use crate::models::{FusionModel, MODELS, ModelRow, find, model_of_folder};
 
 /// A parser of models' names, which gives their rows.
-pub fn model_parser() -> impl TypedValueParser<Value = &'static ModelRow> {
+pub(crate) fn model_parser() -> impl TypedValueParser<Value = &'static ModelRow> {
     let names = MODELS.iter().map(|row| PossibleValue::new(row.name).help(row.about));
     PossibleValuesParser::new(names).map(|name| find(&name).expect("the names are the table's"))
 }
 
 /// The words with commas between them, and `last` before the last.
-pub fn listed(words: &[String], last: &str) -> String {
+pub(crate) fn listed(words: &[String], last: &str) -> String {
     match words {
         [] => String::new(),
         [only] => only.clone(),
@@ -24,14 +24,14 @@ pub fn listed(words: &[String], last: &str) -> String {
 }
 
 /// What each model has to say, `of NAME TEXT` with commas between.
-pub fn of_each(text: impl Fn(&ModelRow) -> String) -> String {
+pub(crate) fn of_each(text: impl Fn(&ModelRow) -> String) -> String {
     let each: Vec<String> = MODELS.iter().map(|row| format!("of {} {}", row.name, text(row))).collect();
     each.join(", ")
 }
 
 /// The model of a command.
 #[derive(Debug, Default)]
-pub struct ModelArgs {
+pub(crate) struct ModelArgs {
     /// The model, if it is named.
     model: Option<&'static ModelRow>,
     /// The folder of its weights, if they are not those that ship.
@@ -42,7 +42,7 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     /// A model of the table by its name, with the weights that ship, or of a folder of weights.
-    pub fn named(name_or_folder: &std::path::Path) -> Self {
+    pub(crate) fn named(name_or_folder: &std::path::Path) -> Self {
         match name_or_folder.to_str().and_then(find) {
             Some(row) => Self { model: Some(row), ..Self::default() },
             None => Self { weights: Some(name_or_folder.into()), ..Self::default() },
@@ -53,7 +53,7 @@ impl ModelArgs {
     ///
     /// # Errors
     /// If its files are missing, unreadable or of another architecture, or an argument is another model's.
-    pub fn load(&self) -> anyhow::Result<Box<dyn FusionModel>> {
+    pub(crate) fn load(&self) -> anyhow::Result<Box<dyn FusionModel>> {
         let row = match (self.model, &self.weights) {
             (Some(row), _) => row,
             (None, Some(folder)) => model_of_folder(folder)?,

@@ -11,7 +11,7 @@ use crate::imaging::phantom::{Modality, head_pair};
 
 /// What to pair the MRI with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Choice {
+pub(crate) enum Choice {
     /// Computed tomography
     Ct,
     /// Positron emission tomography
@@ -24,7 +24,7 @@ pub enum Choice {
 
 /// Draw synthetic head slices: a folder MRI, and CT, PET or SPECT beside it with equal file names
 #[derive(clap::Args, Debug)]
-pub struct PhantomArgs {
+pub(crate) struct PhantomArgs {
     /// Folder to write to; made if need be
     out_dir: PathBuf,
     /// Pixels a side, 32 to 4096
@@ -45,7 +45,7 @@ pub struct PhantomArgs {
 ///
 /// # Errors
 /// A size out of range, a folder or file that cannot be written.
-pub fn run(args: PhantomArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: PhantomArgs) -> anyhow::Result<ExitCode> {
     let modalities = match args.modality {
         Choice::Ct => vec![Modality::Ct],
         Choice::Pet => vec![Modality::Pet],

@@ -21,7 +21,7 @@ use crate::weights::Weights;
 ///
 /// The picture is a strip a row for each image: from noise on the left to the image on the right.
 #[derive(Debug, Args)]
-pub struct SampleArgs {
+pub(crate) struct SampleArgs {
     /// The UNet's weights (.safetensors or .pth)
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
@@ -50,7 +50,7 @@ pub struct SampleArgs {
 
 /// How the noise is taken away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SampleSteps {
+pub(crate) enum SampleSteps {
     /// Every step of the schedule, each with fresh noise (Ho et al. 2020).
     Ancestral,
     /// So many steps, evenly over the schedule, without fresh noise (Song et al. 2021).
@@ -72,7 +72,7 @@ const STATES: usize = 6;
 ///
 /// # Errors
 /// If the weights or the device cannot be had, or the picture cannot be written.
-pub fn run(args: SampleArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: SampleArgs) -> anyhow::Result<ExitCode> {
     format_for(&args.out)?;
     check_writable(&args.out).with_context(|| format!("cannot write {}", args.out.display()))?;
     let weights = Weights::load(&args.weights)?;

@@ -23,7 +23,7 @@ use crate::weights::Weights;
 /// The arguments of `medfuse train`.
 #[derive(Debug, Args)]
 #[command(about = about(), long_about = format!("{}\n\n{LONG_ABOUT}", about()))]
-pub struct TrainArgs {
+pub(crate) struct TrainArgs {
     #[command(subcommand)]
     stage: StageArgs,
 }
@@ -157,7 +157,7 @@ struct Job {
 ///
 /// # Errors
 /// If the configuration, the pairs or the device cannot be used, or the run fails.
-pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     let StageArgs { training, files, run } = args.stage;
     let mut config = (training.config)();
     run.configure(&mut *config)?;

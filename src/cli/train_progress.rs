@@ -20,13 +20,13 @@ use crate::train::run::{Observer, StepReport};
 use crate::train::step::{Layout, TrainStep};
 
 /// The configuration of a run, in its folder.
-pub const CONFIG_FILE: &str = "config.toml";
+pub(crate) const CONFIG_FILE: &str = "config.toml";
 /// Columns of the log before those of the loss's parts.
 const COLUMNS: [&str; 4] = ["seconds", "loss", "lr", "grad_norm"];
 
 /// The observer of a run on the command line.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     out: PathBuf,
     config: String,
     stage: &'static str,
@@ -48,7 +48,7 @@ impl Progress {
     ///
     /// # Errors
     /// A configuration that TOML cannot hold.
-    pub fn new(
+    pub(crate) fn new(
         out: &Path,
         task: &dyn TrainTask,
         config: &dyn TrainingConfig,
@@ -73,7 +73,7 @@ impl Progress {
     }
 
     /// Steps done.
-    pub fn done(&self) -> u64 {
+    pub(crate) fn done(&self) -> u64 {
         self.bar.position()
     }
 
@@ -81,7 +81,7 @@ impl Progress {
     ///
     /// # Errors
     /// A log or a picture that cannot be written.
-    pub fn finish(&mut self) -> io::Result<()> {
+    pub(crate) fn finish(&mut self) -> io::Result<()> {
         self.write_row()?;
         self.bar.finish_and_clear();
         self.write_chart()

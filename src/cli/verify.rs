@@ -40,7 +40,7 @@ use crate::verify::{CaseError, Check, Comparison, Counts, Outcome, Report, find_
 /// The last line is the count of tensors, "N passed, N failed, N not checked". The tensors of a case that cannot be run
 /// count as failed, and as one failure where they cannot be read. Any failure makes the exit code 1.
 #[derive(Debug, Args)]
-pub struct VerifyArgs {
+pub(crate) struct VerifyArgs {
     /// Cases (either of their files, or their common name), or folders of them, which are searched to any depth
     #[arg(required = true, value_name = "CASE")]
     cases: Vec<PathBuf>,
@@ -64,7 +64,7 @@ pub struct VerifyArgs {
 ///
 /// # Errors
 /// If the device cannot be had or the results cannot be printed.
-pub fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
     let device = args.device.open()?;
     eprintln!("device: {}", device.describe());
     let (mut counts, mut shown) = (Counts::default(), Vec::new());

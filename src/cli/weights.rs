@@ -14,7 +14,7 @@ use crate::weights::{SCHEDULE_BUFFERS, StoreType, Weights, is_buffer};
 
 /// Look into a checkpoint, or convert it to safetensors
 #[derive(Args, Debug)]
-pub struct WeightsArgs {
+pub(crate) struct WeightsArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -60,7 +60,7 @@ enum Dtype {
 ///
 /// # Errors
 /// The checkpoint cannot be read, see [`Weights::load`], or the new file cannot be written.
-pub fn run(args: WeightsArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: WeightsArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Inspect(args) => inspect(&args)?,
         Command::Convert(args) => convert(&args)?,

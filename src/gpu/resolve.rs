@@ -77,7 +77,7 @@ impl Interface {
             return Ok(grid.map(|count| count as u32));
         }
         let count = grid.iter().try_fold(1usize, |product, count| product.checked_mul(*count));
-        let rows = count.filter(|count| u32::try_from(*count).is_ok()).map(|count| count.div_ceil(MAX_GROUPS));
+        let rows = count.map(|count| count.div_ceil(MAX_GROUPS)).filter(|rows| *rows <= MAX_GROUPS);
         match rows {
             Some(rows) if self.fields.iter().any(|f| f.name == "grid") => Ok([MAX_GROUPS as u32, rows as u32, 1]),
             Some(_) => Err(ShaderError::new(&launch.kernel, format!("it cannot number {grid:?} workgroups"))),

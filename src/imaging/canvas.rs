@@ -19,9 +19,9 @@ const GLYPHS: &str = "\
     2010080402 2313086462 4040404040 1414141414";
 
 /// Width of a letter with its gap, in font pixels.
-pub const ADVANCE: usize = 6;
+pub(crate) const ADVANCE: usize = 6;
 /// Height of a letter, in font pixels.
-pub const LETTER: usize = 7;
+pub(crate) const LETTER: usize = 7;
 
 /// The columns of a character, [`GLYPHS`]' way; a hollow box for one it does not draw.
 fn glyph(character: char) -> [u8; 5] {
@@ -34,7 +34,7 @@ fn glyph(character: char) -> [u8; 5] {
 }
 
 /// An 8-bit RGB picture to draw on. What would lie outside is not drawn.
-pub struct Canvas {
+pub(crate) struct Canvas {
     width: usize,
     height: usize,
     pixels: Vec<[u8; 3]>,
@@ -42,12 +42,12 @@ pub struct Canvas {
 
 impl Canvas {
     /// A canvas of one colour.
-    pub fn new(width: usize, height: usize, colour: [u8; 3]) -> Self {
+    pub(crate) fn new(width: usize, height: usize, colour: [u8; 3]) -> Self {
         Self { width, height, pixels: vec![colour; width * height] }
     }
 
     /// Copies a picture to column `left`, row `top`.
-    pub fn paste(&mut self, picture: &Image, left: usize, top: usize) {
+    pub(crate) fn paste(&mut self, picture: &Image, left: usize, top: usize) {
         let Samples::U8(samples) = picture.to_8_bit().samples else {
             return;
         };
@@ -61,7 +61,7 @@ impl Canvas {
 
     /// Writes `text` from column `columns.start` until `columns.end`, `scale` pixels a font pixel. Letters, digits and
     /// `.,:-+()/%_=` are drawn, for others a hollow box.
-    pub fn write(&mut self, text: &str, columns: Range<usize>, top: usize, scale: usize, ink: [u8; 3]) {
+    pub(crate) fn write(&mut self, text: &str, columns: Range<usize>, top: usize, scale: usize, ink: [u8; 3]) {
         for (i, character) in text.chars().enumerate() {
             for (column, bits) in glyph(character).into_iter().enumerate() {
                 for row in (0..LETTER).filter(|row| bits >> row & 1 == 1) {
@@ -74,7 +74,7 @@ impl Canvas {
     }
 
     /// Fills a rectangle.
-    pub fn fill(&mut self, columns: Range<usize>, rows: Range<usize>, ink: [u8; 3]) {
+    pub(crate) fn fill(&mut self, columns: Range<usize>, rows: Range<usize>, ink: [u8; 3]) {
         for y in rows.start..rows.end.min(self.height) {
             for x in columns.start..columns.end.min(self.width) {
                 self.pixels[y * self.width + x] = ink;
@@ -86,7 +86,7 @@ impl Canvas {
     ///
     /// # Errors
     /// [`ImagingError::SampleCount`] if the canvas has no pixels.
-    pub fn image(self) -> Result<Image, ImagingError> {
+    pub(crate) fn image(self) -> Result<Image, ImagingError> {
         Image::new(self.width, self.height, Channels::Rgb, Samples::U8(self.pixels.concat()))
     }
 }

@@ -47,7 +47,7 @@ pub fn ycrcb_from_rgb<T: Sample>(rgb: [T; 3]) -> [T; 3] {
 }
 
 /// A `[Y, Cr, Cb]` pixel as RGB, as OpenCV's `COLOR_YCrCb2RGB` (14-bit fixed point, saturated).
-pub fn rgb_from_ycrcb<T: Sample>(ycrcb: [T; 3]) -> [T; 3] {
+pub(crate) fn rgb_from_ycrcb<T: Sample>(ycrcb: [T; 3]) -> [T; 3] {
     let [y, cr, cb] = ycrcb.map(Into::into);
     let (cr, cb) = (cr - T::WHITE / 2 - 1, cb - T::WHITE / 2 - 1);
     let r = y + descale(22_987 * cr);
@@ -96,7 +96,7 @@ impl Image {
     }
 
     /// Whether any pixel's red, green and blue differ.
-    pub fn is_coloured(&self) -> bool {
+    pub(crate) fn is_coloured(&self) -> bool {
         match (&self.samples, self.channels) {
             (_, Channels::Grey) => false,
             (Samples::U8(v), Channels::Rgb) => any_colour(v),
@@ -105,7 +105,7 @@ impl Image {
     }
 
     /// The picture at 8 bit: 16-bit samples are divided by 257 and rounded to the nearest.
-    pub fn to_8_bit(&self) -> Self {
+    pub(crate) fn to_8_bit(&self) -> Self {
         let samples = match &self.samples {
             Samples::U8(_) => return self.clone(),
             Samples::U16(v) => Samples::U8(v.iter().map(|&v| ((u32::from(v) + 128) / 257) as u8).collect()),
@@ -115,7 +115,7 @@ impl Image {
 
     /// The grey picture in the networks' range [-1, 1], row-major: `v / WHITE * 2 - 1`, each step rounded to `f32`
     /// in the reference's order.
-    pub fn network_input(&self) -> Vec<f32> {
+    pub(crate) fn network_input(&self) -> Vec<f32> {
         match self.to_grey().samples {
             Samples::U8(v) => v.iter().map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0).collect(),
             Samples::U16(v) => v.iter().map(|&v| f32::from(v) / 65_535.0 * 2.0 - 1.0).collect(),
@@ -126,7 +126,7 @@ impl Image {
     ///
     /// # Errors
     /// Those of [`Image::with_luma`].
-    pub fn from_plane(width: usize, height: usize, plane: &[f32]) -> Result<Self, ImagingError> {
+    pub(crate) fn from_plane(width: usize, height: usize, plane: &[f32]) -> Result<Self, ImagingError> {
         Self::new(width, height, Channels::Grey, Samples::U8(vec![0; width * height]))?.with_luma(plane)
     }
 
@@ -135,7 +135,7 @@ impl Image {
     ///
     /// # Errors
     /// [`ImagingError::SampleCount`] if the plane has another size, [`ImagingError::NotFinite`] if it holds NaN or infinities.
-    pub fn with_luma(&self, plane: &[f32]) -> Result<Self, ImagingError> {
+    pub(crate) fn with_luma(&self, plane: &[f32]) -> Result<Self, ImagingError> {
         let not_finite = plane.iter().filter(|x| !x.is_finite()).count();
         if not_finite > 0 {
             return Err(ImagingError::NotFinite { count: not_finite });

@@ -34,7 +34,7 @@ impl Image {
     ///
     /// # Errors
     /// Those of [`Image::load`] but `Unreadable`.
-    pub fn decode(bytes: &[u8], path: impl AsRef<Path>) -> Result<Self, ImagingError> {
+    pub(crate) fn decode(bytes: &[u8], path: impl AsRef<Path>) -> Result<Self, ImagingError> {
         let path = path.as_ref();
         let Some((format, name)) = format_of(bytes) else {
             return Err(ImagingError::NotAnImage { path: path.into() });

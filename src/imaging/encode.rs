@@ -14,7 +14,7 @@ use crate::files::write_whole;
 ///
 /// # Errors
 /// [`ImagingError::UnknownExtension`] for all but png, jpg, jpeg, bmp, tif and tiff, in any case.
-pub fn format_for(path: &Path) -> Result<ImageFormat, ImagingError> {
+pub(crate) fn format_for(path: &Path) -> Result<ImageFormat, ImagingError> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match extension.as_str() {
         "png" => Ok(ImageFormat::Png),

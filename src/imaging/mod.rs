@@ -20,11 +20,12 @@ mod pad;
 pub mod pairs;
 pub mod phantom;
 
-pub use colour::{Sample, rgb_from_ycrcb, ycrcb_from_rgb};
-pub use encode::format_for;
+pub use colour::{Sample, ycrcb_from_rgb};
+pub(crate) use encode::format_for;
 pub use fusion_pair::FusionPair;
 pub use montage::contact_sheet;
-pub use pad::{MIN_SIDE, Padding, pad_to_multiple};
+pub use pad::Padding;
+pub(crate) use pad::{MIN_SIDE, pad_to_multiple};
 
 use std::path::PathBuf;
 

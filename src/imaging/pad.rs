@@ -1,7 +1,7 @@
 //! Reflection padding to a network's multiple, and the crop back.
 
 /// Shortest side that reflection can extend, in pixels.
-pub const MIN_SIDE: usize = 2;
+pub(crate) const MIN_SIDE: usize = 2;
 
 /// The size of a plane before and after [`pad_to_multiple`].
 ///
@@ -21,13 +21,13 @@ pub struct Padding {
 
 impl Padding {
     /// The padding that takes `height` and `width` to multiples of `multiple` (at least 1) not below `min_side`.
-    pub fn new(height: usize, width: usize, multiple: usize, min_side: usize) -> Self {
+    pub(crate) fn new(height: usize, width: usize, multiple: usize, min_side: usize) -> Self {
         let up = |side: usize| side.max(min_side).next_multiple_of(multiple.max(1));
         Self { height, width, padded_height: up(height), padded_width: up(width) }
     }
 
     /// The top left `height` x `width` of a padded plane.
-    pub fn crop(&self, padded: &[f32]) -> Vec<f32> {
+    pub(crate) fn crop(&self, padded: &[f32]) -> Vec<f32> {
         let rows = padded.chunks_exact(self.padded_width).take(self.height);
         rows.flat_map(|row| &row[..self.width]).copied().collect()
     }
@@ -42,7 +42,7 @@ fn reflect(i: usize, n: usize) -> usize {
 }
 
 /// `plane` (row-major, `height` x `width`) extended by reflection to multiples of `multiple` not below `min_side`.
-pub fn pad_to_multiple(
+pub(crate) fn pad_to_multiple(
     plane: &[f32],
     height: usize,
     width: usize,

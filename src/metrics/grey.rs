@@ -25,12 +25,12 @@ impl Grey {
     }
 
     /// (width, height) in pixels.
-    pub fn size(&self) -> (usize, usize) {
+    pub(crate) fn size(&self) -> (usize, usize) {
         (self.width, self.height)
     }
 
     /// The levels, row-major.
-    pub fn levels(&self) -> &[u8] {
+    pub(crate) fn levels(&self) -> &[u8] {
         &self.levels
     }
 }

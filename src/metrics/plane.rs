@@ -20,29 +20,29 @@ impl From<&Grey> for Plane {
 
 impl Plane {
     /// The rows from the top.
-    pub fn rows(&self) -> impl Iterator<Item = &[f64]> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &[f64]> {
         self.data.chunks_exact(self.width)
     }
 
     /// Mean of all values.
-    pub fn mean(&self) -> f64 {
+    pub(crate) fn mean(&self) -> f64 {
         self.data.iter().sum::<f64>() / self.data.len() as f64
     }
 
     /// The plane with its mean taken off.
-    pub fn centred(&self) -> Plane {
+    pub(crate) fn centred(&self) -> Plane {
         let mean = self.mean();
         Plane { data: self.data.iter().map(|v| v - mean).collect(), ..*self }
     }
 
     /// `f` of each pair of values; both planes are of one size.
-    pub fn zip(&self, other: &Plane, f: impl Fn(f64, f64) -> f64) -> Plane {
+    pub(crate) fn zip(&self, other: &Plane, f: impl Fn(f64, f64) -> f64) -> Plane {
         let pairs = self.data.iter().zip(&other.data);
         Plane { data: pairs.map(|(&x, &y)| f(x, y)).collect(), ..*self }
     }
 
     /// Correlation with the symmetric kernel `taps taps^T`, only where it fits: `taps.len() - 1` shorter on each side.
-    pub fn filter_valid(&self, taps: &[f64]) -> Plane {
+    pub(crate) fn filter_valid(&self, taps: &[f64]) -> Plane {
         let (width, height) = (self.width - taps.len() + 1, self.height - taps.len() + 1);
         let mut along_rows = Vec::with_capacity(width * self.height);
         for row in self.rows() {
@@ -61,7 +61,7 @@ impl Plane {
     }
 
     /// Every second pixel of every second row, the first one kept.
-    pub fn every_second(&self) -> Plane {
+    pub(crate) fn every_second(&self) -> Plane {
         let rows = self.rows().step_by(2);
         Plane {
             width: self.width.div_ceil(2),
@@ -85,7 +85,7 @@ pub(super) struct Moments {
 
 impl Moments {
     /// Moments under the window `taps taps^T` (`taps` sum to 1), at each place where it fits.
-    pub fn under(taps: &[f64], x: &Plane, y: &Plane) -> Self {
+    pub(crate) fn under(taps: &[f64], x: &Plane, y: &Plane) -> Self {
         let (mean_x, mean_y) = (x.filter_valid(taps), y.filter_valid(taps));
         let central = |u: &Plane, v: &Plane, mean_u: &Plane, mean_v: &Plane| {
             let raw = u.zip(v, |p, q| p * q).filter_valid(taps);

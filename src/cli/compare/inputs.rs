@@ -34,7 +34,7 @@ pub(super) struct Inputs {
 
 impl Inputs {
     /// Matches the sources and the results by name.
-    pub fn find(args: &CompareArgs) -> anyhow::Result<Self> {
+    pub(crate) fn find(args: &CompareArgs) -> anyhow::Result<Self> {
         let matched = source_pairs(&args.mri, &args.other)?;
         let (folders, mut pairs) = (args.mri.is_dir(), matched.groups);
         let mut left_out: Failed = matched.unmatched.into_iter().map(|u| (u.name, u.reason.to_string())).collect();
@@ -61,7 +61,7 @@ impl Inputs {
     }
 
     /// The places of the pairs that `--pairs` asks for.
-    pub fn shown(&self, wanted: &str) -> anyhow::Result<Vec<usize>> {
+    pub(crate) fn shown(&self, wanted: &str) -> anyhow::Result<Vec<usize>> {
         let place = |name: &str| self.pairs.iter().position(|pair| pair.name == name);
         if let (Ok(n), None) = (wanted.parse::<NonZeroUsize>(), place(wanted)) {
             let (n, last) = (n.get().min(self.pairs.len()), self.pairs.len() - 1);

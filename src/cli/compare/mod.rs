@@ -52,7 +52,7 @@ type Yardstick = fn(u8, u8) -> u8;
 /// (what it lost), red where it is brighter than both (what it added), white where it equals it. A source's own map is white
 /// where that source is the brighter one.
 #[derive(Debug, Args)]
-pub struct CompareArgs {
+pub(crate) struct CompareArgs {
     /// The MRI (or infrared image), or a folder of them
     mri: PathBuf,
     /// The CT, PET or SPECT (or visible) image, or a folder of them
@@ -96,7 +96,7 @@ type Row = (String, Box<dyn Fn(&str, &FusionPair, &[Grey; 2]) -> anyhow::Result<
 /// # Errors
 /// Arguments that do not go together, folders or models that cannot be read, no pair that all rows have, outputs that
 /// cannot be written or would replace an input.
-pub fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: CompareArgs) -> anyhow::Result<ExitCode> {
     let inputs = Inputs::find(&args)?;
     let shown = if args.out.is_some() { inputs.shown(&args.pairs)? } else { Vec::new() };
     check_outputs(&args, &inputs, &shown)?;
