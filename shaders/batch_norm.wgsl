@@ -1,7 +1,7 @@
 // Batch normalisation with running statistics:
-// out = activation((x - running_mean) / sqrt(running_variance + eps) * weight + bias); x and out are [n][channels][plane].
-// An invocation computes 16 pixels of one channel, 64 apart. Workgroups: x over 1,024 pixels, y over channels, z over the
-// batch.
+// out = activation((x - running_mean) / sqrt(running_variance + eps) * weight + bias).
+// x and out are [n][channels][plane]. An invocation computes 16 pixels of one channel, 64 apart.
+// Workgroups: x over 1,024 pixels, y over channels, z over the batch.
 //#use place
 //#use activated
 

@@ -1,7 +1,7 @@
 // The second half of group normalisation: out = activation((x - mean) / sqrt(variance + eps) * weight + bias), with the
 // statistics of each group from group_norm_moments.wgsl. x and out are [n][channels][plane].
-// An invocation computes 16 pixels of one channel, 64 apart. Workgroups: x over 1,024 pixels, y over channels, z over the
-// batch.
+// An invocation computes 16 pixels of one channel, 64 apart. Workgroups: x over 1,024 pixels, y over channels, z over
+// the batch.
 //#use place
 //#use activated
 //#use affine

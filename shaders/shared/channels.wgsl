@@ -1,6 +1,7 @@
-// What kernels over channels share: an invocation takes one pixel of one item, in all channels. x is [n][channels][plane].
-// Workgroups: x over 64 pixels, y over the batch. A kernel has the function `compute(source, to)`, which is told where
-// the pixel's first channel lies in x and in out.
+// The parameters and the entry point of kernels in which an invocation takes one pixel of one item in all channels. x
+// is [n][channels][plane].
+// Workgroups: x over 64 pixels, y over the batch. The including file defines the function `compute(source, to)`, which
+// is given the places of the pixel's first channel in x and in out.
 //#use place
 
 struct Params {
@@ -17,7 +18,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
-// One pixel of four channels.
+// One pixel in four neighbouring channels.
 fn load4(at: u32) -> vec4<f32> {
     return vec4(x[at], x[at + p.plane], x[at + 2u * p.plane], x[at + 3u * p.plane]);
 }

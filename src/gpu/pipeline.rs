@@ -60,10 +60,10 @@ impl Gpu {
         Ok(Pipeline { pipeline, layout, interface })
     }
 
-    /// The module of a kernel, without the counter that wgpu otherwise adds to every loop.
+    /// The module of a kernel, without the counter that wgpu otherwise adds to every loop to end it if it never does.
     ///
-    /// The counter lies in memory and made an H200 three times slower. Accesses stay within their buffers all the same:
-    /// bounds checks are left on.
+    /// The counter lies in memory and made kernels three times slower on an H200. Accesses stay within their buffers
+    /// all the same: bounds checks are left on.
     fn module(&self, kernel: &Kernel) -> Result<wgpu::ShaderModule, GpuError> {
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.file),

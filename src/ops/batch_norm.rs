@@ -1,5 +1,5 @@
-//! Batch normalisation (Ioffe and Szegedy 2015) with running statistics as networks in use apply it, or with the batch's
-//! own as training does.
+//! Batch normalisation (Ioffe and Szegedy 2015): with running statistics, as networks in use apply it, or with the
+//! batch's own, as training does.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use crate::gpu::{Launch, Operand};
 use crate::graph::{Backward, Gradients, Graph, GraphError, Lowered, NodeId, Op, Target};
 use crate::tensor::Shape;
 
-/// Normalises each channel with its running mean and variance, then scales and shifts it and applies an activation. With
-/// the mean and variance of the batch itself it is made of other operations: see [`BatchNorm::training`].
+/// Normalises each channel with its running mean and variance, then scales and shifts it and applies an activation. The
+/// norm with the batch's own mean and variance is made of other operations: see [`BatchNorm::training`].
 ///
 /// Inputs: `x` `[n, c, h, w]`; `weight`, `bias`, `running_mean`, `running_var`, each `[1, c, 1, 1]`.
 /// Result: `x`'s shape.
@@ -45,8 +45,9 @@ pub struct TrainedBatchNorm {
 }
 
 impl BatchNorm {
-    /// The norm with the batch's own mean and variance over items and pixels, from the operation's inputs in its order.
-    /// The running statistics move by a tenth towards the batch's, whose variance is then that of a sample.
+    /// The norm with the batch's own mean and variance over items and pixels; `inputs` are those of the operation. The
+    /// running statistics move by a tenth towards the batch's, whose variance is divided by one less than the count, as
+    /// PyTorch does.
     ///
     /// # Errors
     /// [`GraphError::Shape`] if the shapes do not fit or a channel has a single value.
@@ -112,7 +113,7 @@ impl Op for BatchNorm {
     }
 
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
-        // As an expression it has a rule already.
+        // Written as an expression it is differentiated by the rule of expressions.
         let expression = Pointwise::build(|[x, weight, bias, mean, variance]| {
             ((x - mean) / variance.affine(1.0, self.eps).sqrt() * weight + bias).act(self.activation)
         });
@@ -239,8 +240,8 @@ mod tests {
         }
     }
 
-    /// A batch norm in training mode on both devices: y, the running statistics, the gradients with respect to x, weight
-    /// and bias.
+    /// A batch norm in training mode on both devices: y, the running statistics, the gradients with respect to x,
+    /// weight and bias.
     fn trained(x: Shape, data: &[Vec<f32>]) -> Vec<Vec<f32>> {
         use crate::device::Device;
         use crate::ops::gradients;

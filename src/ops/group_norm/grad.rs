@@ -29,7 +29,8 @@ pub(super) fn grad(norm: GroupNorm, g: &mut Graph, at: Backward) -> Gradients {
     inputs.push(sums);
     let wrt_x = if at.wanted[0] { Some(g.apply(&gradient_name(g, x), GroupNormGrad { norm }, &inputs)?) } else { None };
     let mut grads = vec![wrt_x];
-    // The sums' channels begin with those for the bias, then those for the weight.
+    // The first `channels` sums are the gradient with respect to the bias, the next ones that with respect to the
+    // weight.
     for (&input, start) in at.inputs[1..].iter().zip([channels, 0]) {
         let name = gradient_name(g, input);
         let sums = g.slice(&name, sums, start, channels)?;
@@ -57,7 +58,7 @@ struct GroupNormGrad {
     norm: GroupNorm,
 }
 
-/// What the elements of a channel are normalised with.
+/// The numbers that the elements of one channel are normalised with.
 #[derive(Clone, Copy)]
 struct Line {
     mean: f32,
@@ -73,7 +74,7 @@ impl Line {
         Self { mean, rstd, weight, bias, activation: norm.activation }
     }
 
-    /// Writes the gradient before the activation.
+    /// Writes the gradient with respect to what the activation is applied to.
     #[inline(always)]
     fn before_activation(self, x: &[f32], dy: &[f32], out: &mut [f32]) {
         let scale = self.rstd * self.weight;
@@ -373,7 +374,7 @@ mod tests {
 
     #[test]
     fn kernels_are_valid() {
-        // Small enough for a workgroup, and larger.
+        // Groups that one workgroup reads alone, and larger ones.
         for x in [Shape::new(2, 6, 5, 7), Shape::new(2, 6, 65, 64)] {
             for (affine, activation) in [false, true].into_iter().flat_map(|a| ACTIVATIONS.map(|act| (a, act))) {
                 let norm = norm(2, affine, activation);
@@ -437,7 +438,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
         fn any_shape(n in 1..4usize, groups in 1..6usize, per in 1..4usize, h in 1..40usize, w in 1..40usize, affine: bool) {
-            // Groups of one or two elements are all rounding: their deviations are near eps.
+            // In groups of so few elements deviations may be near eps, and the result is all rounding.
             prop_assume!(per * h * w > 8);
             check_all(norm(groups, affine, Activation::Silu), Shape::new(n, groups * per, h, w), 0.1);
         }

@@ -66,7 +66,7 @@ impl GroupNorm {
                     _ => (1.0, 0.0),
                 };
                 let scale = self.rstd(moments[c / per_group]) * weight;
-                // What the mean loses as an f32 goes into the shift.
+                // What rounding the mean to f32 loses is put into the shift.
                 let centre = mean as f32;
                 let shift = bias - (mean - f64::from(centre)) * scale;
                 let blocks = row.par_chunks_mut(BLOCK).zip(x.plane(n, c).par_chunks(BLOCK));
@@ -94,8 +94,8 @@ impl GroupNorm {
         Lowered::gpu(launches).scratch(scratch)
     }
 
-    /// The launches that compute mean and inverse standard deviation of each group, and where these are then:
-    /// `[n, groups, 2]`. The scratch buffers that this takes are added to `scratch`.
+    /// The launches that compute mean and inverse standard deviation of each group, and the operand `[n, groups, 2]`
+    /// that holds them afterwards. The scratch buffers that this takes are added to `scratch`.
     fn statistics(&self, x: Operand, scratch: &mut Vec<usize>) -> (Operand, Vec<Launch>) {
         let shape = x.shape();
         let group_len = shape.item() / self.groups;
@@ -188,8 +188,8 @@ impl Op for GroupNorm {
 }
 
 wide_fn! {
-    /// `out[i] = activation((x[i] - centre) * scale + shift)`, `line` being `[centre, scale, shift]`. Subtracting first
-    /// keeps a constant group exact: its scale is over 300.
+    /// `out[i] = activation((x[i] - centre) * scale + shift)`, `line` being `[centre, scale, shift]`. The centre is
+    /// subtracted first so that a group of equal values gives exactly the shift, although its scale is over 300.
     pub(super) fn normalise<'a>(
         out: &'a mut [f32],
         x: &'a [f32],
@@ -313,7 +313,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
         fn any_shape(n in 1..4usize, groups in 1..6usize, per in 1..4usize, h in 1..40usize, w in 1..40usize, affine: bool) {
-            // Groups of one or two elements are all rounding: their deviations are near eps.
+            // In groups of one or two elements deviations may be near eps, and the result is all rounding.
             prop_assume!(per * h * w > 2);
             check(norm(groups, affine), Shape::new(n, groups * per, h, w), 0.1);
         }
