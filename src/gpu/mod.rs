@@ -14,3 +14,5 @@ pub use program::{Buffer, Call, Program, Recorder};
 #[cfg(test)]
 pub(crate) use resolve::check;
 pub use shader::ShaderError;
+#[cfg(test)]
+pub(crate) use shader::kernel_names;

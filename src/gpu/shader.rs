@@ -150,6 +150,12 @@ fn replaced(body: &str, item: &[(&str, String)]) -> String {
     item.iter().fold(body.to_owned(), |text, (name, value)| text.replace(&format!("${name}"), value))
 }
 
+/// Names of all kernel files.
+#[cfg(test)]
+pub(crate) fn kernel_names() -> impl Iterator<Item = &'static str> {
+    KERNELS.iter().map(|(name, _)| *name)
+}
+
 fn find(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
     table.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
 }

@@ -17,5 +17,7 @@ pub mod resize;
 pub mod softmax;
 #[cfg(test)]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use grad::{gradient_name, gradients, gradients_in_segments};
