@@ -73,8 +73,8 @@ impl Gpu {
         // SAFETY: without the counter a loop that never ends is undefined. The texts are medfuse's own, embedded at
         // build time (the parts that operations write into them are straight lines of arithmetic), and every loop in
         // them counts an integer up or down by a step that is not zero to an end that is fixed before the loop begins
-        // and at most a size of a tensor or a count that the host gives, or halves a number until it is zero. Sizes fit 32 bits with room for a step
-        // more: plans refuse larger tensors.
+        // and at most a size of a tensor or a count that the host gives, or halves a number until it is zero. Sizes fit
+        // 32 bits with room for a step more: plans refuse larger tensors.
         Ok(unsafe { self.device.create_shader_module_trusted(descriptor, checks) })
     }
 }
