@@ -1,5 +1,6 @@
-// Adjoints of linear maps that move pixels within a plane: x is what the map gave, out has the shape of what it was given.
-// Each pixel of out is the sum of the pixels of x that it went to, at most three rows by three columns.
+// Adjoints (transposes) of linear maps that copy pixels to other places of a plane: strides, padding, nearest
+// upsampling. x has the shape of the map's result, out that of its input: x and out are [n][channels][height][width].
+// A pixel of out is the sum of the pixels of x that the map copied it to, at most three rows by three columns.
 // An invocation computes one pixel. Workgroups: x over 64 pixels of a plane, y over channels, z over the batch.
 //#use place
 
@@ -13,19 +14,20 @@ struct Params {
     x_width: i32,
     out_height: i32,
     out_width: i32,
-    // Vertical and horizontal: strides, or pixels of padding on each side.
+    // Down and to the right: the stride of KIND 0, the pixels of padding on each side of KINDs 1 and 2; KIND 3 has 2.
     step_down: i32,
     step_right: i32,
 }
 
-// 0: stride, 1: zero padding, 2: reflecting padding, 3: nearest upsampling.
+// The map. 0: taking every step-th pixel, 1: zero padding, 2: reflecting padding, 3: nearest upsampling by two.
 override KIND: u32 = 0u;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
-// Where position `i` of an axis of `size` went, on one of `given`; -1 where there is no such place.
+// The positions, of `given` on an axis of x, that the map copied position `i` of `size` on that axis of out to; -1
+// where there are fewer than three.
 fn places(i: i32, size: i32, given: i32, step: i32) -> vec3<i32> {
     if KIND == 0u {
         let there = i % step == 0 && i / step < given;

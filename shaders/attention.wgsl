@@ -1,9 +1,10 @@
-// Self-attention of one head over all pixels (tokens): out = softmax(q . k / sqrt(channels)) v. x is [batch][3 channels]
-// [tokens], the channels of q, k and v one after the other; out is [batch][channels][tokens].
+// Self-attention of one head over all pixels (tokens): out = softmax(q . k / sqrt(channels)) v.
+// x is [batch][3 channels][tokens], the channels of q, k and v one after the other; out is [batch][channels][tokens].
 // A workgroup computes 32 queries in 128 channels. It runs over the keys 32 at a time and keeps the softmax's maximum
 // and sum as it goes (Milakov and Gimelshein 2018), so the matrix of weights is never stored. Invocation (tx, ty)
-// scores the queries ty, ty + 8, ty + 16, ty + 24 against the keys tx, tx + 8, .. and sums the channels tx, tx + 8, .. to
-// tx + 120 of its queries. Workgroups: x over 128 channels, y over 32 queries, z over the batch.
+// scores the queries ty, ty + 8, ty + 16, ty + 24 against the keys tx, tx + 8, tx + 16, tx + 24, and sums the channels
+// tx, tx + 8 and so on to tx + 120 of its queries.
+// Workgroups: x over 128 channels, y over 32 queries, z over the batch.
 //#use place
 
 struct Params {
@@ -34,7 +35,8 @@ fn four(at: vec4<u32>) -> vec4<f32> {
     return vec4(x[at.x], x[at.y], x[at.z], x[at.w]);
 }
 
-// Of four queries (the vectors): their scores against four keys, or their weights of four keys.
+// Four vectors, one for each of four keys, whose components are four queries: their scores, or the weights that they
+// give the keys.
 struct Keys {
     k0: vec4<f32>,
     k1: vec4<f32>,
@@ -55,12 +57,12 @@ fn multiply(s: Keys, q: vec4<u32>, k: vec4<u32>, c: u32) -> Keys {
     );
 }
 
-// The score of a product; none where there is no such key.
+// The scores of four queries by their products with `key`; lower than all others where there is no such key.
 fn score(product: vec4<f32>, key: u32) -> vec4<f32> {
     return select(vec4(LOWEST), product * p.scale, key < p.tokens);
 }
 
-// The largest of four keys' scores, from `at` on.
+// The largest score of each of four queries over the four keys that begin at `at` in `scores`.
 fn largest(at: u32) -> vec4<f32> {
     return max(max(scores[at], scores[at + 8u]), max(scores[at + 16u], scores[at + 24u]));
 }

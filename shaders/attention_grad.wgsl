@@ -1,11 +1,14 @@
-// The gradient of self-attention with respect to q, k and v, which are the thirds of x's channels: x and out are [batch]
-// [3 channels][tokens], dy is [batch][channels][tokens]. With P the softmax of the scores S = Q^T K / sqrt(channels) and dO
-// the gradient with respect to the result: dV = P^T dO, dP = dO V^T, dS = P * (dP - rowsum(P * dP)),
-// dQ = dS K / sqrt(channels), dK = dS^T Q / sqrt(channels). Three launches, one after the other:
-// scores: a workgroup writes 32 queries by 32 keys of S and dP. Workgroups: x over keys, y over queries, z over the batch.
-// rows: a workgroup turns one query's S and dP into P and dS / sqrt(channels). Workgroups: x over queries, y over the batch.
-// main: a workgroup writes 32 channels by 32 tokens of dQ, dK or dV. Workgroups: x over tokens, y over channels, z over dQ,
-// dK and dV of each item.
+// The gradient of self-attention with respect to q, k and v, which are the thirds of x's channels: x and out are
+// [batch][3 channels][tokens], dy is [batch][channels][tokens].
+// With P the softmax of the scores S = Q^T K / sqrt(channels) and dO the gradient with respect to the result:
+// dV = P^T dO, dP = dO V^T, dS = P * (dP - rowsum(P * dP)), dQ = dS K / sqrt(channels), dK = dS^T Q / sqrt(channels).
+// Three launches, one after the other:
+// scores: a workgroup writes 32 queries by 32 keys of S and dP.
+//     Workgroups: x over keys, y over queries, z over the batch.
+// rows: a workgroup turns one query's S and dP into P and dS / sqrt(channels).
+//     Workgroups: x over queries, y over the batch.
+// main: a workgroup writes 32 channels by 32 tokens of dQ, dK or dV.
+//     Workgroups: x over tokens, y over channels, z over dQ, dK and dV of each item.
 //#use place
 //#use lanes
 

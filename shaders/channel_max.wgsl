@@ -2,7 +2,7 @@
 //#use channels
 
 fn compute(source: u32, to: u32) {
-    // Eight channels a round: software adapters allow an invocation so many rounds only.
+    // Eight channels a round: software adapters end an invocation's loops after 65,535 rounds together.
     var top = x[source];
     var c = 0u;
     for (; c + 7u < p.channels; c += 8u) {

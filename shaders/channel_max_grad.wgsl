@@ -37,7 +37,7 @@ fn main(
     let source = p.x_offset + at.y * p.x_batch_stride + pixel;
     let to = p.out_offset + at.y * p.out_batch_stride + pixel;
     let top = y[p.y_offset + at.y * p.y_batch_stride + pixel];
-    // Zero once a channel has got it.
+    // The pixel's gradient; zero once the first channel that holds the maximum has taken it.
     var grad = dy[p.dy_offset + at.y * p.dy_batch_stride + pixel];
     for (var c = 0u; c < p.channels; c++) {
         let holds = x[source + c * p.plane] == top;

@@ -2,8 +2,8 @@
 //#use channels
 
 fn compute(source: u32, to: u32) {
-    // Eight sums side by side: they round less than one would, and software adapters allow an invocation so many rounds
-    // only.
+    // Eight sums side by side round less than a single one, and take an eighth of the loop's rounds: software adapters
+    // end an invocation's loops after 65,535 together.
     var a = vec4(0.0);
     var b = vec4(0.0);
     var c = 0u;

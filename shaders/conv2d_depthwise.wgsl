@@ -1,11 +1,13 @@
 // Convolution by its definition, for one or two output channels a group, such as depthwise ones.
-// An invocation computes 16 neighbouring pixels of a row in one output channel. weight[oc][group_in][kernel_h][kernel_w].
+// An invocation computes 16 neighbouring pixels of a row in one output channel.
+// weight[oc][group_in][kernel_h][kernel_w].
 // Workgroups: x over 128 pixels, y over 8 rows, z over output channels of one batch item after the other.
 //#use place
 //#use conv2d_pixel
 //#use conv2d_epilogue
 
-// Whether stride and dilation along rows are 1: neighbouring taps then share all but one pixel.
+// Whether stride and dilation along rows are 1. Neighbouring taps then read all but one pixel in common, so pixels
+// slide through registers and each tap loads one.
 override SLIDE: bool = true;
 
 struct Params {
@@ -55,7 +57,8 @@ fn main(
             let line = source_line(top + i32(i * p.dilation_h), p.in_h);
             let used = line >= 0;
             let row = plane + u32(max(line, 0)) * in_row();
-            // The pixels that the present tap meets. Before the first tap of a sliding window they lie one further on.
+            // The pixels that the present tap is multiplied with. Where they slide, each tap begins by moving them one
+            // to the left, so before the first tap they lie one further on.
             var pixel0 = 0.0;
 //#for K,L in 0,1 1,2 2,3 3,4 4,5 5,6 6,7 7,8 8,9 9,A 10,B 11,C 12,D 13,E 14,F
             var pixel$L = 0.0;

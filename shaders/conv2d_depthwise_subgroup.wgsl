@@ -1,7 +1,8 @@
-// Depthwise convolution by its definition (one input and one or two output channels a group), stride and dilation of 1, on
-// adapters with subgroups of 8 invocations, where a storage load costs as much as dozens of multiply-adds: an invocation
-// computes 4 rows of 16 neighbouring pixels in one output channel, so that a pixel serves 4 rows of the kernel, and lanes
-// hand each other its weights. weight[oc][1][kernel_h][kernel_w].
+// Depthwise convolution by its definition (one input channel and one or two output channels a group), stride and
+// dilation 1, for adapters with subgroups of 8 invocations. On llvmpipe, which is such an adapter, a storage load costs
+// as much as dozens of multiply-adds. So an invocation computes 4 rows of 16 neighbouring pixels in one output channel,
+// where a loaded pixel serves up to 4 rows, and the lanes of a subgroup load different weights and hand them round.
+// weight[oc][1][kernel_h][kernel_w].
 // Workgroups: x over 64 pixels, y over 64 rows, z over output channels of one batch item after the other.
 //#use place
 //#use conv2d_pixel
@@ -27,12 +28,13 @@ struct Params {
 @group(0) @binding(5) var<storage, read> residual: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> out: array<f32>;
 
-// Weight `j` of the kernel's row that begins at `at`, nothing if this lane has no row or the row no such weight.
+// Weight `j` of the kernel's row that begins at `at`; 0 if the row is not `taken` or has no such weight.
 fn taps(at: u32, taken: bool, j: u32) -> f32 {
     return select(0.0, weight[at + j], taken && j < p.kernel_w);
 }
 
-// What four neighbouring weights add to four neighbouring pixels, which lie between `a` and `b`.
+// `sum` and the products of four neighbouring weights with four neighbouring pixels: the pixels of the first weight are
+// `a`, and `b` are the four to the right of `a`.
 fn add(sum: vec4<f32>, t: vec4<f32>, a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
     let first = fma(vec4(t.y), vec4(a.yzw, b.x), fma(vec4(t.x), a, sum));
     return fma(vec4(t.w), vec4(a.w, b.xyz), fma(vec4(t.z), vec4(a.zw, b.xy), first));
@@ -54,7 +56,7 @@ fn main(
     if outside(at) {
         return;
     }
-    // Lanes past the end repeat the last block: all take part in handing weights round.
+    // Lanes beyond the edges repeat the last block: every lane must take part in handing weights round.
     let ox = min(at.x * 4u + lane % 4u, (p.out_w - 1u) / 16u) * 16u;
     let oy = min(at.y * 16u + lane / 4u, (p.out_h - 1u) / 4u) * 4u;
     let oc = at.z % p.out_channels;

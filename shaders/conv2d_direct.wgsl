@@ -6,7 +6,8 @@
 //#use conv2d_pixel
 //#use conv2d_epilogue
 
-// Whether stride and dilation along rows are 1: neighbouring taps then share all but one pixel.
+// Whether stride and dilation along rows are 1. Neighbouring taps then read all but one pixel in common, so pixels
+// slide through registers and each tap loads one.
 override SLIDE: bool = true;
 
 struct Params {
@@ -59,7 +60,8 @@ fn main(
             let line = source_line(top + i32(i * p.dilation_h), p.in_h);
             let used = line >= 0;
             let row = plane + u32(max(line, 0)) * in_row();
-            // The pixels that the present tap meets. Before the first tap of a sliding window they lie one further on.
+            // The pixels that the present tap is multiplied with. Where they slide, each tap begins by moving them one
+            // to the left, so before the first tap they lie one further on.
 //#for K in 0..8
             var pixel$K = 0.0;
 //#end

@@ -1,5 +1,6 @@
-// The columns of a convolution's GEMM: what each output pixel multiplies, one row per input channel and tap.
-// Result: columns[blocks][depth + 1][32 pixels]. An invocation gathers 4 neighbouring pixels of a row in 8 channels.
+// The first stage of a convolution as a matrix product (GEMM): writes, for every output pixel, the input pixels that it
+// multiplies as a column, with a row for each input channel and tap: columns[blocks][depth + 1][32 pixels].
+// An invocation gathers 4 neighbouring pixels of a row in 8 channels.
 // Workgroups: x over eights of blocks, y over groups of 8 channels: what a workgroup reads of a channel is contiguous.
 //#use place
 //#use conv2d_input
@@ -7,7 +8,7 @@
 
 // Whether the kernel has a single tap.
 override POINT: bool = false;
-// Whether, besides, pixels of a quad are neighbours in the tensor and begin at a multiple of 4.
+// Whether moreover the 4 pixels of every quad are neighbours in the tensor and begin at a multiple of 4 elements.
 override ALIGNED: bool = false;
 
 struct Params {
@@ -16,7 +17,8 @@ struct Params {
 //#use conv2d_window_fields
 //#use conv2d_quad_fields
     in_channels: u32,
-    // Rows of the columns, without the one that keeps apart what is written together.
+    // Rows of a column that are used, made even; the layout has one row more, so that what is written together does not
+    // fall into the same cache sets.
     depth: u32,
 }
 
@@ -24,7 +26,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> columns: array<vec4<f32>>;
 
-// Past the last channel it is repeated, see `quad_of`.
+// Channel `first + c`, or the last one where that is beyond it: repeating costs less than a branch, see `quad_of`.
 fn channel_of(first: u32, c: u32) -> u32 {
     return min(first + c, p.in_channels - 1u);
 }
@@ -50,7 +52,7 @@ fn gather(tap: vec2<u32>, base: u32, top: i32, left: i32, first: u32, at: u32) {
     let taps = p.kernel_h * p.kernel_w;
     let row = tap.y * p.kernel_w + tap.x;
     let pixels = line + vec4<u32>(max(xs, vec4(0)));
-    // All channels' first pixels before their second ones, so that cache misses overlap.
+    // The first pixel of all channels, then the second of all: their cache misses overlap.
 //#for C in 0..8
     let plane$C = channel_of(first, $Cu) * in_plane();
     var values$C = vec4(0.0);
@@ -90,7 +92,8 @@ fn main(
     let base = p.x_offset + n * p.x_batch_stride;
     let in_launch = quad - p.first_quad;
     let at = in_launch / 8u * (p.depth + 1u) * 8u + in_launch % 8u;
-    // The depth is even: what an odd number of products is filled up with must be finite. Row `depth` is never read.
+    // The products sum an even number of rows. Where the taps are odd in number, the row that fills up must be finite,
+    // for the packed weight is zero there. Row `depth` is never read.
     let filled = p.in_channels * p.kernel_h * p.kernel_w;
     columns[at + filled * 8u] = vec4(0.0);
     if POINT {

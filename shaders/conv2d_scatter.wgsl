@@ -1,20 +1,22 @@
-// The result of a convolution's GEMM, with bias, channel add, residual and activation, written to its tensor.
-// sums[blocks][rows + 1][32 pixels]. An invocation writes 4 neighbouring pixels of a row in 8 channels.
+// The last stage of a convolution as a matrix product (GEMM): adds bias, channel add and residual to sums[blocks][rows
+// + 1][32 pixels], applies the activation and writes the result.
+// An invocation writes 4 neighbouring pixels of a row in 8 channels.
 // Workgroups: x over blocks, y over groups of 32 channels.
 //#use place
 //#use conv2d_quads
 //#use conv2d_epilogue
 
-// Whether rows are whole quads.
+// Whether the width is a multiple of 4, so that rows are whole quads.
 override EXACT: bool = false;
-// Whether, besides, all of them begin at multiples of 4 elements.
+// Whether moreover all quads begin at multiples of 4 elements.
 override ALIGNED: bool = false;
 
 struct Params {
     grid: vec3<u32>,
 //#use conv2d_output_fields
 //#use conv2d_quad_fields
-    // Rows of the sums, without the one that keeps apart what is written together.
+    // Output channels, in blocks of 32; the layout has one row more, so that what is written together does not fall
+    // into the same cache sets.
     rows: u32,
 }
 
@@ -40,14 +42,14 @@ fn main(
     let row = quad / p.row_quads;
     let n = row / p.image_rows;
     let left = (quad % p.row_quads) * 4u;
-    // A GEMM over whole images sees each of them as one row.
+    // The width of the rows that the quads are cut from. For a 1x1 kernel an image is a single row.
     let plane = p.out_h * p.out_w;
     let width = plane / p.image_rows;
     let pixel = (row % p.image_rows) * width + left;
     let block = group.x * (p.rows + 1u) * 8u + (quad - p.first_quad) % 8u;
     let to = p.out_offset + n * p.out_batch_stride;
     for (var c = 0u; c < 8u; c++) {
-        // Past the last channel it is repeated, see `quad_of`.
+        // Channels beyond the last repeat it, which costs less than a branch: see `quad_of`.
         let channel = min(first + c, p.out_channels - 1u);
         let value = sums[block + channel * 8u];
         let shift = shift_of(n, channel);

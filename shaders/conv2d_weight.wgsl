@@ -12,7 +12,7 @@ struct Params {
     // Output channels of a group, and tiles that they fill.
     group_out: u32,
     group_tiles: u32,
-    // Products that an output sums up, and how many the layout has room for.
+    // Products that an output sums up, and how many of them the layout has room for: the rest is zero.
     products: u32,
     depth: u32,
     elements: u32,

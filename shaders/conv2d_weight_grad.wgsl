@@ -4,8 +4,8 @@
 // tile: a workgroup computes 32 output channels by 32 taps of a group over a chunk.
 // element: a workgroup computes one element over a chunk, where groups are small.
 // main: an invocation adds up the chunks of one element. partial[chunks][oc][group_in][kernel_h][kernel_w].
-// Workgroups of tile: x over chunks, y over taps, z over output channels of one group after the other; of element: x over
-// chunks, y over elements; of main: x over elements.
+// Workgroups of tile: x over chunks, y over taps, z over output channels of one group after the other; of element: x
+// over chunks, y over elements; of main: x over elements.
 //#use place
 //#use conv2d_input
 //#use lanes
@@ -36,7 +36,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> partial: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
-// 16 pixels of 32 channels or taps; a row has one more, which spreads them over the memory's banks.
+// 16 pixels of 32 channels or taps. Rows are 33 elements apart, not 32, so that they begin in different banks of the
+// memory.
 var<workgroup> xs: array<f32, 528>;
 var<workgroup> ys: array<f32, 528>;
 
@@ -57,7 +58,7 @@ fn tap_of(in_group: u32, k: u32) -> Tap {
     );
 }
 
-// What the output pixel (item, line, column) multiplies by a tap.
+// The input pixel that output pixel (item, line, column) multiplies with the weight of a tap.
 fn seen(pixel: vec3<u32>, tap: Tap) -> f32 {
     let y = source_line(i32(pixel.y * p.stride_h) + tap.y, p.in_h);
     let column = source_line(i32(pixel.z * p.stride_w) + tap.x, p.in_w);
@@ -90,7 +91,8 @@ fn tile(
     let first_k = at.y * 32u;
     let first_oc = at.z % oc_tiles * 32u;
     let in_group = at.z / oc_tiles;
-    // A lane stages one pixel of every fourth channel and tap; past the last one it is repeated.
+    // Each lane copies one pixel of every fourth channel and tap into workgroup memory; channels and taps beyond the
+    // last repeat it.
     let staged = lane % 16u;
 //#for J in 0..8
     let tap$J = tap_of(in_group, min(first_k + lane / 16u + 4u * $Ju, item - 1u));

@@ -1,5 +1,6 @@
-// The weight of a convolution's adjoint: input and output channels of each group swapped, kernels turned by 180 degrees.
-// weight[groups * group_out][group_in][taps] to out[groups * group_in][group_out][taps]. An invocation moves one element.
+// The weight of a convolution's adjoint: in each group input and output channels are swapped, and kernels are turned by
+// 180 degrees. weight is [groups * group_out][group_in][taps], out is [groups * group_in][group_out][taps].
+// An invocation moves one element.
 // Workgroups: x over the elements of a row of the result, 64 each, y over its rows.
 //#use place
 

@@ -1,4 +1,4 @@
-// Dropout of x and out, [batch][len]: elements whose hash is below the threshold become zero, the others are scaled.
+// Dropout: elements of x whose hash is below the threshold become zero, the others are scaled. x and out are [n][len].
 // An invocation computes 16 elements of one item, 64 apart. Workgroups: x over 1,024 elements, y over the batch.
 //#use place
 
@@ -14,17 +14,18 @@ struct Params {
     // Tells the dropout layers of a network apart.
     layer: u32,
     threshold: u32,
-    // What elements that are kept are multiplied with.
+    // What elements that are kept are multiplied by: 1 / (1 - p).
     scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-// Two whole numbers.
+// Two whole numbers, which the mask is a function of.
 @group(0) @binding(2) var<storage, read> seed: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
-// A permutation of the 32-bit numbers that leaves no pattern: the output function of PCG-RXS-M-XS after one step of its generator (O'Neill 2014).
+// A permutation of the 32-bit numbers that leaves no pattern: the output function of PCG-RXS-M-XS after one step of its
+// generator (O'Neill 2014).
 fn mix_bits(v: u32) -> u32 {
     let state = v * 747796405u + 2891336453u;
     let word = ((state >> ((state >> 28u) + 4u)) ^ state) * 277803737u;

@@ -1,19 +1,23 @@
-// Convolution by Fourier transforms, first stage: spectra as operands of matrix products,
-// operand[blocks][3 * 514][depth + 1][32]. A complex product is three real ones (Gauss): the planes of a frequency are
-// a, b - a, a + b of the left value a + i b, which is conjugated, and c + d, c, d of the right one.
-// A workgroup transforms two tiles of an image's channel in one, as a + i b, or one kernel, an image of one tile.
-// Tiles are 32x32 and step by what is computed of them, 33 less the kernel's size. They are numbered along rows, down the
-// image, along the batch.
-// Workgroups: x over pairs of tiles or kernels, y over the depth, or x over channels, y over pairs of tiles.
+// Convolution by Fourier transforms, first stage: the spectra of tiles or kernels as an operand of matrix products,
+// operand[blocks][3 * 514][depth + 1][32]. A product of two complex numbers is computed as three real ones (Gauss), so
+// a frequency has three planes: a, b - a and a + b of the left operand's value a + i b, which is conjugated, and c + d,
+// c and d of the right one's, c + i d.
+// A workgroup transforms two tiles of one channel at once, as real and imaginary part, or one kernel, which is taken
+// for an image of one tile.
+// Tiles are 32x32. They overlap: each begins 33 less the kernel's size after the one before, which is as many outputs
+// as a tile yields. They are numbered along rows, down the image, along the batch.
+// Workgroups: x over pairs of tiles or kernels, y over the depth; with SUMMED x over channels, y over pairs of tiles.
 //#use place
 //#use conv2d_input
 //#use fft
 
-// Whether it is the left operand.
+// Whether the left operand is written.
 override LEFT: bool = false;
-// Whether the depth is tiles, and the 32 are channels; otherwise it is the other way round.
+// Whether the matrix products sum over tiles, as for the gradient with respect to the weight. The 32 of a block are
+// then channels; otherwise channels are summed, and the 32 are tiles or kernels.
 override SUMMED: bool = false;
-// Whether tiles are cut to their steps.
+// Whether a tile is zero beyond the outputs that it yields: tiles of the gradient with respect to the result, which
+// must not overlap.
 override CUT: bool = LEFT && SUMMED;
 
 struct Params {
@@ -21,7 +25,8 @@ struct Params {
 //#use conv2d_input_fields
 //#use fft_tile_fields
     channels: u32,
-    // Rows of the operand, without the one that keeps apart what is written together.
+    // Terms of a sum, made even; the layout has one row more, so that what is written together does not fall into the
+    // same cache sets.
     depth: u32,
 }
 
@@ -29,7 +34,8 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> operand: array<f32>;
 
-// A column of a tile: where it begins in its channel's first line, the tile's first line; whether there is anything.
+// A column of a tile: where the column begins in the first line of its channel, the line of the padded input that the
+// tile begins at, and whether any of it lies in the image.
 struct Column {
     base: u32,
     top: i32,
@@ -38,7 +44,7 @@ struct Column {
 
 var<private> first_column: Column;
 var<private> second_column: Column;
-// Where this lane's row of the spectrum goes.
+// Where the spectrum of this workgroup goes in the operand, before the planes of its frequencies.
 var<private> row: u32;
 
 fn column_of(tile: u32, channel: u32) -> Column {
@@ -72,13 +78,14 @@ fn store(kx: u32, z: vec2<f32>) {
     let spot = spot_of(lane, kx);
     let a = z.x;
     let b = select(z.y, -z.y, spot.other != LEFT);
-    // The second frequency of a pair comes after the first; for a kernel it says nothing new.
+    // The value at the second frequency of a pair goes into the next element, as that of the second tile. A kernel,
+    // which is alone and real, has the conjugate value there, which says nothing new.
     let side = select(select(1u, 32u, SUMMED), 0u, KERNELS);
     let to = row + spot.index * 3u * stride + select(0u, side, spot.other);
     operand[to] = select(a + b, a, LEFT);
     operand[to + stride] = select(a, b - a, LEFT);
     operand[to + 2u * stride] = select(b, a + b, LEFT);
-    // Where a frequency is its own partner, both stand.
+    // Where a frequency is its own negative, it is written to both elements.
     if SUMMED && kx % 16u == 0u && lane % 16u == 0u {
         operand[to + side] = select(a - b, a, LEFT);
         operand[to + side + stride] = select(a, -b - a, LEFT);
@@ -108,7 +115,7 @@ fn main(
         return;
     }
     fourier();
-    // Workgroups one after the other write neighbours.
+    // Workgroups that follow one another write neighbouring elements.
     let spot = select(vec2(tile, channel), vec2(channel, tile), SUMMED);
     row = (spot.x / 32u * 3u * FREQUENCIES * (p.depth + 1u) + spot.y) * 32u + spot.x % 32u;
     store_all();

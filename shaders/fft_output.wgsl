@@ -9,7 +9,8 @@ struct Params {
     grid: vec3<u32>,
 //#use conv2d_output_fields
 //#use fft_tile_fields
-    // Rows of the sums, without the one that keeps apart what is written together.
+    // Output channels, in blocks of 32; the layout has one row more, so that what is written together does not fall
+    // into the same cache sets.
     rows: u32,
 }
 
@@ -20,7 +21,8 @@ struct Params {
 @group(0) @binding(4) var<storage, read> residual: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 
-// The first column of the products, the output channel, what is added to each tile's pixels.
+// Which column of the products the first of both tiles is, the output channel, and what is added to the pixels of each
+// tile: bias and channel add.
 var<private> column: u32;
 var<private> oc: u32;
 var<private> shifts: vec2<f32>;
@@ -43,7 +45,7 @@ fn store_pixel(value: f32, tile: u32, y: u32) {
 
 fn store(y: u32, z: vec2<f32>) {
     if y < min(33u - p.kernel_h, 29u) {
-        // Both transforms together multiply by 1,024.
+        // The transform and its inverse together multiply by 1,024.
         store_pixel(z.y / 1024.0 + shifts.x, p.first_tile + column, y);
         store_pixel(z.x / 1024.0 + shifts.y, p.first_tile + column + 1u, y);
     }

@@ -1,4 +1,4 @@
-// The gradient of a convolution with respect to its weight by Fourier transforms, last stage: products transformed back.
+// The gradient of a convolution with respect to its weight by Fourier transforms, last stage: transforms products back.
 // A workgroup computes two kernels. Workgroups: x over pairs of input channels, y over output channels.
 //#use place
 //#use fft_sums
@@ -13,7 +13,8 @@ struct Params {
     in_channels: u32,
     kernel_h: u32,
     kernel_w: u32,
-    // Rows of the sums, without the one that keeps apart what is written together.
+    // Output channels, in blocks of 32; the layout has one row more, so that what is written together does not fall
+    // into the same cache sets.
     rows: u32,
 }
 
@@ -21,7 +22,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> sums: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
-// The first of both input channels, and the output channel.
+// The first of the two input channels, and the output channel.
 var<private> column: u32;
 var<private> oc: u32;
 
@@ -29,7 +30,7 @@ fn load(kx: u32) -> vec2<f32> {
     let spot = spot_of(lane, kx);
     let at = product_at(spot, column, oc);
     let sign = select(1.0, -1.0, spot.other);
-    // Both kernels are real: at the other frequency of a pair each has the conjugate value.
+    // Both kernels are real, so each has the conjugate value at the other frequency of a pair.
     let a = complex_product(at);
     let b = complex_product(at + 1u);
     return vec2(sign * a.x + b.y, a.y - sign * b.x);
@@ -44,7 +45,8 @@ fn store_tap(value: f32, ic: u32, y: u32) {
 
 fn store(y: u32, z: vec2<f32>) {
     if y < min(p.kernel_h, 17u) {
-        // Both transforms together multiply by 1,024, and products at both frequencies of a pair were summed.
+        // The transform and its inverse together multiply by 1,024; the products at both frequencies of a pair were
+        // added up, which doubles them.
         store_tap(z.y / 2048.0, column, y);
         store_tap(z.x / 2048.0, column + 1u, y);
     }

@@ -1,4 +1,4 @@
-// Batched matrix product for any adapter.
+// Batched matrix product for any adapter; the layouts are in `shared/gemm.wgsl`.
 // An invocation computes 8 rows by 4 columns of two blocks; a workgroup 32 rows by 4 blocks of 32 columns.
 // Workgroups: x over row blocks, y over fours of column blocks, z over the batch.
 //#use gemm

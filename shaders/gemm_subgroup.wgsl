@@ -1,6 +1,6 @@
-// Batched matrix product for adapters with subgroups of 8 invocations, such as llvmpipe, where a storage load costs as
-// much as dozens of multiply-adds whether its index is uniform or not: every lane loads other weights, and broadcasts
-// hand them round.
+// Batched matrix product for adapters with subgroups of 8 invocations, such as llvmpipe; the layouts are in
+// `shared/gemm.wgsl`. On llvmpipe a storage load costs as much as dozens of multiply-adds, also where all lanes load
+// the same element: every lane loads other weights, and broadcasts hand them round.
 // A workgroup (one subgroup) computes 32 rows by 2 blocks of 32 columns of one product.
 // Workgroups: x over row blocks, y over pairs of column blocks, z over the batch.
 //#use gemm
@@ -28,7 +28,7 @@ fn main(
     var second$L$I = vec4(0.0);
 //#end
 //#end
-    // The depth is even.
+    // Two terms a round: the depth is even.
     for (var k = 0u; k < p.depth; k += 2u) {
         let a = left[w];
         let b = left[w + 8u];

@@ -14,7 +14,7 @@ struct Params {
     out_batch_stride: u32,
     channels: u32,
     plane: u32,
-    // Pixels of a chunk, of which the last of a plane may be shorter; chunks of a plane.
+    // Pixels of a chunk (the last one of a plane may be shorter), and how many chunks a plane has.
     chunk_len: u32,
     chunk_count: u32,
 }

@@ -1,5 +1,5 @@
-// The gradient of a group norm with respect to x, from what group_norm_sums.wgsl computes. With xhat and d as there and
-// means over the pixels and channels of a group:
+// The gradient of a group norm with respect to x, from the sums of group_norm_sums.wgsl, where xhat and d are defined.
+// Means are over the pixels and channels of a group:
 // out = (weight * d - mean(weight * d) - xhat * mean(weight * d * xhat)) / sqrt(variance + eps).
 // x, dy and out are [n][channels][plane], sums is [n][4][channels].
 // means: a workgroup computes both means of a group. Workgroups: x over groups, y over the batch.
@@ -36,7 +36,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> weight: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read> dy: array<f32>;
-// Sum of d, sum of d * xhat, mean, inverse standard deviation.
+// Of every channel the sum of d, the sum of d * xhat, the mean and the inverse standard deviation: [n][4][channels].
 @group(0) @binding(5) var<storage, read> sums: array<f32>;
 // Means of weight * d and of weight * d * xhat: [n][groups].
 @group(0) @binding(6) var<storage, read_write> group_means: array<vec2<f32>>;

@@ -13,7 +13,7 @@ struct Params {
     groups: u32,
     // Elements of a group.
     group_len: u32,
-    // Elements of a chunk, of which the last of a group may be shorter; chunks of a group.
+    // Elements of a chunk (the last one of a group may be shorter), and how many chunks a group has.
     chunk_len: u32,
     chunk_count: u32,
     eps: f32,
@@ -21,7 +21,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-// Mean and sum of squared deviations from it: [n][groups][chunk_count].
+// Mean, and sum of squared deviations from it, of every chunk: [n][groups][chunk_count].
 @group(0) @binding(2) var<storage, read_write> chunk_moments: array<vec2<f32>>;
 // Mean and inverse standard deviation.
 @group(0) @binding(3) var<storage, read_write> statistics: array<vec2<f32>>;
@@ -58,8 +58,8 @@ fn load4(at: u32) -> vec4<f32> {
 fn moments(lane: u32, base: u32, len: u32) -> vec3<f32> {
     var own = vec3(0.0);
     var i = lane;
-    // Sixteen elements are read once and held: squares of deviations from their own mean lose nothing, however far from
-    // zero the mean is.
+    // Sixteen elements are read once and held in registers: their deviations are taken from their own mean, so that
+    // squares lose no digits however far the mean is from zero.
     for (; i + 960u < len; i += 1024u) {
         let v0 = load4(base + i);
         let v1 = load4(base + i + 256u);
@@ -79,7 +79,7 @@ fn moments(lane: u32, base: u32, len: u32) -> vec3<f32> {
     return join_lanes(lane, own);
 }
 
-// Writes the statistics of a group whose moments these are.
+// Writes the statistics of a group whose elements have the moments `all`.
 fn finish(lane: u32, group: u32, all: vec3<f32>) {
     if lane == 0u {
         statistics[group] = vec2(all.y, 1.0 / sqrt(all.z / all.x + p.eps));

@@ -1,7 +1,8 @@
-// What the gradients of a group norm are made of. With xhat = (x - mean) / sqrt(variance + eps) and
-// d = dy * activation'(weight * xhat + bias), the sums over the pixels of each channel of d and of d * xhat, and beside
-// them the statistics of the channel's group, which group_norm_moments.wgsl computes.
-// x and dy are [n][channels][plane], out [n][4][channels]: sum of d, sum of d * xhat, mean, inverse standard deviation.
+// Sums that the gradients of a group norm are made of. With xhat = (x - mean) / sqrt(variance + eps) and d = dy *
+// activation'(weight * xhat + bias), for each channel of each item: the sum of d and that of d * xhat over its pixels,
+// and beside them the statistics of the channel's group, which group_norm_moments.wgsl computed.
+// x and dy are [n][channels][plane], out is [n][4][channels]: sum of d, sum of d * xhat, mean, inverse standard
+// deviation.
 // whole: a workgroup sums a whole channel. Workgroups: x over channels, y over the batch.
 // chunks: a workgroup sums chunk_len pixels of a channel.
 //     Workgroups: x over the chunks of a channel, y over channels, z over the batch.
@@ -28,7 +29,7 @@ struct Params {
     group_channels: u32,
     channels: u32,
     plane: u32,
-    // Pixels of a chunk, of which the last of a channel may be shorter; chunks of a channel.
+    // Pixels of a chunk (the last one of a channel may be shorter), and how many chunks a channel has.
     chunk_len: u32,
     chunk_count: u32,
 }

@@ -1,4 +1,5 @@
-// What the adapter's memory can do at most: a plain copy, one vector an invocation. Workgroups: x over 64 vectors.
+// A yardstick of the adapter's memory: a plain copy, one vector of 4 elements an invocation. Workgroups: x over 64
+// vectors.
 //#use place
 
 struct Params {

@@ -1,6 +1,6 @@
-// What the adapter can do at most: multiply-adds on registers, eight independent chains an invocation.
-// Each invocation does `rounds` rounds of 64 multiply-adds and writes the sum of its chains, so that the compiler cannot
-// leave any out. Workgroups: x over 64 elements.
+// A yardstick of the adapter's arithmetic: multiply-adds on registers, eight independent chains an invocation. Each
+// does `rounds` rounds of 64 multiply-adds and writes the sum of its chains, so that the compiler cannot leave any out.
+// Workgroups: x over 64 elements.
 //#use place
 
 struct Params {

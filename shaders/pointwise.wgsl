@@ -1,11 +1,14 @@
-// One expression of up to seven tensors, element by element, with broadcast.
-// An invocation computes 4 pixels of one channel, 64 apart. Workgroups: x over 256 pixels, y over channels, z over the batch.
+// One expression of up to seven tensors, element by element; `Pointwise` writes its text. out is [n][channels][plane];
+// an input may have 1 in place of any of these and is then broadcast.
+// An invocation computes 4 pixels of one channel, 64 apart.
+// Workgroups: x over 256 pixels, y over channels, z over the batch.
 //#use place
 //#use activation
 
 struct Params {
     grid: vec3<u32>,
-    // Of each input: offset, then elements from item to item, channel to channel, pixel to pixel (0: broadcast).
+    // For each input: its offset, then how far apart its elements are from item to item, channel to channel and pixel
+    // to pixel (0 where it is broadcast).
     t0: vec4<u32>, t1: vec4<u32>, t2: vec4<u32>, t3: vec4<u32>, t4: vec4<u32>, t5: vec4<u32>, t6: vec4<u32>,
     out_offset: u32,
     out_batch_stride: u32,

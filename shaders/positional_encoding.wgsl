@@ -1,4 +1,5 @@
-// Sines and cosines of levels, one an item, at geometrically falling frequencies: out is [batch][2][count], the sines first.
+// Sines and cosines of levels, one level an item, at geometrically falling frequencies. out is [batch][2][count], the
+// sines first.
 // An invocation computes one frequency of one item. Workgroups: x over 64 frequencies, y over the batch.
 //#use place
 //#use frequencies

@@ -1,5 +1,6 @@
-// The gradient of a positional encoding y, [batch][2][count], with respect to its levels, one an item: the sum over the
-// frequencies of frequency * (cosine * the sine's dy - sine * the cosine's dy).
+// The gradient of a positional encoding y, [batch][2][count], with respect to its levels, one an item: the sum over i
+// of f[i] * (y[1][i] * dy[0][i] - y[0][i] * dy[1][i]), since y[0][i] is the sine of f[i] * level and y[1][i] its
+// cosine.
 // A workgroup computes one item. Workgroups: x over the batch.
 //#use place
 //#use lanes

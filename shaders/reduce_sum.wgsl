@@ -1,5 +1,6 @@
-// Sums over axes, in chunks: `chunks` sums a chunk of what belongs to one element of the result, `main` the chunks.
-// One workgroup sums one chunk, then one element.
+// Sums over any axes of a tensor of four, in two launches: a workgroup of `chunks` sums a chunk of what belongs to one
+// element of the result, one of `main` adds up an element's chunks. x is [n][channels][height][width], partial
+// [elements of the result][chunk_count].
 //#use place
 //#use lanes
 
@@ -8,12 +9,12 @@ struct Params {
     x_offset: u32,
     out_offset: u32,
     out_batch_stride: u32,
-    // The result's shape, and how many elements of each axis are summed.
+    // The result's shape, and for each axis how many elements are summed (1 where it is kept).
     out_shape: vec4<u32>,
     summed: vec4<u32>,
-    // Of the input: elements from one index to the next on each axis.
+    // How far apart the input's elements are from one index to the next, on each axis.
     strides: vec4<u32>,
-    // Elements summed for one of the result, in how many chunks, of what length.
+    // Elements summed for one of the result, how many chunks they are cut into, and the length of a chunk.
     count: u32,
     chunk_count: u32,
     chunk: u32,
@@ -24,7 +25,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> partial: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
-// Where index i of a block of this shape lies.
+// The index on each axis of element i of a block of this shape.
 fn index_in(i: u32, shape: vec4<u32>) -> vec4<u32> {
     let row = i / shape.w;
     let plane = row / shape.z;

@@ -2,7 +2,7 @@
 //#use channels
 
 fn compute(source: u32, to: u32) {
-    // Four channels a round: software adapters allow an invocation so many rounds only.
+    // Four channels a round: software adapters end an invocation's loops after 65,535 rounds together.
     let whole = p.channels / 4u * 4u;
     var top = x[source];
     for (var c = 0u; c < whole; c += 4u) {

@@ -15,7 +15,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
-// Largest element and sum of exponentials relative to it, of each lane's part.
+// For each lane's part of the row: its largest element, and the sum of exponentials relative to that.
 var<workgroup> parts: array<vec2<f32>, 64>;
 
 fn join(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
@@ -34,7 +34,7 @@ fn main(
         return;
     }
     let source = p.x_offset + at.y * p.x_batch_stride + at.x * p.width;
-    // A lane that has no element of a short row holds the row's first, which counts nothing in its sum.
+    // A lane without elements, in a short row, holds the row's first as its largest and a sum of 0.
     var own = vec2(x[source], 0.0);
     for (var i = lane; i < p.width; i += 64u) {
         own.x = max(own.x, x[source + i]);

@@ -1,4 +1,5 @@
-// Bilinear upsampling by two with aligned corners (PyTorch's align_corners=True). An invocation writes a column of out.
+// Bilinear upsampling by two with aligned corners (PyTorch's align_corners=True); see `shared/upsample.wgsl` for shapes
+// and grid. An invocation writes a column of out.
 //#use bilinear
 //#use upsample
 

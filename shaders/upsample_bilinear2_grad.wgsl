@@ -22,13 +22,13 @@ struct Params {
 @group(0) @binding(1) var<storage, read> dy: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
-// The positions 2i - 1 to 2i + 2 on an axis of dy, which pixel i of `len` went into; where the axis ends the nearest
-// position there is, for which `weights` has 0.
+// The positions on an axis of dy, 2i - 1 to 2i + 2, that pixel i of `len` went into. At the ends of the axis, where
+// there are fewer, the nearest position stands in, for which `weights` gives 0.
 fn positions(i: u32, len: u32) -> vec4<u32> {
     return min(vec4(max(2u * i, 1u) - 1u, 2u * i, 2u * i + 1u, 2u * i + 2u), vec4(2u * len - 1u));
 }
 
-// Pixel i's weights at these positions.
+// Pixel i's weights in the pixels at these positions.
 fn weights(i: u32, len: u32) -> vec4<f32> {
     let o = positions(i, len);
     return vec4(
@@ -39,7 +39,8 @@ fn weights(i: u32, len: u32) -> vec4<f32> {
     );
 }
 
-// A row of dy at four columns, weighted. `columns` are those of row 0, `row` is the row's first element.
+// The sum of four elements of a row of dy times their weights. `columns` are their places in row 0, to which `row` is
+// added.
 fn across(columns: vec4<u32>, row: u32, weight: vec4<f32>) -> f32 {
     let at = columns + row;
     return dot(weight, vec4(dy[at.x], dy[at.y], dy[at.z], dy[at.w]));

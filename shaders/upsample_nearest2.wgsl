@@ -1,5 +1,5 @@
-// Nearest upsampling by two: each pixel of x becomes 2 by 2 of out. An invocation reads a column of x's pixels and writes
-// two columns of out.
+// Nearest upsampling by two: each pixel of x becomes 2 by 2 of out; see `shared/upsample.wgsl` for shapes and grid. An
+// invocation reads a column of x's pixels and writes two columns of out.
 //#use upsample
 
 const SCALE = 1u;

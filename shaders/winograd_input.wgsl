@@ -1,12 +1,14 @@
-// Winograd F(4x4, 3x3), first stage: the tiles of the input, transformed (B^T d B in Lavin and Gray 2016).
-// An invocation transforms 4 neighbouring tiles of one channel; a row of 8 invocations fills one block of 32 tiles.
-// Rows are padded to 4 tiles. Result: transformed[blocks][36][depth + 1][32 tiles]; the row too many keeps the 36 streams
-// that an invocation writes from sharing cache sets. Workgroups: x over blocks, y over groups of 8 channels.
+// Winograd F(4x4, 3x3), first stage: transforms the tiles of the input (B^T d B in Lavin and Gray 2016). A tile is 6x6
+// pixels and yields 4x4 outputs.
+// An invocation transforms 4 neighbouring tiles of one channel, a quad; 8 invocations fill one block of 32 tiles. The
+// tiles of a row are filled up to whole quads. Result: transformed[blocks][36][depth + 1][32 tiles]. The row too many
+// keeps the 36 streams that an invocation writes from falling into the same cache sets.
+// Workgroups: x over blocks, y over groups of 8 channels.
 //#use place
 //#use conv2d_input
 //#use conv2d_quads
 
-// Whether the tensor's rows begin at multiples of 4 elements, with one column of zeros beside them.
+// Whether rows of the tensor begin at multiples of 4 elements and one column of zeros is padded on each side.
 override ALIGNED: bool = false;
 
 struct Params {
@@ -22,7 +24,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> transformed: array<vec4<f32>>;
 
-// B^T of one column: the values at points 0, 1, -1, 2, -2 and infinity.
+// A column of a tile, or its product with B^T: the values at the points 0, 1, -1, 2, -2 and infinity.
 struct Six {
     a: f32,
     b: f32,
@@ -40,7 +42,7 @@ fn transform(v: Six) -> Six {
     return Six(4.0 * v.a - 5.0 * v.c + v.e, a + b, a - b, c + e, c - e, 4.0 * v.b - 5.0 * v.d + v.f);
 }
 
-// What the lines of a tile need to be found: where the channel begins, the first line and column, whether it exists.
+// A quad of tiles: where its channel begins, its first line and column in the padded input, and whether it exists.
 struct Tile {
     base: u32,
     top: i32,
@@ -54,7 +56,7 @@ fn pixel(tile: Tile, j: i32, sx: i32) -> f32 {
     return select(0.0, x[at / 4u][at % 4u], tile.used && sy >= 0 && sx >= 0);
 }
 
-// Column `i` of the tiles.
+// Column `i` of the 18 that the tiles of a quad cover, transformed.
 fn column(tile: Tile, i: i32) -> Six {
     let sx = source_line(tile.left + i, p.in_w);
     return transform(Six(
@@ -85,7 +87,7 @@ fn main(
     if outside(group) {
         return;
     }
-    // Invocations past the last channel repeat it, see `quad_of`.
+    // Invocations beyond the last channel repeat it, which costs less than a branch: see `quad_of`.
     let channel = min(group.y * 8u + lane.y, p.depth - 1u);
     let quad = quad_of(group.x, lane.x);
     let row = quad / p.row_quads;

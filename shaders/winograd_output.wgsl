@@ -1,20 +1,21 @@
-// Winograd F(4x4, 3x3), last stage: sums transformed back to pixels (A^T m A in Lavin and Gray 2016), with bias, channel
-// add, residual and activation. An invocation computes 4 neighbouring tiles of one channel: 4 rows of 16 pixels.
-// sums[blocks][36][rows + 1][32 tiles]. Workgroups: x over blocks, y over groups of 8 channels.
+// Winograd F(4x4, 3x3), last stage: sums transformed back to pixels (A^T m A in Lavin and Gray 2016), with bias,
+// channel add, residual and activation. An invocation computes 4 neighbouring tiles of one channel: 4 rows of 16
+// pixels. sums[blocks][36][rows + 1][32 tiles]. Workgroups: x over blocks, y over groups of 8 channels.
 //#use place
 //#use conv2d_quads
 //#use conv2d_epilogue
 
-// Whether rows are whole quads of tiles and columns whole tiles.
+// Whether the width is a multiple of 16 and the height one of 4, so that every quad of tiles is whole.
 override EXACT: bool = false;
-// Whether all rows begin at multiples of 4 elements.
+// Whether all rows of the result and of the residual begin at multiples of 4 elements.
 override ALIGNED: bool = false;
 
 struct Params {
     grid: vec3<u32>,
 //#use conv2d_output_fields
 //#use conv2d_quad_fields
-    // Output channels in the layout of the sums, without the one that keeps apart what is written together.
+    // Output channels, in blocks of 32; the layout has one row more, so that what is written together does not fall
+    // into the same cache sets.
     rows: u32,
 }
 
@@ -25,7 +26,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> residual: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
-// A^T of one column, of four tiles side by side.
+// The product of A^T with a column of the sums, for four tiles side by side.
 struct Four {
     a: vec4<f32>,
     b: vec4<f32>,
@@ -90,7 +91,7 @@ fn main(
     if outside(group) {
         return;
     }
-    // Invocations past the last channel repeat it, see `quad_of`.
+    // Invocations beyond the last channel repeat it, which costs less than a branch: see `quad_of`.
     let channel = min(group.y * 8u + lane.y, p.out_channels - 1u);
     let quad = quad_of(group.x, lane.x);
     let row = quad / p.row_quads;

@@ -16,7 +16,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> weight: array<f32>;
 @group(0) @binding(2) var<storage, read_write> transformed: array<f32>;
 
-// G of one column: the values at points 0, 1, -1, 2, -2 and infinity.
+// The product of G with a column of a kernel: the values at the points 0, 1, -1, 2, -2 and infinity.
 struct Six {
     a: f32,
     b: f32,

@@ -1,5 +1,5 @@
-// Activation functions that stay finite for every finite input, and their derivatives: NAME_value and NAME_derivative of every
-// row of the table in src/cpu/activation.rs.
+// Activation functions and their derivatives, NAME_value and NAME_derivative for every row of the table in
+// src/cpu/activation.rs. They stay finite for every finite input.
 
 fn identity_value(x: f32) -> f32 {
     return x;
@@ -26,7 +26,7 @@ fn leaky_relu_derivative(x: f32, slope: f32) -> f32 {
 }
 
 fn sigmoid_value(x: f32) -> f32 {
-    // exp(88) is the largest power that f32 holds.
+    // f32 holds exp(88) but not exp(89).
     return 1.0 / (1.0 + exp(min(-x, 88.0)));
 }
 
@@ -44,7 +44,7 @@ fn silu_derivative(x: f32) -> f32 {
     return s * fma(x, 1.0 - s, 1.0);
 }
 
-// WGSL's own tanh may be built from exp and overflow for large inputs; tanh(10) is 1 in f32.
+// WGSL's own tanh may be built from exp and overflow for large inputs. Beyond 10 it is 1 in f32.
 fn tanh_value(x: f32) -> f32 {
     return tanh(clamp(x, -10.0, 10.0));
 }

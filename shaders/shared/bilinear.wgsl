@@ -1,6 +1,7 @@
-// Bilinear upsampling by two on one axis: the two inputs, of `len`, that output position `o` lies between, and the weight
-// of the second; the first has the rest to 1. The place in the input is o * (len - 1) / (2 * len - 1) = o / 2 - f / 2 with
-// f = o / (2 * len - 1): a single rounding, however long the axis is.
+// Bilinear upsampling by two with aligned corners, on one axis: output position `o` lies between the inputs `near` and
+// `other` of `len`. `weight` is that of `other`; `near` has 1 - weight.
+// The place in the input is o * (len - 1) / (2 * len - 1) = o / 2 - f / 2 with f = o / (2 * len - 1). Written so the
+// weight is rounded once, however long the axis is.
 struct Neighbours {
     near: u32,
     other: u32,

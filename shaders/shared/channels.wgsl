@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
-// One pixel of four channels.
+// One pixel in four neighbouring channels.
 fn load4(at: u32) -> vec4<f32> {
     return vec4(x[at], x[at + p.plane], x[at + 2u * p.plane], x[at + 3u * p.plane]);
 }

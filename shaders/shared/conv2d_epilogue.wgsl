@@ -1,11 +1,11 @@
-// What is added to a convolution's sums, and the activation. Needs the fields of `conv2d_output_fields` and the bindings
-// `bias`, `channel_add` and `residual`.
+// What follows a convolution's sums: bias, channel add and residual are added, then the activation is applied. Needs
+// the fields of `conv2d_output_fields` and the bindings `bias`, `channel_add` and `residual`.
 //#use activated
 
-// Whether there is a residual: a constant because llvmpipe pays for a branch in every load inside it.
+// Whether a residual is added. A constant, because on llvmpipe every load inside a branch costs more.
 override RESIDUAL: bool = false;
 
-// What every pixel of channel `oc` of item `n` gets.
+// What is added to every pixel of channel `oc` of item `n`: bias and channel add.
 fn shift_of(n: u32, oc: u32) -> f32 {
     var shift = 0.0;
     if p.has_bias != 0u {

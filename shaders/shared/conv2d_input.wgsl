@@ -1,7 +1,8 @@
-// How a convolution sees its input x[n][channels][in_h >> upsample][in_w >> upsample]. Needs the fields of `conv2d_input_fields`
-// in `Params`.
+// How a convolution reads its input, padded and perhaps upsampled by two.
+// x is [n][channels][in_h >> upsample][in_w >> upsample]. Needs the fields of `conv2d_input_fields` in `Params`.
 
-// Line `i` of the padded input, as a line of the tensor; -1 stands for zeros. `size` is that of the unpadded input.
+// The line (or column) of the tensor that line `i` of the padded input is read from; -1 where it is zeros. `i` counts
+// from the first line that is no padding, `size` is the number of those.
 fn source_line(i: i32, size: i32) -> i32 {
     let last = size - 1;
     let reflected = abs(last - abs(last - abs(i)));

@@ -1,7 +1,10 @@
-// Fourier transforms of 32x32 points by 32 invocations: each transforms a column, hands it round, and transforms a row.
-// Of each pair of frequencies f and -f one, the first, has a spot: 514 of 1,024. The value at the other one, conjugated,
-// stands beside that of the first: for real tiles it would be the same.
-// Needs the functions `load(k)`, the value of point `k`, and `store(k, value)`, which takes result `k`.
+// Fourier transforms of 32x32 points by 32 invocations: each transforms a column, hands its results to the others, and
+// transforms a row.
+// Of two frequencies f and -f one counts as the first and has a spot of its own, 514 of 1,024 in all. The value at the
+// other one is kept, conjugated, beside that at the first: for a single real tile both would be the same, for two tiles
+// as real and imaginary part they are not.
+// The including file defines `load(k)`, which gives point `k` of this invocation's column, and `store(k, value)`, which
+// takes result `k` of its row.
 
 const FREQUENCIES: u32 = 514u;
 
@@ -14,7 +17,7 @@ const C3: f32 = 0.83146961;
 const S3: f32 = 0.55557023;
 const R: f32 = 0.70710678;
 
-// T of k is exp(-2 pi i k / 32).
+// Tk is exp(-2 pi i k / 32).
 const T0: vec2<f32> = vec2(1.0, 0.0);
 const T1: vec2<f32> = vec2(C1, -S1);
 const T2: vec2<f32> = vec2(C2, -S2);
@@ -32,10 +35,12 @@ const T15: vec2<f32> = vec2(-C1, -S1);
 const T18: vec2<f32> = vec2(-C2, S2);
 const T21: vec2<f32> = vec2(-S3, C3);
 
-// Whether it is kernels that are transformed: real, so that lines from 17 on say nothing new, and zero from point 17 on.
+// Whether kernels are transformed. They are real, so that lines from 17 on are conjugates of others, and at most 17
+// pixels a side, so that points from 17 on are zero: neither is computed.
 override KERNELS: bool = false;
 
-// What an invocation transforms, in place: result k lies in v of k % 4 * 8 + k / 4.
+// The 32 points that an invocation transforms in place. Afterwards result k lies in the variable of number k % 4 * 8 +
+// k / 4.
 //#for K in 0..32
 var<private> v$K: vec2<f32>;
 //#end
@@ -64,9 +69,9 @@ fn fourier4(a: vec2<f32>, b: vec2<f32>, c: vec2<f32>, d: vec2<f32>) -> Four {
     return Four(s + t, m + n, s - t, m - n);
 }
 
-// Four steps of 8 points: 32 = 4 * 8 (Cooley and Tukey, 1965).
+// The transform of 32 = 4 * 8 points in two steps (Cooley and Tukey 1965).
 fn fourier() {
-    // The transforms of every eighth point, turned.
+    // Eight transforms of 4 points that lie eight apart, each result times its twiddle factor.
 //#for A,B,C,D,X,Y,Z in 0,8,16,24,T0,T0,T0 1,9,17,25,T1,T2,T3 2,10,18,26,T2,T4,T6 3,11,19,27,T3,T6,T9 4,12,20,28,T4,T8,T12 5,13,21,29,T5,T10,T15 6,14,22,30,T6,T12,T18 7,15,23,31,T7,T14,T21
     let f$A = fourier4(v$A, v$B, v$C, v$D);
     v$A = f$A.a;
@@ -74,7 +79,7 @@ fn fourier() {
     v$C = times(f$A.c, $Y);
     v$D = times(f$A.d, $Z);
 //#end
-    // The transforms of 8 neighbours.
+    // Four transforms of 8 neighbouring points.
 //#for A,B,C,D,E,F,G,H in 0,1,2,3,4,5,6,7 8,9,10,11,12,13,14,15 16,17,18,19,20,21,22,23 24,25,26,27,28,29,30,31
     let e$A = fourier4(v$A, v$C, v$E, v$G);
     let o$A = fourier4(v$B, v$D, v$F, v$H);
@@ -92,7 +97,8 @@ fn fourier() {
 //#end
 }
 
-// Gives result `k` of this lane to lane `k`, as its point `lane`. Where they lie is spread over the memory's banks.
+// Hands result `k` of this lane to lane `k`, whose point number `lane` it becomes. The exclusive or spreads
+// neighbouring lanes over the banks of the memory.
 fn give(k: u32, value: vec2<f32>) {
     if !KERNELS || k <= 16u {
         handed[k * 32u + (lane ^ k)] = value;
@@ -128,14 +134,14 @@ fn hand_round() {
 //#end
 }
 
-// The spot of a frequency, and whether it is the other one of a pair.
+// The number of the pair that a frequency belongs to, and whether it is the second one of it.
 struct Spot {
     index: u32,
     other: bool,
 }
 
 fn spot_of(ky: u32, kx: u32) -> Spot {
-    // These lines hold both frequencies of their pairs.
+    // Lines 0 and 16 are their own negatives: they hold both frequencies of each of their pairs.
     let edge = ky % 16u == 0u;
     let other = select(ky > 16u, kx > 16u, edge);
     let line = select((min(ky, 32u - ky) - 1u) * 32u, 480u + ky / 16u * 17u, edge);

@@ -1,11 +1,12 @@
-// Parameters and operands of batched matrix products:
+// Parameters and operands of batched matrix products: every element of product is the sum of `depth` products of a row
+// of left and a column of right. The layouts have one row or term more than is used.
 // left[row_blocks][batch][depth + 1][32 rows], right[column_blocks][batch][depth + 1][32 columns],
 // product[column_blocks][batch][rows + 1][32 columns].
 //#use place
 
 struct Params {
     grid: vec3<u32>,
-    // Products that an element sums up.
+    // Terms of a sum.
     depth: u32,
     row_blocks: u32,
     column_blocks: u32,

@@ -1,10 +1,10 @@
-// Sums over a workgroup of 64 invocations, in a tree: always in the same order.
+// Sums over a workgroup of 64 invocations (lanes), in a tree, so that the order of the additions is always the same.
 
 var<workgroup> lanes: array<vec2<f32>, 64>;
 
-// The sums of what all lanes bring; every lane gets them.
+// The sum of `mine` over all lanes, which every lane gets. All lanes must call it.
 fn total(lane: u32, mine: vec2<f32>) -> vec2<f32> {
-    // A former total may still be read.
+    // Another lane may still be reading the sum of the call before.
     workgroupBarrier();
     lanes[lane] = mine;
     for (var half = 32u; half > 0u; half /= 2u) {

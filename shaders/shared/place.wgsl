@@ -1,5 +1,6 @@
-// Where in its launch's grid a workgroup stands. WebGPU allows 65,535 workgroups in a dimension; larger grids are launched
-// as rows of a plane and numbered here. Needs the field `grid: vec3<u32>` of `Params`, which every launch fills in.
+// Where in its launch's grid a workgroup stands. WebGPU allows 65,535 workgroups in a dimension; larger grids are
+// launched as rows of a plane, and their places are computed here. Needs the field `grid: vec3<u32>` of `Params`, which
+// every launch fills in.
 
 // Chosen by select: with a branch a softmax over channels took llvmpipe 7% longer, which then seems to hold the place for
 // each invocation instead of once for all.

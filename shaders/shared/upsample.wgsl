@@ -1,7 +1,9 @@
-// What both upsamplings by two share: x is [batch][channels][height][width], out [batch][channels][2 height][2 width].
-// A workgroup writes ROWS rows by 64 columns of one channel, in pixels of x if SCALE is 1, of out if it is 2. Workgroups: x
-// over columns, y over rows, z over the channels of all items. The including file defines both constants and the function
-// `write_column`, which writes the rows from `first` to before `end` of a column.
+// The parameters and the entry point of both upsamplings by two: x is [batch][channels][height][width], out is
+// [batch][channels][2 height][2 width].
+// A workgroup writes what belongs to ROWS rows by 64 columns of one channel, counted in pixels of x if SCALE is 1 and
+// of out if it is 2. Workgroups: x over columns, y over rows, z over the channels of all items. The including file
+// defines both constants and the function `write_column`, which is given a column and its rows from `first` to before
+// `end`.
 //#use place
 
 struct Params {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Deserializer};
 use super::math;
 use super::wide::wide_fn;
 
-/// Makes [`Activation`] and its functions of a table. Loops over elements are written out for every row, so that each is
-/// compiled for wide vectors by itself.
+/// Makes [`Activation`] and its functions from a table. Loops over elements are written out for every row, so that each
+/// is compiled for wide vectors by itself.
 macro_rules! activations {
     ($($(#[$meta:meta])+ $variant:ident $(($slope:ident))? $name:literal: $value:expr, $derivative:expr;)+) => {
         /// An elementwise nonlinearity.
@@ -20,7 +20,8 @@ macro_rules! activations {
         }
 
         impl Activation {
-            /// Its name; kernels call its functions `NAME_value` and `NAME_derivative` (`shaders/shared/activation.wgsl`).
+            /// Its name. Kernels call its functions `NAME_value` and `NAME_derivative`
+            /// (`shaders/shared/activation.wgsl`).
             pub const fn name(self) -> &'static str {
                 match self {
                     Self::None => "identity",
@@ -28,7 +29,7 @@ macro_rules! activations {
                 }
             }
 
-            /// The number that goes with the function.
+            /// The number that the function takes beside `x`, if it takes one: a leaky ReLU's slope.
             const fn slope(self) -> Option<f32> {
                 match self {
                     Self::None => None,
@@ -45,7 +46,7 @@ macro_rules! activations {
                 }
             }
 
-            /// The function's derivative at `x`; at the corner of a ReLU that of the left side, as in PyTorch.
+            /// The function's derivative at `x`. At the corner of a ReLU it is that of the left side, as in PyTorch.
             #[inline(always)]
             pub fn derivative(self, x: f32) -> f32 {
                 match self {
@@ -88,7 +89,7 @@ macro_rules! activations {
     (@some $slope:ident) => { Some($slope) };
 }
 
-// Name in the literature and in kernels, value at x, derivative at x.
+// Each row: the name in the literature and in kernels, the value at x, the derivative at x.
 activations! {
     /// `max(x, 0)`.
     Relu "relu": relu, |x| step(x, 0.0);
@@ -133,7 +134,7 @@ impl Activation {
         self.map_pair(x, x, out, |x, _| f(x));
     }
 
-    /// The WGSL of the function's value at `x`, an expression in WGSL itself.
+    /// The WGSL of the function's value at `x`, where `x` is itself an expression in WGSL.
     pub(crate) fn wgsl(self, x: &str) -> String {
         self.call("value", x)
     }

@@ -3,9 +3,11 @@
 
 use std::f32::consts::LOG2_E;
 
-/// Adding and subtracting this rounds to the nearest integer, which the low bits then hold.
+/// Adding this to a number and subtracting it again rounds to the nearest integer; in between the low bits hold that
+/// integer.
 const ROUND: f32 = 12_582_912.0;
-/// The natural logarithm of 2 in two parts: products of the first with small integers are exact.
+/// The natural logarithm of 2 as a sum of two parts. The first has so few bits that its products with small integers
+/// are exact.
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 

@@ -1,4 +1,5 @@
-//! Mathematics on slices and views, on all threads and the widest vectors: what operations compute on the CPU with.
+//! Mathematics on slices and views, on all threads and with the widest vectors of the machine: what operations compute
+//! with on the CPU.
 
 pub mod activation;
 pub mod conv;

@@ -38,7 +38,7 @@ impl Moments {
         Self { count, mean, m2: squares - count * rounding * rounding }
     }
 
-    /// The moments of two sets of elements together (Chan, Golub and LeVeque 1979).
+    /// The moments of the union of two sets of elements (Chan, Golub and LeVeque 1979).
     #[inline(always)]
     pub fn join(self, other: Self) -> Self {
         let count = self.count + other.count;
@@ -50,7 +50,7 @@ impl Moments {
         Self { count, mean: self.mean + delta * share, m2: self.m2 + other.m2 + delta * delta * self.count * share }
     }
 
-    /// The variance of the elements themselves, not of what they are drawn from.
+    /// The variance of the elements: the mean of the squared deviations, not the estimate of a sample's.
     pub fn variance(&self) -> f64 {
         self.m2 / self.count
     }

@@ -25,8 +25,8 @@ wide_fn! {
 }
 
 wide_fn! {
-    /// The gradient with respect to the scores of one row, times `scale`: `slopes` holds the gradient with respect to their
-    /// `softmax` and is replaced.
+    /// The gradient with respect to the scores of one row, times `scale`. `softmax` is the softmax of the scores;
+    /// `slopes` holds the gradient with respect to that and is overwritten with the result.
     pub(crate) fn softmax_row_backward<'a>(slopes: &'a mut [f32], softmax: &'a [f32], scale: f32) -> () {
         let mut centre = 0f64;
         for (slope, y) in slopes.iter().zip(softmax) {

@@ -1,10 +1,10 @@
 //! Loops compiled for the widest vectors that the machine has.
 
-/// Defines a function whose body is compiled for the widest vectors of the machine that runs it. It borrows for one
-/// named lifetime; what it calls in its loops must be marked `#[inline(always)]`.
+/// Defines a function whose body is compiled for the widest vectors of the machine that runs it. All its references
+/// have one named lifetime; functions that its loops call must be marked `#[inline(always)]`.
 ///
-/// A closure handed to [`pulp::Arch::dispatch`] would not do: unless the optimiser happens to inline it, its body stays code
-/// for the oldest processors.
+/// A closure handed to [`pulp::Arch::dispatch`] would not do: unless the optimiser happens to inline it, its body is
+/// compiled for the oldest processors.
 macro_rules! wide_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident<$life:lifetime>($($arg:ident: $type:ty),+ $(,)?) -> $output:ty $body:block) => {
         $(#[$meta])*

@@ -42,7 +42,7 @@ impl CpuExecutable {
         self.run_observed(inputs, |_, _, _| {})
     }
 
-    /// [`run`](Self::run) that tells `observe` of each step, the seconds it took, and its result.
+    /// [`run`](Self::run) that calls `observe` after each step, with the step, the seconds it took, and its result.
     pub fn run_observed(&self, inputs: &[&[f32]], mut observe: impl FnMut(&Step, f64, View)) -> Vec<Vec<f32>> {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
@@ -56,13 +56,13 @@ impl CpuExecutable {
         self.plan.outputs.iter().map(|location| read(&buffers, location)).collect()
     }
 
-    /// Gives the weights that the plan changes the values that the last run computed for them.
+    /// Gives the weights that the plan changes their new values, which the last run computed.
     pub(super) fn commit(&self) {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         self.plan.commits.iter().for_each(|step| run_step(&mut buffers, step));
     }
 
-    /// The present value of what lies there: a weight that the plan changes.
+    /// The present values of the tensor at `location`, such as a weight that the plan changes.
     pub(super) fn read(&self, location: &Location) -> Vec<f32> {
         read(&self.buffers.lock().unwrap_or_else(PoisonError::into_inner), location)
     }

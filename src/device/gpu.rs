@@ -71,7 +71,7 @@ impl GpuExecutable {
         Ok(self.plan.outputs.iter().map(&mut take).collect())
     }
 
-    /// Gives the weights that the plan changes the values that the last run computed for them.
+    /// Gives the weights that the plan changes their new values, which the last run computed.
     ///
     /// # Errors
     /// [`GpuError::Device`] if the driver reports an error.
@@ -83,7 +83,7 @@ impl GpuExecutable {
         self.gpu.check()
     }
 
-    /// What lies there now.
+    /// The present values of the tensor at `location`.
     ///
     /// # Errors
     /// [`GpuError::Device`] if the driver reports an error.
@@ -96,8 +96,8 @@ impl GpuExecutable {
         Ok(values)
     }
 
-    /// Runs the steps on `inputs` (in the order of [`Plan::inputs`]) and gives each step's seconds on the device, `None`
-    /// where the adapter has no timestamps.
+    /// Runs the steps on `inputs` (in the order of [`Plan::inputs`]) and gives each step's seconds on the device,
+    /// `None` where the adapter has no timestamps.
     ///
     /// # Errors
     /// [`GpuError::Device`] if the driver reports an error.
@@ -106,7 +106,8 @@ impl GpuExecutable {
         self.gpu.time(&self.steps).await
     }
 
-    /// The first step whose result is not finite on `inputs`: each is run and read by itself, which is slow.
+    /// The name of the first step whose result is not finite on `inputs`. Each step is run and read by itself, which is
+    /// slow.
     ///
     /// # Errors
     /// [`GpuError::Device`] if the driver reports an error.
@@ -121,7 +122,7 @@ impl GpuExecutable {
         Ok(None)
     }
 
-    /// Copies what lies at `location` to `to` from element `at` on, contiguous.
+    /// Copies the tensor at `location` into the buffer `to`, contiguous, from element `at` on.
     fn copy_out(&self, recorder: &mut Recorder, location: &Location, to: &Buffer, at: usize) {
         let Slot { shape, offset, batch_stride } = location.slot;
         if let Some(buffer) = &self.buffers[location.buffer] {
@@ -143,7 +144,8 @@ fn upload(gpu: &Gpu, buffers: &[Option<Buffer>], places: &[(String, Location)], 
 
 /// Binds every kernel of `steps`.
 fn program(gpu: &Gpu, steps: &[Step], buffers: &[Option<Buffer>]) -> Result<Program, GpuError> {
-    // Buffers of the set-up alone are gone when the other steps are bound, and none of those reads one.
+    // Buffers that only the set-up needs are freed when the other steps are bound; no step reads one, so anything may
+    // stand in.
     let gone = gpu.storage(0);
     let buffer = |index: usize| buffers[index].as_ref().unwrap_or(&gone);
     let mut calls = Vec::with_capacity(steps.len());

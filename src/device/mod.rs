@@ -1,7 +1,7 @@
 //! Choosing a device, and compiling and running graphs on it.
 //!
-//! Whatever waits for a GPU is asynchronous, as it must be in a browser; beside it stands a function of the plain name
-//! that blocks, where there are threads to block.
+//! Functions that wait for a GPU are asynchronous, as they must be in a browser. Beside each stands a function of the
+//! plain name that blocks, for targets that have threads to block.
 
 mod cpu;
 mod gpu;
@@ -197,7 +197,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> Result<T, GpuError> {
     Ok(pollster::block_on(future))
 }
 
-/// The value of a future that is ready at once, as everything is that does not wait for a GPU.
+/// The value of a future that is ready at once. Those that do not wait for a GPU are; in a browser the others cannot be
+/// waited for.
 #[cfg(target_arch = "wasm32")]
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, GpuError> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -216,7 +217,7 @@ pub enum Executable {
     Gpu {
         /// The plan with its memory.
         exe: GpuExecutable,
-        /// Held by whoever blocks on a run: runs share their buffers.
+        /// Held by a thread while it runs the plan: runs share their buffers, so they must not overlap.
         running: Mutex<()>,
     },
 }
@@ -230,7 +231,7 @@ impl Executable {
         }
     }
 
-    /// Waits for `future`, which uses the executable's buffers, while nobody else does.
+    /// Waits for `future`, which uses the executable's buffers, and keeps other threads from using them meanwhile.
     fn alone<T>(&self, future: impl Future<Output = T>) -> Result<T, GpuError> {
         let _alone = match self {
             Self::Cpu(_) => None,
@@ -239,8 +240,9 @@ impl Executable {
         block_on(future)
     }
 
-    /// Runs on inputs given by name (those that the plan does not need are passed over); returns the outputs in the
-    /// order they were asked for. Weights that the graph assigns have their new values afterwards, unless it fails.
+    /// Runs on inputs given by name, of which those that the plan does not need are ignored; returns the outputs in the
+    /// order they were asked for. Afterwards weights that the graph assigns have their new values, unless the run
+    /// fails.
     ///
     /// # Errors
     /// [`RunError`] if an input is missing or has the wrong size, or the GPU fails.
@@ -248,7 +250,8 @@ impl Executable {
         self.alone(self.run_async(inputs))?
     }
 
-    /// [`run`](Self::run) without blocking. The run must end before the next begins.
+    /// [`run`](Self::run) without blocking. The caller must let a run end before it begins the next: runs share their
+    /// buffers.
     ///
     /// # Errors
     /// Those of [`run`](Self::run).
@@ -282,7 +285,7 @@ impl Executable {
         self.plan().inputs.iter().map(of).collect()
     }
 
-    /// The present values of a weight that the graph assigns.
+    /// The present values of a weight that the graph assigns: a trained one, or a running statistic.
     ///
     /// # Errors
     /// [`RunError::MissingWeight`] if there is no such weight, or the GPU fails.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::pipeline::Pipeline;
 use super::shader::ShaderError;
 
-/// What kernels may assume of an adapter.
+/// What an adapter allows, as far as the choice of kernels and sizes depends on it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GpuTraits {
     /// Largest storage buffer that a kernel can see, in bytes.
@@ -15,7 +15,7 @@ pub struct GpuTraits {
     pub max_buffer: u64,
     /// Whether this is a CPU posing as a GPU (llvmpipe and the like).
     pub software: bool,
-    /// Invocations of a subgroup, if that is always the same number and kernels may exchange values in it.
+    /// Invocations of a subgroup, if that number is fixed and kernels may exchange values within one.
     pub subgroup: Option<u32>,
 }
 
@@ -50,7 +50,7 @@ pub enum GpuError {
     /// A kernel is not valid, which is a bug in medfuse.
     #[error(transparent)]
     Shader(#[from] ShaderError),
-    /// Something was to wait for a GPU in a browser, where nothing can block.
+    /// A function that waits for a GPU was called in a browser, where nothing can block.
     #[error("a browser cannot wait for a GPU: use the asynchronous function")]
     Browser,
     /// The driver reported an error.
@@ -138,7 +138,7 @@ pub struct Gpu {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
-    /// The first error that the driver reported outside a call.
+    /// The first error that the driver reported by itself, not as the result of a call; [`Gpu::check`] takes it.
     pub(super) fault: Arc<Mutex<Option<String>>>,
     report: AdapterReport,
     traits: GpuTraits,
@@ -202,7 +202,7 @@ impl Gpu {
         &self.report
     }
 
-    /// What kernels may assume of it.
+    /// What it allows, as far as kernels depend on it.
     pub fn traits(&self) -> &GpuTraits {
         &self.traits
     }
@@ -221,7 +221,8 @@ impl Gpu {
         fault.take().map_or(Ok(()), |message| Err(GpuError::Device(message)))
     }
 
-    /// Waits until all submitted work is done. In a browser nothing waits: its event loop goes on, and callbacks come.
+    /// Waits until all submitted work is done. In a browser it returns at once: the event loop must go on for callbacks
+    /// to come.
     ///
     /// # Errors
     /// [`GpuError::Device`] with the driver's words.

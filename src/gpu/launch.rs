@@ -1,8 +1,8 @@
-//! A launch of a kernel: it names the tensors and values that the kernel's text declares.
+//! A launch of a kernel: it gives tensors and values under the names that the kernel's text declares.
 
 use crate::tensor::{Shape, Slot};
 
-/// A WGSL kernel: a file under `shaders/`, one of its entry points, one of its variants.
+/// A WGSL kernel: a file under `shaders/`, one of its entry points, and the variant that constants and texts make.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Kernel {
     /// The file's name without `.wgsl`.
@@ -51,7 +51,7 @@ impl Operand {
         Self { slot, ..self }
     }
 
-    /// Its buffer from the beginning, for kernels that other values tell where the tensor lies.
+    /// The whole buffer that it lies in, for kernels that are told by other values where the tensor is.
     pub const fn buffer(self) -> Self {
         self.with_slot(Slot::contiguous(self.slot.shape))
     }
@@ -66,7 +66,7 @@ impl Operand {
         self.with_slot(self.slot.items(first, count))
     }
 
-    /// The tensor as a batch of `n` reads it: an only item is every item.
+    /// The tensor as one of `n` batch items: if it has a single item, all of them read that one.
     pub const fn repeated(self, n: usize) -> Self {
         let batch_stride = if self.slot.shape.n() < n { 0 } else { self.slot.batch_stride };
         self.with_slot(Slot { batch_stride, ..self.slot })
@@ -84,7 +84,7 @@ pub enum Value {
     F32(f32),
     /// A `vec4<u32>`.
     Vec4([u32; 4]),
-    /// A number that does not fit 32 bits, which no kernel takes.
+    /// A number that does not fit 32 bits. Resolving a launch with such a value fails.
     TooLarge(usize),
 }
 
@@ -95,15 +95,16 @@ pub enum Use {
     Read(Operand),
     /// The kernel writes it, and may read it.
     Write(Operand),
-    /// This launch has no such tensor, though the kernel's text names it.
+    /// This launch has no such tensor: an empty buffer is bound under the name, and the kernel must not read it.
     Absent,
 }
 
 /// One launch of a kernel.
 ///
-/// Tensors are given under the names of the kernel's bindings, values under the names of the fields of its `Params`. The
-/// fields `NAME_offset` and `NAME_batch_stride` of a tensor and the field `grid` are filled in from the tensors and the
-/// grid. Anything missing, unknown or of another type is an error of [`Interface::resolve`](super::Interface::resolve).
+/// Tensors are given under the names of the kernel's bindings, values under the names of the fields of its `Params`.
+/// The fields `NAME_offset` and `NAME_batch_stride` of a tensor and the field `grid` are not given: they are filled in
+/// from the tensors and the grid. Anything missing, unknown or of another type is an error when the launch is resolved
+/// (`resolve.rs`).
 #[derive(Clone, PartialEq, Debug)]
 pub struct Launch {
     /// The kernel.
@@ -134,7 +135,7 @@ impl Launch {
         self.constant(name, f64::from(u8::from(value)))
     }
 
-    /// The text that takes the place of the line `//@NAME`.
+    /// Sets the text that takes the place of the line `//@NAME`.
     pub fn text(mut self, name: &'static str, text: impl Into<String>) -> Self {
         self.kernel.texts.push((name, text.into()));
         self
@@ -146,7 +147,7 @@ impl Launch {
         self
     }
 
-    /// A tensor that the kernel reads in those launches that have it.
+    /// A tensor that the kernel reads, or none: a field of its `Params` then has to say so.
     pub fn read_if_any(mut self, name: &'static str, tensor: Option<Operand>) -> Self {
         self.tensors.push((name, tensor.map_or(Use::Absent, Use::Read)));
         self

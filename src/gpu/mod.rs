@@ -1,4 +1,4 @@
-//! The GPU: adapters, kernels, buffers, launches. This is the only room that names wgpu; it knows nothing of graphs.
+//! The GPU: adapters, kernels, buffers, launches. No other room names wgpu, and this one knows nothing of graphs.
 
 mod adapter;
 mod launch;

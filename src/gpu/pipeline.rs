@@ -60,10 +60,10 @@ impl Gpu {
         Ok(Pipeline { pipeline, layout, interface })
     }
 
-    /// The module of a kernel, without the counter that wgpu otherwise adds to every loop.
+    /// The module of a kernel, without the counter that wgpu otherwise adds to every loop to end it if it never does.
     ///
-    /// The counter lies in memory and made an H200 three times slower. Accesses stay within their buffers all the same:
-    /// bounds checks are left on.
+    /// The counter lies in memory and made kernels three times slower on an H200. Accesses stay within their buffers
+    /// all the same: bounds checks are left on.
     fn module(&self, kernel: &Kernel) -> Result<wgpu::ShaderModule, GpuError> {
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.file),
@@ -73,8 +73,8 @@ impl Gpu {
         // SAFETY: without the counter a loop that never ends is undefined. The texts are medfuse's own, embedded at
         // build time (the parts that operations write into them are straight lines of arithmetic), and every loop in
         // them counts an integer up or down by a step that is not zero to an end that is fixed before the loop begins
-        // and at most a size of a tensor or a count that the host gives, or halves a number until it is zero. Sizes fit 32 bits with room for a step
-        // more: plans refuse larger tensors.
+        // and at most a size of a tensor or a count that the host gives, or halves a number until it is zero. Sizes fit
+        // 32 bits with room for a step more: plans refuse larger tensors.
         Ok(unsafe { self.device.create_shader_module_trusted(descriptor, checks) })
     }
 }

@@ -8,17 +8,17 @@ use super::pipeline::Pipeline;
 use super::resolve::Resolved;
 use super::signal::signal;
 
-/// Launches that one query set times: two timestamps each, WebGPU's limit is 4,096.
+/// Launches that are timed with one set of queries: WebGPU allows a set 4,096 timestamps, and a launch takes two.
 const TIMED_LAUNCHES: usize = 2048;
 
-/// `f32` elements in the memory of a GPU.
+/// A buffer of `f32` elements in the memory of a GPU.
 #[derive(Clone, Debug)]
 pub struct Buffer(wgpu::Buffer);
 
-/// Launches that read and write the same buffers: one operation's.
+/// The launches of one operation, and the buffers that their operands are in.
 #[derive(Debug)]
 pub struct Call<'a> {
-    /// What errors of the driver call it.
+    /// The name that errors of the driver call it by.
     pub label: &'a str,
     /// The launches, in order.
     pub launches: &'a [Launch],
@@ -48,11 +48,11 @@ struct Bound {
     workgroups: [u32; 3],
 }
 
-/// Calls with everything bound, to be run any number of times.
+/// Calls with pipelines and buffers bound, to be run any number of times.
 #[derive(Debug)]
 pub struct Program {
     launches: Vec<Bound>,
-    /// The first launch of each call, and the number of all.
+    /// The number of each call's first launch, and at the end that of all launches.
     starts: Vec<usize>,
 }
 
@@ -68,7 +68,7 @@ impl Program {
     }
 }
 
-/// What is recorded for one submission.
+/// Records the commands of one submission.
 #[derive(Debug)]
 pub struct Recorder(wgpu::CommandEncoder);
 
@@ -116,14 +116,14 @@ fn launch(pass: &mut wgpu::ComputePass, bound: &Bound) {
 }
 
 impl Gpu {
-    /// A buffer for `len` elements that kernels read and write. Whether there was memory for it tells
+    /// A buffer for `len` elements that kernels read and write. That there was no memory for it is reported by
     /// [`check`](Self::check).
     pub fn storage(&self, len: usize) -> Buffer {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         Buffer(self.buffer(4 * len as u64, usage))
     }
 
-    /// A buffer for `len` elements that [`read`](Self::read) takes.
+    /// A buffer for `len` elements that can be copied to and then taken by [`read`](Self::read).
     pub fn readback(&self, len: usize) -> Buffer {
         Buffer(self.mappable(4 * len as u64))
     }
@@ -219,7 +219,7 @@ impl Gpu {
         Ok(Program { launches, starts })
     }
 
-    /// One buffer with the parameters of all launches, and where each one's begin.
+    /// One buffer with the parameters of all launches, and at which byte those of each begin.
     fn uniforms<'a>(&self, launches: impl Iterator<Item = &'a Resolved>) -> (wgpu::Buffer, Vec<u64>) {
         let alignment = self.device.limits().min_uniform_buffer_offset_alignment as usize;
         let mut bytes: Vec<u8> = Vec::new();
@@ -253,7 +253,7 @@ impl Gpu {
         Ok(Some(calls.collect()))
     }
 
-    /// Begin and end of each launch.
+    /// The timestamps before and after each launch, in ticks of the device's clock.
     async fn ticks(&self, launches: &[Bound]) -> Result<Vec<u64>, GpuError> {
         let count = 2 * launches.len() as u32;
         let wanted = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count };

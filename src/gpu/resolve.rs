@@ -1,4 +1,4 @@
-//! A launch held against what its kernel declares: every name where it belongs, or an error.
+//! Holds a launch against what its kernel declares: every name must be where it belongs.
 
 use super::launch::{Bind, Kernel, Launch, Operand, Use, Value};
 use super::shader::{Access, Field, FieldType, Interface, ShaderError};
@@ -6,7 +6,7 @@ use super::shader::{Access, Field, FieldType, Interface, ShaderError};
 /// Most workgroups in a dimension of a launch (WebGPU's limit).
 const MAX_GROUPS: usize = 65_535;
 
-/// What a launch comes down to.
+/// A launch as the driver takes it: bytes, buffers in the order of bindings, workgroups.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Resolved {
     /// The bytes of `Params`.
@@ -58,7 +58,8 @@ impl Interface {
         self.bindings.iter().map(bind).collect()
     }
 
-    /// A tensor that does not begin its buffer, or whose items are not dense, needs fields that say so.
+    /// Checks that the kernel can be told where a tensor lies: one that does not begin its buffer needs a field
+    /// `NAME_offset`, one whose batch items have gaps between them a field `NAME_batch_stride`.
     fn check_place(&self, kernel: &Kernel, name: &str, tensor: &Operand) -> Result<(), ShaderError> {
         let has = |field: &str| self.fields.iter().any(|f| f.name.strip_prefix(name) == Some(field));
         let slot = &tensor.slot;
@@ -118,7 +119,7 @@ impl Interface {
         };
         match (name.as_str(), field.ty) {
             ("grid", FieldType::Vec3) => {
-                // Small enough: the workgroups were counted before.
+                // They fit 32 bits: `workgroups` was called before.
                 Ok(launch.grid.map(|count| count as u32).to_vec())
             }
             (_, FieldType::U32) => match self.placed(launch, name) {
@@ -129,7 +130,8 @@ impl Interface {
         }
     }
 
-    /// The value of a field that says where a tensor lies; zero for tensors that the launch does not have.
+    /// The value of a field `NAME_offset` or `NAME_batch_stride` of a tensor; zero if the launch does not have the
+    /// tensor.
     fn placed(&self, launch: &Launch, field: &str) -> Option<usize> {
         self.declared.iter().find_map(|tensor| {
             let part = field.strip_prefix(tensor.as_str())?;
@@ -152,7 +154,7 @@ pub(crate) use checks::check;
 
 #[cfg(test)]
 mod checks {
-    //! What the unit tests hold every launch of every kernel against, without a GPU.
+    //! What unit tests check of every launch of every kernel, without a GPU.
 
     use naga::back::pipeline_constants::process_overrides;
 
@@ -160,8 +162,8 @@ mod checks {
     use super::*;
 
     /// Fails if the kernel is not valid in the variant that its constants make, if the launch does not name what the
-    /// kernel declares, if the kernel keeps sums in an array that is indexed at run time, or if it does not number its
-    /// workgroups as `place.wgsl` does.
+    /// kernel declares, if the kernel writes a local array at an index known at run time only (sums must lie in named
+    /// variables), or if its parameters lack the field `grid` by which `place.wgsl` numbers workgroups.
     pub fn check(launch: &Launch) -> Result<(), ShaderError> {
         let kernel = &launch.kernel;
         let fail = |message: String| Err(ShaderError::new(kernel, message));

@@ -1,4 +1,4 @@
-//! The embedded WGSL: sources, includes, variants, and what a kernel's text declares.
+//! The embedded WGSL: how the text of a kernel is put together, and what it declares.
 
 use naga::valid::{Capabilities, GlobalUse, ModuleInfo, ValidationFlags, Validator};
 
@@ -61,12 +61,12 @@ pub(crate) struct Field {
     pub ty: FieldType,
 }
 
-/// What an entry point of a kernel wants to be given, as its text declares it.
+/// The buffers and parameters that an entry point of a kernel takes, as its text declares them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Interface {
     /// The buffers that the entry point uses.
     pub bindings: Vec<Binding>,
-    /// Names of all buffers of the text: those of other entry points are not given.
+    /// The names of all buffers that the text declares, those that this entry point does not use as well.
     pub declared: Vec<String>,
     /// The fields of `Params`.
     pub fields: Vec<Field>,
@@ -78,7 +78,7 @@ pub(crate) struct Interface {
 
 /// The WGSL text of a kernel. Lines of the files that are not WGSL:
 /// - `//#use NAME` is replaced with `shaders/shared/NAME.wgsl`;
-/// - `//@NAME` is replaced with the kernel's own text of that name;
+/// - `//@NAME` is replaced with the text of that name that the launch gives ([`Kernel::texts`]);
 /// - the lines from `//#for A,B in 0,1 2,3` to `//#end` are written once for each item, with `$A` and `$B` replaced;
 ///   `//#for K in 0..8` counts. It gives sums names of their own, where an array would lie in memory on a GPU.
 ///
@@ -180,11 +180,11 @@ impl Parsed {
 }
 
 impl Interface {
-    /// What a kernel wants to be given.
+    /// The interface of a kernel's entry point.
     ///
     /// # Errors
-    /// [`ShaderError`] if the kernel is not valid WGSL, has no such entry point or constant, or has parameters of a type
-    /// that launches do not give.
+    /// [`ShaderError`] if the kernel is not valid WGSL, has no such entry point or constant, or has parameters of a
+    /// type that launches do not give.
     pub fn of(kernel: &Kernel) -> Result<Self, ShaderError> {
         Self::of_parsed(kernel, &Parsed::new(kernel)?)
     }
@@ -221,7 +221,7 @@ impl Interface {
     }
 }
 
-/// Every constant must be one of the text's, and every one of the text's without a default must be given.
+/// Checks that every constant that is given is declared, and that every declared one without a default is given.
 fn check_constants(kernel: &Kernel, module: &naga::Module) -> Result<(), ShaderError> {
     let named = |name: &str| module.overrides.iter().any(|(_, o)| o.name.as_deref() == Some(name));
     if let Some((name, _)) = kernel.constants.iter().find(|(name, _)| !named(name)) {

@@ -11,7 +11,7 @@ struct State<T> {
     waker: Option<Waker>,
 }
 
-/// The end that waits.
+/// The future: it is ready when the callback has given the value.
 pub(super) struct Signal<T>(Arc<Mutex<State<T>>>);
 
 /// A future, and the function that completes it.

@@ -1,4 +1,4 @@
-//! The copy: what placing tensors needs where a part of a concatenation cannot be written in place.
+//! The copy: it is what tensors go through that cannot be written straight into their place in a concatenation.
 
 use rayon::prelude::*;
 
@@ -13,7 +13,7 @@ const BLOCK: usize = 1 << 14;
 /// Elements that one workgroup of the kernel copies.
 const PER_WORKGROUP: usize = 1024;
 
-/// The input itself, elsewhere. Input and result: `[n, c, h, w]`.
+/// Copies its input. Input and result: `[n, c, h, w]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Copy;
 

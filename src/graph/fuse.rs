@@ -1,9 +1,9 @@
-//! Rewrites before a plan is laid out: what no output needs is pruned, and neighbours become one operation.
+//! Rewrites of a graph before tensors are placed: what no output needs is pruned, and neighbours become one operation.
 
 use super::ir::{Graph, Kind, Node, NodeId};
 use crate::tensor::Shape;
 
-/// The part of `graph` that `outputs` and the weights' new values need, and where the outputs are in it.
+/// The part of `graph` that `outputs` and the new values of weights need, and where the outputs are in it.
 pub fn prune(graph: &Graph, outputs: &[NodeId]) -> (Graph, Vec<NodeId>) {
     let mut needed = vec![false; graph.nodes().len()];
     for &id in outputs {
@@ -52,7 +52,7 @@ pub fn fuse(graph: &Graph, outputs: &[NodeId]) -> (Graph, Vec<NodeId>) {
     prune(&rewritten, outputs)
 }
 
-/// Node `i` joined with one of its producers, and that producer.
+/// Node `i` joined with one of its producers, and the producer that this replaces.
 fn fuse_one(nodes: &[Node], uses: &[usize], i: usize) -> Option<(Node, NodeId)> {
     let node = &nodes[i];
     let Kind::Op(op) = &node.kind else {

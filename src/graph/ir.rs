@@ -27,24 +27,25 @@ pub enum Kind {
         /// First channel.
         start: usize,
     },
-    /// The elements of the node's inputs one after the other, as one row `[1, 1, 1, total]`: written in place as well.
+    /// The elements of the node's inputs one after the other, as one row `[1, 1, 1, total]`: the inputs are written in
+    /// place.
     Flatten,
-    /// As many elements as the node's shape has of its input, a row, from `offset` on, in the node's shape: a view.
+    /// A piece of the node's input, which is a row, in the node's shape: the elements from `offset` on. A view.
     Part {
         /// First element.
         offset: usize,
     },
-    /// The elements of the node's input in another shape: a view wherever the input's batch items are dense or stay as
-    /// they are.
+    /// The elements of the node's input in another shape: a view, unless the number of batch items changes and these do
+    /// not follow one another without a gap. Then the input is copied first.
     Reshape,
-    /// The new value (first input) of a weight (second input), which it takes when a run has succeeded.
+    /// Gives a weight (second input) a new value (first input), once a run has succeeded.
     Assign,
     /// The result of an operation.
     Op(Arc<dyn Op>),
 }
 
 impl Kind {
-    /// Whether the node's elements lie among those of its inputs, or theirs among its own: nothing computes it.
+    /// Whether the node shares its memory with its inputs, so that nothing computes it.
     pub fn is_view(&self) -> bool {
         match self {
             Self::Concat | Self::Flatten | Self::Slice { .. } | Self::Part { .. } | Self::Reshape => true,
@@ -59,9 +60,9 @@ pub enum Phase {
     /// From the inputs to the loss.
     #[default]
     Forward,
-    /// From the loss to the gradient, with what is computed again.
+    /// From the loss to the gradients, with what the backward pass computes again.
     Backward,
-    /// From the gradient to the new weights.
+    /// From the gradients to the new weights.
     Update,
 }
 
@@ -146,7 +147,7 @@ impl Graph {
         self.nodes[id.0].shape
     }
 
-    /// The dimensions that checkpoints have a weight in; those of its shape for anything else.
+    /// The dimensions in which checkpoints store a weight. For other nodes those of their shape.
     pub fn dims(&self, id: NodeId) -> &[usize] {
         match &self.node(id).kind {
             Kind::Param { dims } => dims,
@@ -176,12 +177,12 @@ impl Graph {
         NodeId(self.nodes.len() - 1)
     }
 
-    /// Appends a node of the present phase.
+    /// Appends a node, which belongs to the present phase.
     fn add(&mut self, kind: Kind, inputs: &[NodeId], shape: Shape, name: String) -> NodeId {
         self.push(Node { kind, inputs: inputs.to_vec(), shape, name, phase: self.phase })
     }
 
-    /// Runs `build`, whose nodes belong to `phase`.
+    /// Runs `build`; the nodes that it adds belong to `phase`.
     pub fn in_phase<T>(&mut self, phase: Phase, build: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::replace(&mut self.phase, phase);
         let result = build(self);
@@ -195,8 +196,8 @@ impl Graph {
     }
 
     /// The weight `name`, prefixed with the current scope; asking twice gives the same node. `dims` are the dimensions
-    /// that checkpoints have it in, read as [`Shape::from_dims`] reads them: `[c]` for a bias, `[out, in]` for a linear
-    /// layer.
+    /// in which checkpoints store it, such as `[c]` for a bias and `[out, in]` for a linear layer; [`Shape::from_dims`]
+    /// says what shape they stand for.
     ///
     /// # Errors
     /// If the weight is already in use with another shape, or has a number of dimensions that no weight has.
@@ -303,7 +304,7 @@ impl Graph {
     }
 }
 
-/// Rows of many tensors, for what is done to all weights at once, and weights that runs change.
+/// Rows of many tensors, for what is done to all weights at once; and weights that runs change.
 impl Graph {
     /// The elements of `parts` one after the other, `[1, 1, 1, total]`.
     pub fn flatten(&mut self, name: &str, parts: &[NodeId]) -> NodeId {
@@ -328,7 +329,8 @@ impl Graph {
     }
 
     /// The graph with the weights `names` as parts of one weight `row`, `[1, 1, 1, total]`, in their order, so that an
-    /// optimiser changes all of them in one operation. Also the row, its parts and the new places of `nodes`.
+    /// optimiser changes all of them in one operation. [`Rowed`] also says where the row, its parts and `nodes` are in
+    /// the new graph.
     ///
     /// # Panics
     /// If a name is not that of a weight of the graph.

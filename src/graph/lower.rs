@@ -1,5 +1,5 @@
-//! From operations to calls: every operation of a placed graph says once how it is computed on the target, and what is
-//! prepared for it becomes a call of its own.
+//! From operations to calls: asks every operation of a placed graph, once, how it is computed on the target. What an
+//! operation wants to be prepared, such as a packed weight, becomes a call of its own.
 
 use std::collections::{HashMap, HashSet};
 
@@ -25,7 +25,7 @@ pub(super) struct Call {
     pub stage: Stage,
     /// The layer's name.
     pub name: String,
-    /// The operation with the hyperparameters that its speed depends on.
+    /// The operation with the hyperparameters that its speed depends on ([`Op::summary`]).
     pub op: String,
     pub phase: Phase,
     pub macs: u64,
@@ -37,9 +37,9 @@ pub(super) struct Call {
 /// The calls of a graph, in order.
 pub(super) struct Calls {
     pub calls: Vec<Call>,
-    /// Elements of every tensor: those of the nodes, then the prepared ones.
+    /// Elements of every tensor: first those of the graph's nodes, then those that are prepared.
     pub lengths: Vec<usize>,
-    /// Whether a tensor depends on weights alone.
+    /// Whether a tensor depends on nothing but weights that no run changes: it is computed once, in the set-up.
     pub constant: Vec<bool>,
 }
 
@@ -66,7 +66,7 @@ struct Lowering<'a> {
     placed: &'a [Placed],
     target: &'a Target,
     calls: Calls,
-    /// The tensors that were prepared, by what was done to which node.
+    /// The tensors that were prepared so far, by what was done and to which node: equal wishes are fulfilled once.
     prepared: HashMap<(String, NodeId), Placed>,
 }
 
@@ -99,7 +99,7 @@ impl Lowering<'_> {
         });
     }
 
-    /// Adds the call that makes a tensor of `len` elements of `source` alone.
+    /// Adds the call that computes a tensor of `len` elements from `source` alone.
     fn prepare(&mut self, name: String, source: NodeId, len: usize, work: Work, phase: Phase) -> Placed {
         let constant = self.calls.constant[source.0];
         let output =
@@ -120,7 +120,7 @@ impl Lowering<'_> {
     }
 }
 
-/// For every node whether it depends on weights alone that no run changes.
+/// For every node whether it depends on nothing but weights that no run changes.
 fn constants(graph: &Graph) -> Vec<bool> {
     let assigned: HashSet<NodeId> =
         graph.nodes().iter().filter(|n| matches!(n.kind, Kind::Assign)).map(|n| n.inputs[1]).collect();
@@ -132,7 +132,7 @@ fn constants(graph: &Graph) -> Vec<bool> {
             _ => !node.inputs.is_empty() && node.inputs.iter().all(|id| constant[id.0]),
         });
     }
-    // The parts of a concatenation share a buffer, so one that varies makes all of them vary.
+    // The parts of a concatenation share a buffer. If one of them changes from run to run, the buffer is no constant's.
     for (i, node) in graph.nodes().iter().enumerate().rev() {
         if matches!(node.kind, Kind::Concat | Kind::Flatten) && !constant[i] {
             for part in &node.inputs {
@@ -140,7 +140,7 @@ fn constants(graph: &Graph) -> Vec<bool> {
             }
         }
     }
-    // So does whatever reads such a part.
+    // What reads a part that is no constant any more is none either.
     for (i, node) in graph.nodes().iter().enumerate() {
         if !matches!(node.kind, Kind::Param { .. }) {
             constant[i] &= node.inputs.iter().all(|id| constant[id.0]);

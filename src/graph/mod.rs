@@ -1,4 +1,4 @@
-//! The graph of a network, what an operation in it is, and the plan that runs it.
+//! The graph of a network: nodes, what an operation is, and the plan that is made of a graph to run it.
 
 mod copy;
 pub(crate) mod fuse;

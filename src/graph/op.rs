@@ -9,7 +9,7 @@ use crate::cpu::view::{View, ViewMut};
 use crate::gpu::{Bind, GpuTraits, Launch, Operand};
 use crate::tensor::{Shape, Slot};
 
-/// Rounds after which llvmpipe ends the loops of an invocation without a word, all its loops together.
+/// Loop rounds after which llvmpipe ends the loops of an invocation, all its loops together, without an error.
 pub const MAX_LOOP_ROUNDS: usize = 65_535;
 
 /// What a plan is made for.
@@ -37,7 +37,7 @@ pub struct Backward<'a> {
 /// The gradients with respect to an operation's inputs, in their order; those that nobody asked for may be `None`.
 pub type Gradients = Result<Vec<Option<NodeId>>, GraphError>;
 
-/// What computes an operation on the CPU: reads the inputs, writes the result.
+/// The function that computes an operation on the CPU: it reads the inputs and writes the result.
 pub type CpuFn = Arc<dyn Fn(&[View], ViewMut) + Send + Sync>;
 
 /// How a result is computed.
@@ -58,8 +58,8 @@ impl fmt::Debug for Work {
     }
 }
 
-/// A tensor that is made of one input alone and takes its place, such as a packed weight. Where that input is a weight
-/// that no run changes, it is made once, when the plan is loaded.
+/// A tensor that is made of one input of an operation and takes that input's place, such as a packed weight. If the
+/// input is a weight that no run changes, it is made once, when the plan is loaded.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     /// The input.
@@ -68,7 +68,7 @@ pub struct Prepared {
     pub what: String,
     /// Elements of the new tensor, a row.
     pub len: usize,
-    /// How it is computed: the input is `Input(0)`, the new tensor the output.
+    /// How it is computed, as a call of its own: it reads `Input(0)`, the input, and writes `Output`, the new tensor.
     pub work: Work,
 }
 
@@ -89,12 +89,12 @@ impl Prepared {
     }
 }
 
-/// An operation as it is computed on a target.
+/// How one operation is computed on a target: [`Op::lower`] gives it.
 #[derive(Clone, Debug)]
 pub struct Lowered {
     /// How the result is computed.
     pub work: Work,
-    /// Inputs that are replaced by something made of them beforehand.
+    /// What is made of inputs beforehand and takes their place.
     pub prepared: Vec<Prepared>,
     /// Elements of each scratch buffer of the launches.
     pub scratch: Vec<usize>,
@@ -168,21 +168,24 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         self.name().to_owned()
     }
 
-    /// This operation and its only consumer `next`, which reads it as input `slot`, in one; `shapes` are `next`'s
-    /// input shapes. The inputs of the result are this operation's followed by `next`'s others.
+    /// This operation and its only consumer `next` as one operation, if they can be joined. `next` reads this one's
+    /// result as its input number `slot`; `shapes` are the shapes of all of `next`'s inputs. The inputs of the joined
+    /// operation are this one's, followed by the others of `next`.
     fn absorb_consumer(&self, _next: &dyn Op, _slot: usize, _shapes: &[Shape]) -> Option<Arc<dyn Op>> {
         None
     }
 
-    /// This operation and `previous`, the producer of its input `slot`, whose only consumer it is, in one. `previous`
-    /// has a single input, which takes the slot's place.
+    /// This operation and `previous`, which produces its input number `slot` and has no other consumer, as one
+    /// operation, if they can be joined. `previous` has a single input, which takes the slot's place.
     fn absorb_producer(&self, _previous: &dyn Op, _slot: usize) -> Option<Arc<dyn Op>> {
         None
     }
 
-    /// The gradient rule: adds to `g` what computes the gradient with respect to each wanted input, in its shape.
+    /// The gradient rule: adds to `g` the nodes that compute the gradient with respect to each wanted input, in that
+    /// input's shape.
     ///
-    /// Only what the forward pass has anyway is read (inputs, result); what is cheap is computed again.
+    /// It reads nothing but the operation's inputs and result, which are there after the forward pass anyway. What is
+    /// cheap is computed again.
     ///
     /// # Errors
     /// [`GraphError::NoGradient`] from operations that are never differentiated: those that compute gradients.
@@ -190,7 +193,8 @@ pub trait Op: Any + fmt::Debug + Send + Sync {
         Err(GraphError::NoGradient { layer: g.node(at.output).name.clone(), op: self.name() })
     }
 
-    /// How the operation is computed on `target`. Where its tensors lie is known; no input lies in the result's buffer.
+    /// How the operation is computed on `target`. The operands say where its tensors lie; no input lies in the result's
+    /// buffer.
     fn lower(&self, target: &Target, inputs: &[Operand], output: Operand) -> Lowered;
 }
 
@@ -201,7 +205,7 @@ impl dyn Op {
     }
 }
 
-/// The operands of a call whose inputs and result lie there.
+/// The operands of an operation whose inputs and result lie at these places of their buffers.
 pub fn operands(inputs: &[Slot], output: Slot) -> (Vec<Operand>, Operand) {
     let input = |(i, slot): (usize, &Slot)| Operand { bind: Bind::Input(i), slot: *slot };
     (inputs.iter().enumerate().map(input).collect(), Operand { bind: Bind::Output, slot: output })

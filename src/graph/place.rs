@@ -7,24 +7,26 @@ use super::copy::Copy;
 use super::ir::{Graph, Kind, Node, NodeId};
 use crate::tensor::Slot;
 
-/// A tensor with memory of its own: of the node of this number, or, from the number of nodes on, one that is prepared.
+/// A tensor with memory of its own. Numbers below the number of nodes are those of nodes; the others are tensors that
+/// are prepared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TensorId(pub usize);
 
-/// The tensor that owns a node's memory and where in it the node lies.
+/// Where a node lies: in the memory of which tensor, its own or that of a concatenation, and at which place of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Placed {
-    /// The tensor whose memory it is.
+    /// The tensor whose memory it lies in.
     pub root: TensorId,
-    /// Where in that buffer.
+    /// The place in that memory.
     pub slot: Slot,
 }
 
-/// Places every node, the parts of concatenations inside them.
+/// Places every node; the parts of a concatenation lie inside it.
 ///
-/// A part is written in place unless it cannot be: it is an input, a weight or a view, it already lies in another
-/// concatenation, or its operation reads the very buffer it would write, which WebGPU forbids. Such a part goes through
-/// a copy that this function adds to the graph. So does what is reshaped across batch items that are not dense.
+/// A part is written in place unless that is not possible: if it is an input, a weight or a view, if it already lies in
+/// another concatenation, or if its operation reads the very buffer that it would write, which WebGPU forbids. Such a
+/// part goes through a copy that this function adds to the graph. So does a tensor that is reshaped to another number
+/// of batch items if its own do not follow one another without a gap.
 pub fn place(graph: Graph, outputs: Vec<NodeId>) -> (Graph, Vec<NodeId>, Vec<Placed>) {
     let (graph, outputs) = copy_inputs(&graph, &outputs, |owner, reader, part| {
         let reader = &graph.node(reader).kind;
@@ -85,7 +87,8 @@ fn copy_inputs(
     (result, outputs.iter().map(|id| place[id.0]).collect())
 }
 
-/// Every node in its own buffer, parts inside their concatenation.
+/// Gives every node a buffer of its own, except that parts lie inside their concatenation and views inside what they
+/// show.
 fn lay_out(graph: &Graph) -> Vec<Placed> {
     let mut placed: Vec<Placed> = graph
         .nodes()
@@ -136,7 +139,7 @@ fn lay_out(graph: &Graph) -> Vec<Placed> {
     placed
 }
 
-/// A tensor's need of memory over the steps of a plan.
+/// How much memory a tensor needs, and over which steps of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Interval {
     /// Elements.
@@ -147,8 +150,8 @@ pub struct Interval {
     pub last: usize,
 }
 
-/// Gives each interval one of as few and small buffers as a greedy choice finds: the largest first, each into the
-/// first buffer that is free for its whole life. Returns each interval's buffer and the buffers' lengths.
+/// Gives each interval a buffer, so that few and small ones suffice: the largest interval first, each into the smallest
+/// buffer that is free for its whole life. Returns each interval's buffer and the buffers' lengths.
 pub fn share(intervals: &[Interval]) -> (Vec<usize>, Vec<usize>) {
     let mut order: Vec<usize> = (0..intervals.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(intervals[i].len), intervals[i].first, i));
@@ -160,7 +163,7 @@ pub fn share(intervals: &[Interval]) -> (Vec<usize>, Vec<usize>) {
         let free = |tenants: &Vec<usize>| {
             tenants.iter().all(|&t| intervals[t].last < it.first || it.last < intervals[t].first)
         };
-        // The smallest buffer that is free: they were made in falling order of length.
+        // The last one that is free is the smallest: buffers were made in falling order of length.
         let buffer = match tenants.iter().rposition(free) {
             Some(buffer) => buffer,
             None => {

@@ -19,11 +19,11 @@ pub struct Location {
 /// How long a buffer is needed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Life {
-    /// Until the weights are prepared.
+    /// While the plan is loaded: weights that are needed in their prepared form only.
     Setup,
-    /// As long as the plan: weights in the form that the kernels read.
+    /// As long as the plan: weights, in the form that the kernels read.
     Weights,
-    /// As long as the plan: weights that runs change.
+    /// As long as the plan: weights that runs change, such as those that are trained.
     State,
     /// During a run; shared by tensors that do not live at the same time.
     Run,
@@ -98,12 +98,12 @@ pub enum PlanError {
     },
 }
 
-/// A graph laid out for a target: made once, run many times.
+/// A graph laid out for a target, made once and run many times.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// What it is made for.
     pub target: Target,
-    /// Steps that depend on weights alone, run once.
+    /// Steps that depend on nothing but weights that no run changes, run once.
     pub setup: Vec<Step>,
     /// Steps of every run.
     pub steps: Vec<Step>,
@@ -195,7 +195,7 @@ fn check_sizes(plan: &Plan) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// What buffers are handed out for.
+/// What buffers are handed out to: a placed graph and its calls.
 struct Layout<'a> {
     graph: &'a Graph,
     outputs: &'a [NodeId],
@@ -204,7 +204,7 @@ struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    /// First and last call that touch each tensor; outputs and what is committed stay to the end.
+    /// For each tensor the first and the last call that touch it. Outputs, and what the commits read, live to the end.
     fn lifetimes(&self) -> Vec<Interval> {
         let lengths = self.calls.lengths.iter();
         let mut lives: Vec<Interval> = lengths.map(|&len| Interval { len, first: usize::MAX, last: 0 }).collect();
@@ -228,7 +228,7 @@ impl Layout<'_> {
         lives
     }
 
-    /// For each tensor whether a run, or an output, reads it.
+    /// For each tensor whether a call of a run or a commit reads it, or it is an output.
     fn read_in_runs(&self) -> Vec<bool> {
         let mut read = vec![false; self.calls.lengths.len()];
         let runs = self.calls.calls.iter().filter(|call| call.stage != Stage::Setup);
@@ -237,7 +237,7 @@ impl Layout<'_> {
         read
     }
 
-    /// All buffers, that of each tensor, and the scratch buffers of each call.
+    /// The buffers, which of them each tensor has, and which of them each call has as scratch.
     fn buffers(&self) -> (Vec<Buffer>, Vec<usize>, Vec<Vec<usize>>) {
         let (lives, read) = (self.lifetimes(), self.read_in_runs());
         let mut buffers = Vec::new();

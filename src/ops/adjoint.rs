@@ -8,15 +8,16 @@ use crate::gpu::{Launch, Operand};
 use crate::graph::{Lowered, Op, Target};
 use crate::tensor::Shape;
 
-/// The adjoint (transpose) of a linear map that copies pixels to other places. It takes the gradient with respect to the
-/// map's result to that with respect to its input: each input pixel's is the sum over the pixels that it was copied to.
+/// The adjoint (transpose) of a linear map that copies pixels to other places. It turns the gradient with respect to
+/// the map's result into that with respect to its input: for each input pixel the sum over the pixels that it was
+/// copied to.
 ///
 /// Input: `[n, c, h, w]`, of the shape of the map's result. Result: of the shape of the map's input. Pairs are
 /// `[vertical, horizontal]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Adjoint {
-    /// The adjoint of taking every `stride`-th pixel of a plane of this size, from the first one on: puts the pixels back
-    /// and zeros between them.
+    /// The adjoint of taking every `stride`-th pixel of a plane of this size, from the first one on: puts the pixels
+    /// back and zeros between them.
     Stride {
         /// Pixels from one that was taken to the next.
         stride: [usize; 2],

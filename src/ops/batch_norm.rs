@@ -115,7 +115,7 @@ impl Op for BatchNorm {
     }
 
     fn grad(&self, g: &mut Graph, at: Backward) -> Gradients {
-        // As an expression it has a rule already.
+        // Written as an expression it is differentiated by the rule of expressions.
         let expression = Pointwise::build(|[x, weight, bias, mean, variance]| {
             ((x - mean) / variance.affine(1.0, self.eps).sqrt() * weight + bias).act(self.activation)
         });

@@ -9,16 +9,16 @@ use crate::gpu::{Launch, Operand};
 use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
-/// Elements that one CPU task takes.
+/// Elements that one CPU task computes.
 const BLOCK: usize = 1 << 14;
-/// Elements that one workgroup of the kernel takes.
+/// Elements that one workgroup of the kernel computes.
 const PER_WORKGROUP: usize = 1024;
 
 /// Sets elements to zero with probability `p` and divides the others by `1 - p`. Which ones are kept is a hash of the
 /// element's number, the layer and the seed, so the gradient with respect to `x` is the same operation on `dy`.
 ///
-/// Inputs: `x` `[n, c, h, w]`; the seed `[1, 2, 1, 1]`, two whole numbers from 0 to 2^24 - 1, such as a run's seed and its
-/// step. Result: `x`'s shape.
+/// Inputs: `x` `[n, c, h, w]`; the seed `[1, 2, 1, 1]`, two whole numbers from 0 to 2^24 - 1, such as a run's seed and
+/// its step. Result: `x`'s shape.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Dropout {
     /// The share that is set to zero, from 0 to below 1.
@@ -38,8 +38,8 @@ impl Dropout {
     }
 }
 
-/// A permutation of the 32-bit numbers that leaves no pattern: the output function of PCG-RXS-M-XS after one step of its
-/// generator (O'Neill 2014).
+/// A permutation of the 32-bit numbers that leaves no pattern: the output function of PCG-RXS-M-XS after one step of
+/// its generator (O'Neill 2014).
 #[inline(always)]
 fn mix(v: u32) -> u32 {
     let state = v.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
@@ -151,7 +151,7 @@ mod tests {
         for p in [0.0, 0.1, 0.5, 0.9] {
             let mask = kept(Dropout { p, layer: 3 }, x, [7.0, 11.0]);
             let share = mask.iter().filter(|kept| **kept).count() as f64 / mask.len() as f64;
-            // Five standard deviations.
+            // The share that is kept may be off by five standard deviations.
             let bound = 5.0 * (f64::from(p * (1.0 - p)) / mask.len() as f64).sqrt();
             assert!((share - f64::from(1.0 - p)).abs() <= bound, "{p}: {share}");
         }

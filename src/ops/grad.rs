@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use super::pointwise::Pointwise;
 use crate::graph::{Backward, Graph, GraphError, Kind, Node, NodeId, Phase};
 
-/// Adds to `g` the nodes that compute the gradients with respect to the nodes `wrt`, and returns them in that order: `None` for a
-/// node that the differentiated results do not depend on.
+/// Adds to `g` the nodes that compute the gradients with respect to the nodes `wrt`, and returns them in that order:
+/// `None` for a node that the differentiated results do not depend on.
 ///
-/// `seeds` are results and the gradients of the loss with respect to them, of the same shapes; for a loss that is itself a node, the
-/// seed's gradient is an input or weight that holds 1.
+/// `seeds` are results, each with the gradient of the loss with respect to it, of the same shape. For a loss that is
+/// itself a node that gradient is an input or weight that holds 1.
 ///
 /// # Errors
 /// [`GraphError::NoGradient`] if an operation on the way cannot be differentiated.
@@ -17,9 +17,9 @@ pub fn gradients(g: &mut Graph, seeds: &[(NodeId, NodeId)], wrt: &[NodeId]) -> R
     gradients_in_segments(g, seeds, wrt, 1)
 }
 
-/// [`gradients`] that keep less and compute more: the nodes that are there are cut into `segments` runs of about equal
-/// memory, and only what one of them reads of another is kept from forward to backward. Within each but the last, the
-/// forward pass is done again before its backward pass (Chen et al. 2016).
+/// [`gradients`] that keep less memory and compute more (Chen et al. 2016): the nodes that are there are cut into
+/// `segments` runs of about equal memory, and only what one segment reads of another is kept from the forward to the
+/// backward pass. Before its backward pass the forward pass of each segment but the last is computed again.
 ///
 /// # Errors
 /// Those of [`gradients`].
@@ -63,7 +63,7 @@ fn add_gradients(
     Ok(found)
 }
 
-/// A gradient with respect to some of a node's channels, `start` the first of them.
+/// A gradient with respect to some of a node's channels, of which `start` is the first.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     grad: NodeId,
@@ -74,9 +74,9 @@ struct Part {
 struct Reverse {
     /// Whether a node depends on what the gradient is asked for.
     needed: Vec<bool>,
-    /// What has been found for each node, to be summed when all its users are done.
+    /// The gradients that the users of each node have contributed so far; their sum is taken when all users are done.
     parts: Vec<Vec<Part>>,
-    /// The nodes of the present segment that were computed again, and what stands for them now.
+    /// For the nodes of the present segment that are computed again, the nodes that do so.
     again: HashMap<NodeId, NodeId>,
 }
 
@@ -93,7 +93,7 @@ impl Reverse {
         Self { needed, parts, again: HashMap::new() }
     }
 
-    /// The sum of what was found for `id`, of its shape.
+    /// The sum of the contributions to the gradient with respect to `id`, in its shape.
     fn total(&mut self, g: &mut Graph, id: NodeId) -> Result<NodeId, GraphError> {
         let channels = g.shape(id).c();
         let parts = std::mem::take(&mut self.parts[id.0]);
@@ -160,7 +160,8 @@ impl Reverse {
     }
 }
 
-/// The segment of each node: runs of about equal memory, views and all.
+/// The number of each node's segment. Segments are runs of nodes whose operations take about equal memory; views belong
+/// to the segment that they stand in.
 fn cut(g: &Graph, segments: usize) -> Vec<usize> {
     let size = |node: &Node| if matches!(node.kind, Kind::Op(_)) { node.shape.numel() as u64 } else { 0 };
     let total: u64 = g.nodes().iter().map(size).sum::<u64>().max(1);
@@ -173,13 +174,14 @@ fn cut(g: &Graph, segments: usize) -> Vec<usize> {
     g.nodes().iter().map(segment).collect()
 }
 
-/// Adds the operations and views of a segment once more, reading each other where they can; gives what stands for what.
-/// The plan leaves out those that nothing reads.
+/// Adds the operations and views of a segment to the graph once more, reading one another where they can; returns what
+/// stands for what. Those that nothing reads are pruned by the plan.
 fn repeat(g: &mut Graph, segment_of: &[usize], segment: usize) -> HashMap<NodeId, NodeId> {
     let mut again: HashMap<NodeId, NodeId> = HashMap::new();
     for i in (0..segment_of.len()).filter(|&i| segment_of[i] == segment) {
         let mut node = g.node(NodeId(i)).clone();
-        // Parts of the weights' row too: a weight of its own is packed anew, where a shared one would be kept in between.
+        // Parts of the weights' row are repeated too: what an operation prepares of a weight is made once for each
+        // node, so a shared one would be kept from the forward to the backward pass.
         let repeated = matches!(node.kind, Kind::Op(_) | Kind::Part { .. });
         let reads = node.inputs.iter().any(|id| again.contains_key(id));
         if matches!(node.kind, Kind::Assign) || !(repeated || reads) {
@@ -193,8 +195,8 @@ fn repeat(g: &mut Graph, segment_of: &[usize], segment: usize) -> HashMap<NodeId
     again
 }
 
-/// Takes pieces that lie side by side off the sorted `pieces` and joins them into a gradient of all of `id`'s channels,
-/// zero where there is none.
+/// Takes pieces that do not overlap off the sorted `pieces` and joins them into a gradient with respect to all of
+/// `id`'s channels, zero where there is no piece.
 fn take_row(g: &mut Graph, id: NodeId, pieces: &mut Vec<Part>) -> Result<NodeId, GraphError> {
     let name = gradient_name(g, id);
     let channels = g.shape(id).c();

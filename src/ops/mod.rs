@@ -1,5 +1,5 @@
-//! The operations: one file or folder each with its shape rule, its gradient rule, and how it is computed on a CPU and on a
-//! GPU.
+//! The operations: a file or folder for each, with its shape rule, its gradient rule, and how it is computed on the CPU
+//! and on a GPU.
 
 pub mod adjoint;
 pub mod attention;

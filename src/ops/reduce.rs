@@ -55,7 +55,7 @@ fn by_eight(channels: usize) -> usize {
     channels / 8 + 7
 }
 
-/// The gradient of a mean of `count` elements: an equal share for each.
+/// The gradient with respect to the elements of a mean of `count`: each gets an equal share.
 fn spread(g: &mut Graph, at: Backward, count: usize) -> Gradients {
     let name = gradient_name(g, at.inputs[0]);
     let share = Pointwise::build(|[_, dy]| dy.affine(1.0 / count as f32, 0.0));
@@ -155,7 +155,8 @@ impl ChannelMax {
     }
 }
 
-/// The gradient of [`ChannelMax`]: that of each pixel goes to the first channel that holds the maximum.
+/// The gradient of [`ChannelMax`] with respect to its input: a pixel's gradient goes to the first channel that holds
+/// the maximum.
 ///
 /// Inputs: `x` `[n, c, h, w]`; the maxima and the gradient with respect to them, `[n, 1, h, w]`. Result: `x`'s shape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

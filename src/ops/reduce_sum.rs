@@ -15,7 +15,7 @@ const CHUNK: usize = 1 << 14;
 /// Elements that one CPU task sums.
 const PART: usize = 1 << 15;
 
-/// The sum over some axes. Input: `[n, c, h, w]`; the result has 1 where it was summed over.
+/// The sum over some axes. Input: `[n, c, h, w]`; the result has 1 in place of each axis that is summed over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReduceSum {
     /// Whether to sum over batch, channels, height and width, the last two together.
@@ -32,7 +32,8 @@ impl ReduceSum {
     /// The sum over the batch.
     pub const BATCH: Self = Self { over: [true, false, false, false] };
 
-    /// The sum that takes a tensor of shape `from` to shape `to`, which has 1 where it differs; `None` if they are equal.
+    /// The sum that turns a tensor of shape `from` into one of shape `to`, which has 1 where the two differ; `None` if
+    /// they are equal.
     pub fn to(from: Shape, to: Shape) -> Option<Self> {
         let over = std::array::from_fn(|axis| from.0[axis] != to.0[axis]);
         (from != to).then_some(Self { over })
@@ -57,7 +58,7 @@ impl Op for ReduceSum {
         if x.numel() == 0 {
             return Err("it takes a tensor that is not empty".into());
         }
-        // A plane of one row or column is summed as a whole either way.
+        // Where planes are a single row or column, summing over either axis or over both is the same.
         if h != w && x.h() != 1 && x.w() != 1 {
             return Err("height and width must be summed together".into());
         }

@@ -135,8 +135,8 @@ fn bilinear(x: View, mut out: ViewMut) {
     }
 }
 
-/// The gradient with respect to the input of [`UpsampleBilinear2`]: for each input pixel the sum, over the result's pixels
-/// that it goes into, of their gradient times its weight there.
+/// The gradient with respect to the input of [`UpsampleBilinear2`]: for each input pixel the sum, over the result's
+/// pixels that it goes into, of their gradient times its weight there.
 ///
 /// Input: `dy` `[n, c, 2h, 2w]`. Result: `[n, c, h, w]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

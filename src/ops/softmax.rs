@@ -17,7 +17,7 @@ use crate::tensor::Shape;
 
 /// Pixels that one CPU task takes.
 const PIXELS: usize = 512;
-/// Loop rounds in which a workgroup of 64 joins what its invocations have, half of them in each.
+/// Loop rounds in which the 64 invocations of a workgroup join their values, in a tree.
 const TREE: usize = 6;
 
 /// The axis that sums to one.
@@ -41,8 +41,8 @@ pub struct Softmax {
 }
 
 wide_fn! {
-    /// The maximum over the channels, and the inverse of the sum of the exponentials relative to it, of each of `len`
-    /// pixels from `first` on; `x` is a batch item with channels of `plane` pixels.
+    /// For each of `len` pixels from `first` on: the maximum over the channels, and the inverse of the sum of the
+    /// exponentials relative to it. `x` is a batch item with channels of `plane` pixels.
     fn top_and_scale<'a>(x: &'a [f32], plane: usize, first: usize, len: usize) -> Vec<[f32; 2]> {
         let (mut tops, mut totals) = (vec![f32::NEG_INFINITY; len], vec![0f64; len]);
         for channel in x.chunks_exact(plane) {

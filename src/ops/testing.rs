@@ -1,4 +1,5 @@
-//! What the tests of operations share: random tensors, the twin comparison, kernel validation.
+//! What the tests of operations share: random tensors, the comparison of both devices (a kernel and its twin on the
+//! CPU), gradients against central differences, and checks of kernels without a GPU.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -31,7 +32,7 @@ pub fn random(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| unit(rng.next_u32())).collect()
 }
 
-/// The norm of the difference over the norm of `expected`.
+/// The L2 norm of the difference, relative to that of `expected`.
 pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |d: f64| d * d;
@@ -58,7 +59,8 @@ pub fn check_twins(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) -> Vec
     check_twins_on(op, shapes, &data, tolerance)
 }
 
-/// [`check_twins`] on given inputs. Inputs from the second on are also tried as weights, which are prepared beforehand.
+/// [`check_twins`] on given inputs. Those from the second on are weights of the graph, so that what is prepared of
+/// weights is tried as well.
 pub fn check_twins_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], tolerance: f64) -> Vec<f32> {
     let mut graph = Graph::new();
     let (inputs, weights) = x_and_weights(&mut graph, shapes, data);
@@ -75,7 +77,8 @@ pub fn check_twins_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], 
     cpu
 }
 
-/// The input `x` of the first shape, and weights of the others with their values.
+/// Adds to `graph` an input `x` of the first shape and weights of the other shapes; returns all of them, and the
+/// weights' values.
 fn x_and_weights(graph: &mut Graph, shapes: &[Shape], data: &[Vec<f32>]) -> (Vec<NodeId>, BTreeMap<String, Tensor>) {
     let mut inputs = vec![graph.input("x", shapes[0])];
     let mut weights = BTreeMap::new();
@@ -87,8 +90,8 @@ fn x_and_weights(graph: &mut Graph, shapes: &[Shape], data: &[Vec<f32>]) -> (Vec
     (inputs, weights)
 }
 
-/// Fails if `op` gives anything else, on either device, where its first input and its result are parts of
-/// concatenations: views at an offset with a batch stride of their own.
+/// Fails if the result of `op`, on either device, changes where its first input and its result are parts of
+/// concatenations: views at an offset, with a batch stride of their own.
 pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
     let data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 70 + i as u64)).collect();
     let expected = check_twins_on(op.clone(), shapes, &data, tolerance);
@@ -118,10 +121,11 @@ pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
     }
 }
 
-/// Compares the gradients of `op` by all its inputs with central differences along random directions, both on the CPU
-/// twins, and with the gradients of the GPU. Inputs are random, plus `shift`.
+/// Compares the gradients of `op` with respect to all its inputs, on the CPU, with central differences along random
+/// directions, and with the gradients on the GPU. Inputs are random numbers in [-1, 1) plus `shift`.
 ///
-/// `tolerance` is relative to the largest that the derivative can be, the gradient's norm times the direction's.
+/// `tolerance` is relative to the largest value that the directional derivative can have: the gradient's norm times the
+/// direction's.
 pub fn check_gradient(op: impl Op + Clone, shapes: &[Shape], shift: f32, tolerance: f64) {
     let mut data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 31 + i as u64)).collect();
     data.iter_mut().flatten().for_each(|v| *v += shift);
@@ -174,8 +178,9 @@ pub fn check_gradient_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>
     }
 }
 
-/// Fails if a gradient of `op` is anything else, on either device, where the first input is a slice and the result a part
-/// of a concatenation: the first input, the gradient by it and the gradient by the result are then views.
+/// Fails if a gradient of `op`, on either device, changes where the first input is a slice and the result a part of a
+/// concatenation. The first input, the gradient with respect to it and the gradient with respect to the result are
+/// views then.
 pub fn check_gradient_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
     const BEFORE: usize = 3;
     let wider = |s: Shape| Shape::new(s.n(), s.c() + BEFORE, s.h(), s.w());
@@ -231,7 +236,7 @@ pub fn lowered(op: &dyn Op, target: &Target, shapes: &[Shape]) -> Lowered {
     op.lower(target, &inputs, output)
 }
 
-/// Computes `op` on the CPU; none of its inputs may be one that it prepares.
+/// Computes `op` on the CPU from `inputs`, none of which may be one that the operation wants prepared.
 pub fn compute(op: &dyn Op, inputs: &[View], out: ViewMut) {
     let slots: Vec<Slot> =
         inputs.iter().map(|view| Slot { shape: view.shape, offset: 0, batch_stride: view.batch_stride }).collect();
@@ -242,12 +247,13 @@ pub fn compute(op: &dyn Op, inputs: &[View], out: ViewMut) {
     }
 }
 
-/// What adapters may be like, for tests that need none: subgroups that kernels use, and none.
+/// Two kinds of adapters, for tests that need none: with the subgroups of 8 that some kernels use, and without.
 pub fn adapters() -> [GpuTraits; 2] {
     [Some(8), None].map(|subgroup| GpuTraits { max_binding: 1 << 30, max_buffer: 1 << 30, software: false, subgroup })
 }
 
-/// Fails if a launch of `op` on inputs of these shapes does not suit its kernel, or the kernel is not valid. Needs no GPU.
+/// Fails if a launch of `op` on inputs of these shapes does not suit its kernel, or a kernel is not valid. It needs no
+/// GPU.
 pub fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
     for traits in adapters() {
         let lowered = lowered(op, &Target::Gpu(traits), shapes);
@@ -269,7 +275,7 @@ fn check_launches(name: &str, work: &Work, lowered: &Lowered) {
     }
 }
 
-/// Every scratch buffer that a launch names is asked for, as long as the launch says.
+/// Fails unless every scratch buffer that a launch names is asked for, in the length that it needs.
 fn check_scratch(name: &str, launch: &Launch, lowered: &Lowered) {
     use crate::gpu::Use;
     for (tensor, used) in &launch.tensors {

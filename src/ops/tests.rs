@@ -1,5 +1,5 @@
-//! Every kernel, in every launch that the operations and their gradients make of it, held against what its text declares.
-//! Needs no GPU: plans are made for adapters that are not there.
+//! Holds every kernel, in every launch that the operations and their gradients make of it, against what its text
+//! declares. No GPU is needed: plans are made for adapters that are not there.
 
 use std::collections::BTreeSet;
 

@@ -99,7 +99,7 @@ pub fn numbers(cfg: &Update, step: u64, batch: usize, lr: f64) -> Vec<f32> {
 /// The nodes of [`numbers`].
 #[derive(Clone, Copy, Debug)]
 pub struct NumberNodes {
-    /// The gradient by the loss: one over the batches of a step.
+    /// The gradient with respect to the loss itself: one over the batches of a step.
     pub seed: NodeId,
     keep: NodeId,
     betas: [[NodeId; 2]; 2],

@@ -117,7 +117,8 @@ impl Network {
         Ok(results)
     }
 
-    /// The gradients by `wrt` of the sum of `seeds`, nodes times weights of their elements, `None` where there is none.
+    /// The gradients with respect to `wrt` of the sum of `seeds`, nodes times weights of their elements; `None` where
+    /// there is none.
     /// They are taken of the fused graph, as training takes them.
     pub fn gradients(
         &self,

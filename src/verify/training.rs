@@ -98,7 +98,7 @@ pub(super) fn run_lkc_loss(job: Job) -> Result<Results, CaseError> {
     run_parts(&mut network, case, device, fused, &[&parts[..], &[("loss_ssim", loss.ssim)]].concat(), "")
 }
 
-/// The parts of a loss, and the gradients by `fused` of those of which the case has them.
+/// The parts of a loss, and the gradients with respect to `fused` of those parts of which the case has them.
 fn run_parts(
     network: &mut Network,
     case: &Case,

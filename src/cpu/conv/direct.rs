@@ -1,4 +1,5 @@
-//! Few output channels to a group (depthwise convolutions, a single output channel): multiply-adds on rows of pixels.
+//! The direct algorithm, for few output channels to a group (depthwise convolutions, a single output channel):
+//! multiply-adds on rows of pixels.
 
 use super::Run;
 use super::scratch::Scratch;
@@ -42,7 +43,7 @@ impl WithSimd for Task<'_> {
         let width = self.run.out.shape.w();
         let span = VECTORS * S::F32_LANES;
         let padded_width = width.div_ceil(span) * span;
-        // Columns of the input are staged by their remainder modulo the stride: a tap then reads consecutive values.
+        // Columns of the input are sorted by their remainder modulo the stride: a tap then reads consecutive values.
         let phase_len = padded_width + (kw - 1) * spec.dilation[1] / spec.stride[1] + 1;
         let row_len = phase_len * spec.stride[1];
         let staged_rows = (self.rows.len() - 1) * spec.stride[0] + (kh - 1) * spec.dilation[0] + 1;

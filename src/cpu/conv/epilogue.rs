@@ -45,7 +45,7 @@ impl Epilogue<'_> {
     }
 }
 
-/// The output that many threads write at once, each its own pixels.
+/// The output, which many threads write at once, each its own pixels.
 pub(super) struct Output<'a> {
     data: *mut f32,
     len: usize,
@@ -72,7 +72,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Adds the epilogue to `sums` and writes them to channel `c` of item `n`, from `pixel` (row-major in the plane) on.
+    /// Adds the epilogue to `sums` and writes them to channel `c` of item `n`, from `pixel` (counted row by row) on.
     ///
     /// # Safety
     /// No two threads may write the same pixels at the same time.
@@ -81,7 +81,7 @@ impl<'a> Output<'a> {
         let within = c * self.shape.plane() + pixel;
         let start = n * self.batch_stride + within;
         assert!(within + sums.len() <= self.shape.item() && start + sums.len() <= self.len);
-        // SAFETY: in bounds by the assertion, and nobody else's by the caller's promise.
+        // SAFETY: in bounds by the assertion; no other thread writes these pixels, as the caller promises.
         let out = unsafe { std::slice::from_raw_parts_mut(self.data.add(start), sums.len()) };
         let offset = self.epilogue.offset(n, c);
         let activation = self.epilogue.activation;

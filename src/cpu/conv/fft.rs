@@ -1,4 +1,4 @@
-//! Fourier transforms of 32x32 tiles, a vector of channels at a time.
+//! Fourier transforms of 32x32 tiles, of as many channels at once as a vector has lanes.
 
 use super::source::{Source, side_by_side};
 use super::winograd::{load, store};
@@ -7,20 +7,21 @@ use std::ops::Range;
 
 /// Points of a tile along one axis.
 pub(super) const SIZE: usize = 32;
-/// Points of half a spectrum: a real tile's other points are conjugates of these.
+/// Points (frequencies) of half a spectrum. The other half of a real tile's spectrum holds their conjugates.
 pub(super) const POINTS: usize = SIZE * SIZE / 2 + 2;
 
 /// A complex number in every lane.
 type Complex<S> = [<S as Simd>::f32s; 2];
 
-/// The points of half a spectrum, each with the point of the negative frequency, as `row * SIZE + column`.
+/// The points of half a spectrum, each together with the point of its negative frequency, as `row * SIZE + column`.
 const HALF: [[u16; 2]; POINTS] = half();
 
 const fn half() -> [[u16; 2]; POINTS] {
     let mut points = [[0; 2]; POINTS];
     let (mut count, mut column) = (0, 0);
     while column <= SIZE / 2 {
-        // The first and the last column are their own negatives.
+        // In the first and the last column the negative of a frequency lies in the same column: half of its rows
+        // suffice.
         let rows = if column % (SIZE / 2) == 0 { SIZE / 2 + 1 } else { SIZE };
         let mut row = 0;
         while row < rows {
@@ -33,14 +34,15 @@ const fn half() -> [[u16; 2]; POINTS] {
     points
 }
 
-/// The points of half a spectrum by number, each with the places of its real part and its negative's in tiles of `lanes`
-/// channels. The imaginary parts follow a vector later.
+/// The points of half a spectrum, numbered. Each comes with the places, in a tile of `lanes` channels, of its real part
+/// and of the real part at the negative frequency. An imaginary part follows its real part a vector later.
 #[inline(always)]
 pub(super) fn points(lanes: usize) -> impl Iterator<Item = (usize, [usize; 2])> {
     HALF.iter().enumerate().map(move |(number, pair)| (number, pair.map(|point| 2 * usize::from(point) * lanes)))
 }
 
-/// Copies a point and its negative, real and imaginary parts, to where single lanes are read: `[4][stride]`.
+/// Copies the values at a point and at its negative frequency, real and imaginary parts, into a small buffer
+/// `[4][stride]` whose lanes are then read one by one.
 #[inline(always)]
 pub(super) fn bring_near<S: Simd>(tile: &[f32], [f, g]: [usize; 2], near: &mut [f32], stride: usize) {
     let lanes = S::F32_LANES;
@@ -64,7 +66,7 @@ const fn twiddles() -> [[f32; 2]; SIZE] {
 
 /// cos(2 pi k / 32).
 const fn cosine(k: usize) -> f32 {
-    /// Of the first quarter.
+    /// Cosines of the first quarter of the circle.
     const QUARTER: [f64; SIZE / 4 + 1] = [
         1.0,
         0.980_785_280_403_230_4,
@@ -87,7 +89,7 @@ pub(super) const fn tile_len(lanes: usize) -> usize {
     2 * SIZE * SIZE * lanes
 }
 
-/// Transforms tiles of which all rows but the first `filled` are zero (what the buffer has there is not read).
+/// Transforms tiles whose rows from `filled` on are zero; what the buffer holds there is not read.
 #[inline(always)]
 pub(super) fn transform<S: Simd>(simd: S, tile: &mut [f32], filled: usize) {
     for row in 0..filled {
@@ -98,8 +100,8 @@ pub(super) fn transform<S: Simd>(simd: S, tile: &mut [f32], filled: usize) {
     }
 }
 
-/// The first `wanted` rows of the inverse transform, 1024 times too large, of spectra with real and imaginary parts
-/// exchanged; so are those of the result.
+/// The first `wanted` rows of the inverse transform, 1024 times too large. The spectra come with real and imaginary
+/// parts exchanged, and so does the result: the forward transform of exchanged parts is the inverse one.
 #[inline(always)]
 pub(super) fn transform_back<S: Simd>(simd: S, tile: &mut [f32], wanted: usize) {
     for column in 0..SIZE {
@@ -110,7 +112,7 @@ pub(super) fn transform_back<S: Simd>(simd: S, tile: &mut [f32], wanted: usize) 
     }
 }
 
-/// Transforms the line of points `first + k * stride`, of which all but the first `filled` are zero.
+/// Transforms the line of points `first + k * stride`, of which those from `filled` on are zero.
 #[inline(always)]
 fn transform_line<S: Simd>(simd: S, tile: &mut [f32], first: usize, stride: usize, filled: usize) {
     let lanes = S::F32_LANES;
@@ -177,8 +179,8 @@ fn times<S: Simd>(simd: S, a: Complex<S>, [re, im]: [f32; 2]) -> Complex<S> {
     [real, simd.mul_add_e_f32s(im, a[0], simd.mul_f32s(re, a[1]))]
 }
 
-/// Writes the rectangle of `size` pixels from `corner` of batch item `n` on into the real (0) or imaginary (1) part of
-/// tiles, a channel to a lane; the rest of its rows becomes zero. Without a corner all of it is zero.
+/// Writes the rectangle of `size` pixels whose first one is `corner` of batch item `n` into the real (0) or imaginary
+/// (1) part of tiles, with a channel in each lane. The rest of its rows becomes zero; without a corner all of it does.
 #[inline(always)]
 pub(super) fn fill_part<S: Simd>(
     simd: S,

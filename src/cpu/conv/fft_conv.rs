@@ -1,11 +1,12 @@
 //! Convolutions by Fourier transforms of 32x32 tiles, which pay where kernels are large: a tile of a 15x15 kernel takes
 //! 1,028 complex products for 648 outputs of two tiles, where 145,800 products would be due.
 //!
-//! Two tiles of a channel are the real and the imaginary part of one transform; a real kernel keeps them apart. The
-//! spectra's half that real kernels are told by holds each tile pair twice: at a frequency, and conjugated at
-//! its negative, the *slots* of the pair. Channels are summed by one complex product of matrices for each point of the
-//! half, its imaginary unit carried out as signs in one factor: `(re, im)` rows for the real, `(im, -re)` for the
-//! imaginary part of the other. Both factors come in *pieces* of the sum, [`PIECE`] complex terms each.
+//! Two tiles of a channel are transformed at once, as the real and the imaginary part of one; a real kernel keeps them
+//! apart. A real kernel's spectrum is conjugate-symmetric, so half of its frequencies suffice. For a pair of tiles both
+//! the value at such a frequency and the conjugate of the value at its negative are needed: they are the two *slots* of
+//! the pair. For each frequency of the half the channels are summed by one complex product of matrices. It is computed
+//! as a real one: one factor has rows `(re, im)` for the real part and `(im, -re)` for the imaginary part of the other.
+//! Both factors come in *pieces* of the sum, of [`PIECE`] complex terms each.
 
 use super::fft::{POINTS, SIZE, bring_near, fill_part, points, tile_len, transform, transform_back};
 use super::microkernel::{OC_BLOCK, Product};
@@ -19,9 +20,9 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Complex terms of a piece of the sums, a multiple of every vector's lanes.
+/// Complex terms of a piece of the sums: a multiple of the lanes of every kind of vector.
 pub(super) const PIECE: usize = 16;
-/// Rows of complex numbers that an [`OC_BLOCK`] of real ones has.
+/// Rows of complex numbers that fit into an [`OC_BLOCK`] of real rows.
 pub(super) const COMPLEX_BLOCK: usize = OC_BLOCK / 2;
 /// Elements of the transformed input that are held at a time, unless one pair of tiles has more.
 const HELD: usize = 24 << 20;
@@ -32,7 +33,8 @@ pub(super) fn supports(spec: &ConvSpec) -> bool {
     sides && spec.stride == [1, 1] && spec.dilation == [1, 1] && spec.groups == 1
 }
 
-/// Whether it is worth it. The transform of a tile of 16 channels takes about as long as 2.4 million multiply-adds.
+/// Whether it is faster than summing products. The transform of a tile of 16 channels takes about as long as 2.4
+/// million multiply-adds.
 pub(super) fn pays(spec: &ConvSpec, out: Shape, weight: Shape) -> bool {
     if !supports(spec) {
         return false;
@@ -44,7 +46,7 @@ pub(super) fn pays(spec: &ConvSpec, out: Shape, weight: Shape) -> bool {
     products + transforms < out.n() * out.plane() * weight.numel()
 }
 
-/// How the output is cut into tiles, and these into pairs.
+/// How the output is cut into tiles, two of which form a pair.
 #[derive(Clone, Copy)]
 pub(super) struct Tiling {
     /// Outputs of a tile along each axis.
@@ -64,7 +66,8 @@ impl Tiling {
         (self.across * self.down * self.batch).div_ceil(2)
     }
 
-    /// Batch item, first output row and first output column of a tile of a pair, if it is there.
+    /// Batch item, first output row and first output column of a pair's first (0) or second (1) tile; `None` if there
+    /// is no such tile.
     pub(super) fn corner(&self, pair: usize, part: usize) -> Option<[usize; 3]> {
         let tile = 2 * pair + part;
         let (row, column) = (tile / self.across, tile % self.across);
@@ -72,7 +75,7 @@ impl Tiling {
         (place[0] < self.batch).then_some(place)
     }
 
-    /// Writes the spectra of the input that a pair of tiles reads, a channel to a lane.
+    /// Writes the spectra of the input that a pair of tiles reads, with a channel in each lane.
     #[inline(always)]
     pub(super) fn transform_inputs<S: Simd>(
         &self,
@@ -93,8 +96,8 @@ impl Tiling {
     }
 }
 
-/// The factors of the products, `[piece][point][block][2 * PIECE][OC_BLOCK]` for rows and
-/// `[piece][panel][point][2 * PIECE][columns of the panel]` for columns, and their sums,
+/// The matrix products of all points (frequencies). The factors are laid out as `[piece][point][block][2 *
+/// PIECE][OC_BLOCK]` (rows) and `[piece][panel][point][2 * PIECE][columns of the panel]` (columns), the sums as
 /// `[point][block][OC_BLOCK][columns]`.
 #[derive(Clone, Copy)]
 pub(super) struct Products {
@@ -102,7 +105,7 @@ pub(super) struct Products {
     pub(super) terms: usize,
     /// Blocks of [`COMPLEX_BLOCK`] rows.
     pub(super) blocks: usize,
-    /// Columns, whole vectors.
+    /// Columns, a multiple of a vector's lanes.
     pub(super) columns: usize,
 }
 
@@ -116,12 +119,12 @@ impl Products {
         piece * PIECE..self.terms.min((piece + 1) * PIECE)
     }
 
-    /// Elements of a piece of the rows.
+    /// Elements of a piece of the factor of rows.
     pub(super) fn rows_len(&self) -> usize {
         POINTS * self.blocks * 2 * PIECE * OC_BLOCK
     }
 
-    /// Elements of a piece of the columns.
+    /// Elements of a piece of the factor of columns.
     pub(super) fn columns_len(&self) -> usize {
         POINTS * 2 * PIECE * self.columns
     }
@@ -131,7 +134,7 @@ impl Products {
         POINTS * self.blocks * OC_BLOCK * self.columns
     }
 
-    /// Computes the sums, or adds to them.
+    /// Computes the sums; adds to what `sums` holds if `accumulate`.
     pub(super) fn run<S: Simd>(self, simd: S, rows: &[f32], columns: &[f32], sums: &mut [f32], accumulate: bool) {
         let tasks = sums.par_chunks_exact_mut(self.sums_len() / POINTS).enumerate();
         tasks.for_each(|(point, sums)| {
@@ -182,7 +185,7 @@ pub(super) fn run<S: Simd>(simd: S, run: Run) {
     let tiling = Tiling::new(run.conv.spec, run.out.shape);
     let fitting = HELD / (POINTS * ic * OC_BLOCK);
     let chunks = tiling.pairs().div_ceil(fitting.max(1));
-    // Rows are the slots of pairs, two a pair.
+    // Every pair of tiles has two slots, and every slot is a row.
     let blocks = (2 * tiling.pairs().div_ceil(chunks)).div_ceil(COMPLEX_BLOCK);
     let products = Products { terms: ic, blocks, columns: oc.next_multiple_of(S::F32_LANES) };
     let kernels = &mut *Scratch::take(products.pieces() * products.columns_len());
@@ -235,7 +238,8 @@ impl WithSimd for Kernels<'_> {
         let lanes = S::F32_LANES;
         let [oc, _, kh, _] = self.conv.weight_shape.0;
         let mut tile = Scratch::take(tile_len(lanes));
-        // What the transform back leaves out, and the half of a sum of two conjugates.
+        // The inverse transform is SIZE * SIZE times too large, and a value and a conjugate that are added make it
+        // twice that.
         let scale = simd.splat_f32s(0.5 / (SIZE * SIZE) as f32);
         for at in (0..self.width).step_by(lanes) {
             let outputs = self.first + at..oc.min(self.first + at + lanes);
@@ -263,7 +267,8 @@ impl WithSimd for Kernels<'_> {
 }
 
 impl Kernels<'_> {
-    /// Writes the kernels by which some output channels read an input channel into a part of the tiles.
+    /// Writes the kernels between some output channels and one input channel into the real or the imaginary part of the
+    /// tiles.
     #[inline(always)]
     fn fill(&self, outputs: Range<usize>, channel: Option<usize>, tile: &mut [f32], part: usize, lanes: usize) {
         let [_, ic, kh, kw] = self.conv.weight_shape.0;
@@ -331,7 +336,7 @@ struct Outputs<'a> {
     tiling: Tiling,
     products: Products,
     pair: usize,
-    /// The pair's place among the sums.
+    /// The number of the pair among those whose sums these are.
     place: usize,
     /// The first channel.
     column: usize,
@@ -365,7 +370,7 @@ impl WithSimd for Outputs<'_> {
             };
             let [height, width] = [self.tiling.step[0].min(shape.h() - y), self.tiling.step[1].min(shape.w() - x)];
             for line in 0..height {
-                // The parts are exchanged.
+                // Real and imaginary parts are exchanged after the inverse transform.
                 let pixels = tile[(2 * line * SIZE + 1 - part) * lanes..].chunks(2 * lanes);
                 for (i, pixel) in pixels.take(width).enumerate() {
                     for (row, value) in rows.chunks_exact_mut(SIZE).zip(&pixel[..lanes]) {

@@ -1,6 +1,6 @@
-//! The gradient by the weight of large kernels by Fourier transforms, see [`super::fft_conv`]: the spectrum of the
-//! gradient is the sum over tiles of the input's times the conjugate of the result's gradient's. A tile of the latter is
-//! as large as a tile's outputs, the rest zero.
+//! The gradient with respect to the weight of large kernels by Fourier transforms, see [`super::fft_conv`]. Its
+//! spectrum is, summed over tiles, the input's spectrum times the conjugate of that of the gradient with respect to the
+//! result. A tile of the latter holds as many pixels as a tile of the convolution has outputs; the rest of it is zero.
 
 use super::ConvSpec;
 use super::fft::{POINTS, SIZE, bring_near, fill_part, points, tile_len, transform, transform_back};
@@ -15,10 +15,10 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Elements of both factors that are held at a time, unless a piece of the sums has more.
+/// Elements of both factors that are held at a time, unless a single piece of the sums has more.
 const HELD: usize = 32 << 20;
 
-/// The gradient by the weight of a convolution that this algorithm supports.
+/// The gradient with respect to the weight of a convolution that this algorithm supports.
 pub(super) fn run<S: Simd>(simd: S, run: Run) -> Vec<f32> {
     let [oc, ic, ..] = run.weight.0;
     let tiling = Tiling::new(run.spec, run.dy.shape);
@@ -61,7 +61,7 @@ pub(super) fn run<S: Simd>(simd: S, run: Run) -> Vec<f32> {
     grad
 }
 
-/// The conjugate spectra of the gradient in some pairs of tiles, as rows of the products.
+/// The conjugate spectra of the gradient with respect to the result, in some pairs of tiles: the factor of rows.
 struct Rows<'a> {
     run: Run<'a>,
     tiling: Tiling,
@@ -81,7 +81,7 @@ impl WithSimd for Rows<'_> {
         let source = Source::new(&plain, self.run.dy);
         let step = self.tiling.step;
         let mut tile = Scratch::take(tile_len(lanes));
-        // Whole blocks, also of vectors that are shorter.
+        // Blocks are read whole, so there is room for one where a vector is shorter.
         let near_stride = lanes.max(COMPLEX_BLOCK);
         let mut near = Scratch::take(4 * near_stride);
         let oc = self.run.weight.n();
@@ -108,8 +108,8 @@ impl WithSimd for Rows<'_> {
     }
 }
 
-/// Writes four terms of `count` complex rows: a frequency's real and imaginary part, conjugated, and its negative's, whose
-/// values are `stride` apart.
+/// Writes four terms of `count` complex rows: the conjugate value at a frequency and the value at its negative, each
+/// once for the real and once for the imaginary part of the product. Values lie `stride` apart.
 #[inline(always)]
 fn write_block(near: &[f32], stride: usize, count: usize, to: &mut [f32]) {
     let mut terms = [[0.0; OC_BLOCK]; 4];
@@ -129,7 +129,7 @@ fn write_block(near: &[f32], stride: usize, count: usize, to: &mut [f32]) {
     }
 }
 
-/// The spectra of the input in some pairs of tiles, as columns of the products.
+/// The spectra of the input in some pairs of tiles: the factor of columns.
 struct Columns<'a> {
     run: Run<'a>,
     tiling: Tiling,
@@ -167,7 +167,7 @@ impl WithSimd for Columns<'_> {
     }
 }
 
-/// The gradient of two output channels' kernels.
+/// The gradient with respect to the kernels of two output channels.
 struct TransformBack<'a> {
     weight: Shape,
     products: Products,
@@ -197,7 +197,8 @@ impl WithSimd for TransformBack<'_> {
                     *sum = simd.mul_f32s(scale, load::<S>(self.sums, at + k * columns));
                 }
                 let [a, b, c, d] = sums;
-                // One kernel is the real part, the other the imaginary part; the parts are exchanged.
+                // One kernel is the real part and the other the imaginary part. Both parts are exchanged, as the
+                // inverse transform wants them.
                 store::<S>(&mut tile, g, simd.sub_f32s(c, b));
                 store::<S>(&mut tile, g + lanes, simd.add_f32s(a, d));
                 store::<S>(&mut tile, f, simd.add_f32s(b, c));

@@ -9,9 +9,9 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// About how many products are summed before the next output channels' turn.
+/// About how many products are summed before the next output channels have their turn.
 const DEPTH: usize = 512;
-/// Gathered values that stay in L2 while output channels pass over them.
+/// Gathered values that stay in the L2 cache while all output channels are computed from them.
 const GATHERED: usize = 96 << 10;
 
 /// Elements of the packed weights: `[group][oc block][ic][kh][kw][OC_BLOCK]`, output channels filled up with zeros.
@@ -84,7 +84,7 @@ impl WithSimd for Task<'_> {
         let taps = weight_shape.plane();
         let depth = weight_shape.item();
         let step = (DEPTH / taps).max(1);
-        // Whole vectors; the last panel may be narrower.
+        // Panels are padded to whole vectors; the last one may be narrower.
         let width = self.pixels.len().div_ceil(lanes) * lanes;
         let group_oc = weight_shape.n() / spec.groups;
         let group_blocks = group_oc.div_ceil(OC_BLOCK);
@@ -134,8 +134,8 @@ struct Segment {
 }
 
 impl Task<'_> {
-    /// Gathers the patches of some input channels of the group: panels of `[ic][kh][kw][pixel]`, the unused pixels of
-    /// the last vector unspecified.
+    /// Gathers the patches of some input channels of the group, in panels of `[ic][kh][kw][pixel]`. Pixels of the last
+    /// vector that are not used have any value.
     #[inline(always)]
     fn gather<S: Simd>(&self, simd: S, channels: Range<usize>, panels: &mut [f32], width: usize) {
         let weight = self.run.conv.weight_shape;
@@ -162,7 +162,7 @@ impl Task<'_> {
         }
     }
 
-    /// Whether patches are the pixels themselves.
+    /// Whether every patch is a single pixel at the output's own place, so that rows can be copied.
     #[inline(always)]
     fn is_pointwise(&self) -> bool {
         let spec = self.run.conv.spec;
@@ -170,7 +170,7 @@ impl Task<'_> {
         plain && spec.kernel == [1; 2]
     }
 
-    /// The output rows that some pixels lie in.
+    /// The parts of output rows that a range of pixels covers.
     fn segments(&self, pixels: Range<usize>) -> Vec<Segment> {
         let spec = self.run.conv.spec;
         let columns = self.run.out.shape.w();
@@ -204,7 +204,7 @@ impl Task<'_> {
         let spec = self.run.conv.spec;
         let ([kh, kw], [_, stride], [_, dilation]) = (spec.kernel, spec.stride, spec.dilation);
         let longest = segments.iter().map(|s| s.len).max().unwrap_or(0);
-        // Columns are staged by their remainder modulo the stride, with room for a whole vector at the end.
+        // Columns are sorted by their remainder modulo the stride, with room for a whole vector at the end.
         let phase_len = longest + (kw - 1) * dilation / stride + S::F32_LANES;
         let row_len = phase_len * stride;
         let mut staged = Scratch::take(segments.len() * kh * row_len);
@@ -218,7 +218,7 @@ impl Task<'_> {
             for tap in 0..kh * kw {
                 let (ky, shift) = (tap / kw, tap % kw * dilation);
                 let within = shift % stride * phase_len + shift / stride;
-                // In order: what a copy writes too much, the next one overwrites.
+                // The order matters: a copy may write beyond its segment, and the next one overwrites that.
                 for (j, segment) in segments.iter().enumerate() {
                     let from = &staged[(j * kh + ky) * row_len + within..];
                     let to = &mut panel[(i * kh * kw + tap) * width + segment.at..];

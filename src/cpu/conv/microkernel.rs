@@ -7,8 +7,8 @@ pub(super) const OC_BLOCK: usize = 8;
 /// Most vectors of a panel.
 pub(super) const PANEL_VECTORS: usize = 3;
 
-/// `c[o][t] = sum over k of a[k][o] * b[k][t]` for [`OC_BLOCK`] rows `o` and `vectors` vectors of `t`, in the order of
-/// `k`; added to what `c` holds if `accumulate`.
+/// `c[o][t] = sum over k of a[k][o] * b[k][t]` for [`OC_BLOCK`] rows `o` and `vectors` vectors of `t`, summed in the
+/// order of `k`. Added to what `c` holds if `accumulate`.
 pub(super) struct Product<'a> {
     /// Packed weights, `[k][OC_BLOCK]`.
     pub(super) a: &'a [f32],
@@ -38,7 +38,7 @@ impl WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
-    /// All rows at once where the sums fit the register file, else in two halves.
+    /// Computes all rows at once if their sums fit into registers, else in two halves.
     #[inline(always)]
     fn rows<S: Simd, const NV: usize>(&mut self, simd: S) {
         if const { S::REGISTER_COUNT >= 32 } {

@@ -2,7 +2,8 @@
 //! direct loop for few channels.
 //!
 //! Weights are packed once into one flat buffer whose length follows from the shapes ([`packed_len`]). The order in
-//! which an output's products are summed depends on shapes alone, so neither threads nor their number change a bit.
+//! which an output's products are summed depends on shapes alone, so the number of threads does not change a single
+//! bit.
 
 mod direct;
 mod epilogue;
@@ -111,16 +112,16 @@ impl ConvSpec {
     }
 }
 
-/// How a convolution, or its gradient by the weight, is computed.
+/// How a convolution, or its gradient with respect to the weight, is computed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Algorithm {
-    /// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, 2016), transposed for the gradient: 36 products where
-    /// 144 would be due.
+    /// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 2016), which takes 36 products for 16 outputs where the
+    /// definition takes 144; transposed for the gradient.
     Winograd,
     /// Products of the Fourier transforms of tiles.
     Fft,
-    /// A matrix product over input patches that are gathered block by block; for the gradient one over pixels for each
-    /// tap.
+    /// A matrix product over input patches that are gathered block by block. The gradient is a product over pixels for
+    /// each tap.
     Gemm,
     /// Multiply-adds on rows of pixels, for few channels a group.
     Direct,
@@ -141,7 +142,7 @@ impl Algorithm {
         }
     }
 
-    /// Its name in figures of speed.
+    /// Its name in the tables of the benchmark.
     pub fn name(self) -> &'static str {
         match self {
             Self::Winograd => "winograd",
@@ -211,7 +212,7 @@ pub struct Conv<'a> {
     pub epilogue: &'a Epilogue<'a>,
 }
 
-/// A convolution by an algorithm: its operands, input and output as tasks see them.
+/// A convolution by an algorithm, with its input and output in the form in which tasks use them.
 #[derive(Clone, Copy)]
 struct Run<'a> {
     algorithm: Algorithm,

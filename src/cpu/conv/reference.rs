@@ -1,4 +1,4 @@
-//! The convolution as its definition says it: the oracle of the tests.
+//! The convolution written as its definition: what tests compare all algorithms with.
 
 use super::{ConvSpec, Epilogue, PaddingMode};
 use crate::cpu::view::View;
@@ -50,7 +50,7 @@ pub fn conv2d_reference(
     out
 }
 
-/// The pixel `[y, x]`, counted from the padding's corner, of a channel of the upsampled and padded input.
+/// A pixel of a channel of the upsampled and padded input; `[y, x]` is counted from the first pixel of the padding.
 pub(super) fn padded(spec: &ConvSpec, x: View, [n, c]: [usize; 2], pixel: [usize; 2]) -> f32 {
     let extent = spec.extent(x.shape);
     let mut inside = [0; 2];

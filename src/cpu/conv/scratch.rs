@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-/// A cache line, so that vectors loaded from scratch never straddle two.
+/// A cache line. Scratch is made of these, so that no vector loaded from it straddles two lines.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
@@ -19,9 +19,9 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A piece of this thread's working memory, given back when dropped.
+/// A piece of this thread's working memory, which is given back when it is dropped.
 ///
-/// A guard and not a function that takes a closure: a closure's body would not be compiled for wide vectors.
+/// It is a guard and not a function that takes a closure: a closure's body would not be compiled for wide vectors.
 pub(super) struct Scratch {
     lines: Vec<Line>,
     len: usize,

@@ -1,4 +1,4 @@
-//! The input as the kernel sees it: upsampled and padded, a piece of a row at a time.
+//! The input as a convolution reads it, upsampled and padded, a piece of a row at a time.
 
 use super::scratch::Scratch;
 use super::{ConvSpec, PaddingMode};
@@ -20,8 +20,8 @@ impl<'a> Source<'a> {
         Self { x, height, width, mode: spec.padding_mode, upsample: spec.upsample }
     }
 
-    /// The stored pixels from `[row, column]` on when the rectangle of this size needs neither padding nor upsampling
-    /// and lies so far from the plane's end that `slack` further pixels may be read.
+    /// The stored pixels from `[row, column]` on, if the rectangle of this size needs neither padding nor upsampling
+    /// and `slack` pixels beyond it may be read.
     #[inline(always)]
     pub(super) fn stored(
         &self,
@@ -80,7 +80,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// [`fill`](Self::fill), the pixels sorted by the remainder of their columns modulo `stride`: see [`split_phases`].
+    /// [`fill`](Self::fill), with the pixels sorted by the remainder of their columns modulo `stride`: see
+    /// [`split_phases`].
     #[inline(always)]
     pub(super) fn fill_phases<S: Simd>(
         &self,
@@ -114,8 +115,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Copies `len` values, in whole vectors if both sides have room for the excess: a call of `memcpy` would cost more
-/// than such short copies.
+/// Copies `len` values, in whole vectors if both sides have room beyond them: a call of `memcpy` would take longer than
+/// such short copies.
 #[inline(always)]
 pub(super) fn copy<S: Simd>(simd: S, from: &[f32], to: &mut [f32], len: usize) {
     let (f, _) = S::as_simd_f32s(from);
@@ -143,7 +144,7 @@ fn copy_vectors<S: Simd, const N: usize>(simd: S, from: &[S::f32s], to: &mut [S:
     to[..N].copy_from_slice(&held);
 }
 
-/// Sets `len` values to zero, a whole vector of them if that is enough and there is room.
+/// Sets `len` values to zero, by storing one whole vector if that covers them and there is room.
 #[inline(always)]
 fn clear<S: Simd>(simd: S, out: &mut [f32], len: usize) {
     match S::as_mut_simd_f32s(out).0.first_mut() {
@@ -152,7 +153,7 @@ fn clear<S: Simd>(simd: S, out: &mut [f32], len: usize) {
     }
 }
 
-/// Fills `out` with every pixel of the row twice, from the doubled row's pixel `first` on.
+/// Fills `out` with a row in which every pixel stands twice, from pixel `first` of the doubled row on.
 #[inline(always)]
 fn enlarge(pixels: &[f32], first: usize, out: &mut [f32]) {
     let (head, out) = out.split_at_mut((first % 2).min(out.len()));
@@ -170,13 +171,13 @@ fn enlarge(pixels: &[f32], first: usize, out: &mut [f32]) {
     }
 }
 
-/// Sorts a row by the remainder of its columns modulo `stride`: every `stride`-th value, one phase after the other.
-/// What a tap of a strided convolution reads then lies together. `out` is as long as the whole phases that it takes.
+/// Sorts the pixels of a row by the remainder of their columns modulo `stride`, which is called their phase. What a tap
+/// of a strided convolution reads then lies together. `out` has room for whole phases.
 #[inline(always)]
 fn split_phases(row: &[f32], stride: usize, out: &mut [f32]) {
     let len = out.len() / stride;
     if stride == 2 {
-        // Written apart, since this form vectorises.
+        // A case of its own, since the compiler vectorises this form.
         let (even, odd) = out.split_at_mut(len);
         for ((even, odd), pair) in even.iter_mut().zip(odd).zip(row.chunks_exact(2)) {
             *even = pair[0];
@@ -214,8 +215,8 @@ pub(super) fn side_by_side(rows: [&[f32]; 4], count: usize, to: &mut [f32], step
     }
 }
 
-/// The position inside `0..size` that mirrors `position`. Positions beyond the mirror's reach, which only the unused
-/// rest of a vector has, are brought to an edge.
+/// The position inside `0..size` that mirrors `position`. Positions too far out to be mirrored, which occur in the
+/// unused rest of a vector only, are moved to an edge.
 #[inline(always)]
 fn reflect(position: isize, size: isize) -> isize {
     let last = size - 1;

@@ -1,8 +1,9 @@
-//! The gradient by the weight: products of the gradient by the output and the input, summed over pixels.
+//! The gradient with respect to the weight: products of the input and the gradient with respect to the output, summed
+//! over pixels.
 //!
-//! Both are laid out pixel by pixel, a vector of channels at each. A tap then is a shift: the same product of two
-//! matrices over pixels, the input's begun further on. Sums over parts of the image are kept apart and joined in order;
-//! how many there are depends on the shapes alone.
+//! Both are laid out pixel by pixel, with a vector of channels at each. The gradient of a tap is then a product of two
+//! matrices over pixels, and other taps are the same product with the input begun further on. Parts of the image have
+//! sums of their own, which are joined in order; how many parts there are depends on the shapes alone.
 
 use super::fft_conv;
 use super::fft_grad;
@@ -17,20 +18,22 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Parts that sums are kept of, if there are enough pixels.
+/// Parts of the image that have sums of their own, if there are enough pixels.
 const PARTS: usize = 16;
-/// Elements that all parts' sums may take, unless two take more.
+/// Most elements of the sums of all parts, unless two parts need more.
 const SUMS: usize = 5 << 20;
-/// Values of the input laid out at a time, so that they stay in L2.
+/// Values of the input that are laid out at a time, few enough for the L2 cache.
 const STAGED: usize = 96 << 10;
-/// Pixels whose products are summed before the next output channels' turn, so that both factors stay in L1.
+/// Pixels whose products are summed before the next output channels have their turn, so that both factors stay in the
+/// L1 cache.
 const PIXELS: usize = 128;
 /// Blocks of output channels of a task.
 const BLOCKS: usize = 8;
-/// Products of input and output channels in a group up to which elements are computed one by one.
+/// Most pairs of input and output channels in a group for which each kernel is computed by itself.
 const FEW: usize = 4;
 
-/// The gradient by the weight, `[oc, ic / groups, kh, kw]`, of a convolution of `x` whose result's gradient is `dy`.
+/// The gradient with respect to the weight, `[oc, ic / groups, kh, kw]`, of a convolution of `x`; `dy` is the gradient
+/// with respect to its result.
 ///
 /// # Panics
 /// If the shapes do not fit each other, see [`ConvSpec::output_shape`].
@@ -40,7 +43,8 @@ pub fn conv2d_weight_grad(spec: &ConvSpec, x: View, dy: View, weight: Shape) -> 
 }
 
 impl Algorithm {
-    /// The algorithm used for the gradient by a weight `[oc, ic / groups, kh, kw]` from the gradient `dy` `[n, oc, oh, ow]`.
+    /// The algorithm used for the gradient with respect to a weight `[oc, ic / groups, kh, kw]`, where `dy`, the
+    /// gradient with respect to the result, is `[n, oc, oh, ow]`.
     pub fn choose_for_weight_grad(spec: &ConvSpec, dy: Shape, weight: Shape) -> Self {
         if weight.n() / spec.groups * weight.c() <= FEW {
             Self::Direct
@@ -59,7 +63,7 @@ impl Algorithm {
     }
 }
 
-/// The gradient by the weight by an algorithm.
+/// The gradient with respect to the weight, to be computed by `algorithm`.
 #[derive(Clone, Copy)]
 pub(super) struct Run<'a> {
     algorithm: Algorithm,
@@ -82,14 +86,15 @@ impl WithSimd for Run<'_> {
     }
 }
 
-/// Parts of `units` pieces of the image that sums of `len` elements are kept of: a power of two, which threads share
-/// evenly.
+/// Into how many parts an image of `units` pieces is divided, where sums have `len` elements: a power of two, which
+/// threads share evenly.
 pub(super) fn parts(units: usize, len: usize) -> usize {
     let most = units.min(PARTS).min((SUMS / len).max(2));
     if most.is_power_of_two() { most } else { most.next_power_of_two() / 2 }
 }
 
-/// Panels of `columns` columns, which are whole vectors, as even as can be: the first column of each and how many.
+/// Divides `columns` columns, a multiple of a vector's lanes, into panels as even as can be: the first column of each
+/// and how many it has.
 #[inline(always)]
 pub(super) fn panels<S: Simd>(columns: usize) -> impl Iterator<Item = (usize, usize)> {
     let vectors = columns / S::F32_LANES;
@@ -98,7 +103,7 @@ pub(super) fn panels<S: Simd>(columns: usize) -> impl Iterator<Item = (usize, us
     (0..panels).map(move |i| (start(i), start(i + 1) - start(i)))
 }
 
-/// By products of matrices.
+/// The gradient by products of matrices.
 fn by_products<S: Simd>(simd: S, run: Run) -> Vec<f32> {
     let layout = Layout::new::<S>(&run);
     let [group_oc, groups] = [run.weight.n() / run.spec.groups, run.spec.groups];
@@ -133,15 +138,16 @@ fn by_products<S: Simd>(simd: S, run: Run) -> Vec<f32> {
 
 /// How input and gradient are laid out for the products.
 struct Layout {
-    /// Whether taps count as channels: where there are too few channels for a vector.
+    /// Whether each tap of a channel counts as a channel, which is done where there are too few channels to fill a
+    /// vector.
     folded: bool,
-    /// Taps that are not folded, and their extent beyond the first one.
+    /// Taps that do not count as channels, and the kernel that they make up.
     taps: usize,
     kernel: [usize; 2],
-    /// Columns of a product: channels (of one group), filled up to whole vectors.
+    /// Channels (of one group), and the columns of a product: the channels filled up to whole vectors.
     channels: usize,
     columns: usize,
-    /// Rows and columns by their remainder modulo the stride, as far as taps need them.
+    /// Phases of rows and of columns: they are sorted by their remainder modulo the stride, as far as taps need them.
     phases: [usize; 2],
     /// Pixels of a row, output rows of a band, bands of an image, and pixels of a phase.
     row_len: usize,
@@ -201,7 +207,7 @@ impl WithSimd for Task<'_> {
         let [_, _, height, width] = self.run.dy.shape.0;
         let staged = &mut *Scratch::take(phases[0] * phases[1] * phase_len * columns);
         let grads = &mut *Scratch::take(self.sums.len() / block_len * self.layout.rows * row_len * OC_BLOCK);
-        // What lies between the rows stays zero. Columns and output channels beyond the last one may hold anything.
+        // What lies between the rows stays zero. Columns and output channels beyond the last have any value.
         grads.fill(0.0);
         self.sums.fill(0.0);
         for unit in self.units.clone() {
@@ -247,8 +253,8 @@ impl Task<'_> {
         }
     }
 
-    /// Lays out the input that some output rows see: panels of `[phase][pixel][column]`. What belongs to no channel is
-    /// unspecified.
+    /// Lays out the input that some output rows read, in panels of `[phase][pixel][column]`. Columns beyond the last
+    /// channel have any value.
     #[inline(always)]
     fn stage_input<S: Simd>(&self, simd: S, n: usize, rows: &Range<usize>, staged: &mut [f32]) {
         let Layout { columns, phases, phase_len, row_len, .. } = *self.layout;
@@ -283,7 +289,7 @@ impl Task<'_> {
         }
     }
 
-    /// The input channel of a column and, if it is a tap of it, how far that is from the first one.
+    /// The input channel of a column and, where taps count as channels, how far the column's tap is from the first one.
     #[inline(always)]
     fn place(&self, column: usize) -> (usize, [usize; 2]) {
         let Run { spec, weight, .. } = self.run;
@@ -296,7 +302,7 @@ impl Task<'_> {
         (self.group * ic + column / weight.plane(), shift)
     }
 
-    /// Lays out the gradient of some output rows: blocks of `[pixel][OC_BLOCK]`.
+    /// Lays out the gradient with respect to some output rows, in blocks of `[pixel][OC_BLOCK]`.
     #[inline(always)]
     fn stage_gradient(&self, n: usize, rows: &Range<usize>, grads: &mut [f32]) {
         let row_len = self.layout.row_len;
@@ -314,7 +320,8 @@ impl Task<'_> {
     }
 }
 
-/// Row `y` of up to four channels of item `n`, those from `first` on that come before `end`; the last one is repeated.
+/// Row `y` of the channels `first` to `first + 3` of item `n`; in place of those from `end` on the last one before is
+/// repeated.
 #[inline(always)]
 pub(super) fn four_rows<'a>(dy: &View<'a>, n: usize, [first, end]: [usize; 2], y: usize) -> [&'a [f32]; 4] {
     let width = dy.shape.w();
@@ -325,7 +332,7 @@ pub(super) fn four_rows<'a>(dy: &View<'a>, n: usize, [first, end]: [usize; 2], y
     rows
 }
 
-/// Weights of few channels a group: each kernel by sums of products of rows.
+/// The gradient where groups have few channels: each kernel by sums of products of rows.
 fn by_sums<S: Simd>(simd: S, run: Run) -> Vec<f32> {
     let mut grad = vec![0.0; run.weight.numel()];
     let kernels = grad.par_chunks_exact_mut(run.weight.plane()).enumerate();
@@ -336,7 +343,7 @@ fn by_sums<S: Simd>(simd: S, run: Run) -> Vec<f32> {
     grad
 }
 
-/// The gradient by one kernel.
+/// The gradient with respect to one kernel.
 struct Kernel<'a> {
     run: Run<'a>,
     oc: usize,

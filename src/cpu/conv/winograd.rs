@@ -1,7 +1,8 @@
-//! 3x3 convolutions by Winograd's F(4x4, 3x3): transformed input tiles times transformed kernels, transformed back.
+//! 3x3 convolutions by Winograd's F(4x4, 3x3): transformed input tiles are multiplied with transformed kernels, summed
+//! over channels, and transformed back.
 //!
-//! Sixteen tiles (or what a vector holds) form a *group*, up to three groups a *panel*. A panel's transformed input
-//! stays near the core while all output channels pass over it, [`OC_CHUNK`] at a time.
+//! As many tiles as a vector has lanes, such as sixteen, form a *group*, and up to three groups a *panel*. A panel's
+//! transformed input stays in the L2 cache while all output channels are computed from it, [`OC_CHUNK`] at a time.
 
 use super::epilogue::Output;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
@@ -21,9 +22,10 @@ pub(super) const PATCH: usize = 6;
 pub(super) const POINTS: usize = PATCH * PATCH;
 /// Output channels whose products are held before they are transformed back.
 const OC_CHUNK: usize = 32;
-/// Input channels whose kernels are transformed before they are written to their places.
+/// Input channels whose kernels are transformed into a small buffer before they are written to their places.
 const PACKED: usize = 16;
-/// Input channels whose products are summed before the next output channels' turn, so that both factors stay in L1.
+/// Input channels whose products are summed before the next output channels have their turn, so that both factors stay
+/// in the L2 cache.
 const IC_CHUNK: usize = 128;
 
 /// Whether such a convolution can be computed this way.
@@ -31,7 +33,8 @@ pub(super) fn supports(spec: &ConvSpec) -> bool {
     spec.kernel == [3, 3] && spec.stride == [1, 1] && spec.dilation == [1, 1] && spec.groups == 1
 }
 
-/// Whether it is worth it: enough channels to pay for the transforms, enough tiles to fill vectors.
+/// Whether it is faster than a plain matrix product: there must be enough channels to pay for the transforms, and
+/// enough tiles to fill vectors.
 pub(super) fn pays(spec: &ConvSpec, input: Shape, weight: Shape) -> bool {
     let Some(out) = spec.output_shape(input, weight) else {
         return false;
@@ -68,7 +71,8 @@ impl WithSimd for Pack<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let (oc, ic) = (self.shape.n(), self.shape.c());
         let channels = self.packed.len() / (ic * POINTS);
-        // Points lie far apart, often by a power of two: written a few at a time they would evict each other.
+        // The 36 points lie far apart in `packed`, often by a power of two, so writing them interleaved would thrash
+        // one cache set: they are collected here and written in runs.
         let mut near = [[[0.0; OC_BLOCK]; PACKED]; POINTS];
         for block in (0..channels).step_by(OC_BLOCK) {
             for start in (0..ic).step_by(PACKED) {
@@ -97,7 +101,7 @@ impl WithSimd for Pack<'_> {
     }
 }
 
-/// `G g G^T` of a block of 3x3 kernels, in f64: it costs little.
+/// `G g G^T` of a block of 3x3 kernels, in f64, which takes little time.
 #[inline(always)]
 fn transform_kernels<S: Simd>(simd: S, taps: &[[f64; OC_BLOCK]; 9]) -> [[f64; OC_BLOCK]; POINTS] {
     let mut points = [[0.0; OC_BLOCK]; POINTS];
@@ -168,8 +172,8 @@ impl Tiling {
                 groups_across: columns.div_ceil(across),
                 groups_down: rows.div_ceil(lanes / across),
                 batch: out.n(),
-                // Up to here two groups' transformed tiles fit into L2. Where they do not, wider panels save more by
-                // passing fewer times over the weights.
+                // With so few channels the transformed tiles of two groups fit into the L2 cache. With more they do not
+                // anyway, and wider panels are better: they pass fewer times over the weights.
                 most: if ic <= IC_CHUNK { 2 } else { PANEL_VECTORS },
             };
             if best.as_ref().is_none_or(|b| tiling.groups() < b.groups()) {
@@ -232,7 +236,7 @@ struct Job<'a, S> {
 }
 
 impl<S: Simd> Job<'_, S> {
-    /// Many tiles: every thread takes whole panels.
+    /// For many tiles: every thread computes whole panels.
     fn by_panels(&self) {
         (0..self.tiling.panels()).into_par_iter().for_each(|panel| {
             let width = self.tiling.panel(panel).len() * S::F32_LANES;
@@ -248,7 +252,7 @@ impl<S: Simd> Job<'_, S> {
         });
     }
 
-    /// Few tiles: the threads share all transformed panels and take output channels.
+    /// For few tiles: the threads transform all panels together, then each computes some output channels.
     fn by_channels(&self) {
         // Smaller pieces give more threads work.
         let piece = IC_CHUNK.min(self.ic.div_ceil(rayon::current_num_threads()));
@@ -364,7 +368,7 @@ impl WithSimd for Transform<'_> {
             let place = [row, column].map(|x| x as isize);
             *corner = (n, [place[0] - self.padding[0] as isize, place[1] - self.padding[1] as isize]);
         }
-        // All groups of a channel before the next: they are neighbours in memory.
+        // All groups of a channel come before the next channel: they are neighbours in memory.
         for (i, c) in self.channels.clone().enumerate() {
             for (g, &(n, corner)) in corners[..self.groups.len()].iter().enumerate() {
                 let stored = self.source.stored([n, c], corner, [rows, columns], 2);
@@ -467,7 +471,7 @@ impl WithSimd for TransformBack<'_> {
                 transform_group_back(simd, m, self.m_stride, vectors, stride, &mut half.0, rows);
                 let [n, y, x] = self.tiling.corner(group);
                 let height = (down * TILE).min(shape.h() - y);
-                // Rows as wide as the image are one run of pixels.
+                // If rows are as wide as the image, they follow one another and are written as one run of pixels.
                 let (runs, len) =
                     if shape.w() == stride { (1, height * stride) } else { (height, stride.min(shape.w() - x)) };
                 for run in 0..runs {

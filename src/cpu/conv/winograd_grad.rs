@@ -1,8 +1,10 @@
-//! The gradient by the weight of 3x3 convolutions by Winograd's F(4x4, 3x3), transposed: with the forward pass written
-//! `A^T [(G w G^T) * (B^T x B)] A` for each tile, the gradient by `w` is `G^T [sum over tiles of (A dy A^T) * (B^T x B)] G`.
+//! The gradient with respect to the weight of 3x3 convolutions by Winograd's F(4x4, 3x3), transposed: with the forward
+//! pass `A^T [(G w G^T) * (B^T x B)] A` for each tile, the gradient with respect to `w` is `G^T [sum over tiles of (A
+//! dy A^T) * (B^T x B)] G`.
 //!
 //! Input and gradient are laid out with their channels side by side, so that the sums over tiles are 36 products of
-//! matrices. As many sums are kept apart and joined in order as the shapes ask for.
+//! matrices. Parts of the image have sums of their own, which are joined in order; how many parts there are depends on
+//! the shapes alone.
 
 use super::ConvSpec;
 use super::microkernel::{OC_BLOCK, PANEL_VECTORS, Product};
@@ -15,16 +17,17 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Transformed values of a band of tiles, which are to stay in L2.
+/// Most transformed values of a band of tiles, so that they stay in the L2 cache.
 const TRANSFORMED: usize = 256 << 10;
 /// Tiles of a band, unless a row has more.
 const TILES: usize = 64;
-/// Tiles of a part at least: transforming its sums back should not cost more than the products.
+/// Fewest tiles of a part: with fewer, transforming its sums back would take longer than the products.
 const PART_TILES: usize = 64;
-/// Tasks that are enough: further ones would transform the same input again.
+/// Tasks beyond which output channels are not divided further: each task would transform the same input again.
 const TASKS: usize = 8;
 
-/// Whether it is possible and worth it: enough channels and tiles to pay for the transforms.
+/// Whether it is possible and faster than products of matrices: there must be enough channels and tiles to pay for the
+/// transforms.
 pub(super) fn pays(spec: &ConvSpec, dy: Shape, weight: Shape) -> bool {
     let tiles = dy.n() * dy.h().div_ceil(TILE) * dy.w().div_ceil(TILE);
     let full = tiles * TILE * TILE <= 2 * dy.n() * dy.plane();
@@ -52,7 +55,7 @@ impl Layout {
     }
 }
 
-/// The gradient by the weight of a convolution that this algorithm [`supports`].
+/// The gradient with respect to the weight of a convolution that this algorithm [`supports`].
 pub(super) fn run<S: Simd>(simd: S, run: Run) -> Vec<f32> {
     let [oc, ic, ..] = run.weight.0;
     let columns = ic.next_multiple_of(S::F32_LANES);
@@ -131,7 +134,8 @@ fn gradient_stride<S: Simd>(tiles: usize) -> usize {
 }
 
 impl Task<'_> {
-    /// Writes the band's `B^T x B`, panels of `[point][tile][column]`. What belongs to no channel is unspecified.
+    /// Writes the band's `B^T x B`, in panels of `[point][tile][column]`. Columns beyond the last channel have any
+    /// value.
     #[inline(always)]
     fn transform_input<S: Simd>(&self, simd: S, band: Band, v: &mut [f32]) {
         let (zero, across) = (simd.splat_f32s(0.0), self.layout.across);
@@ -141,7 +145,8 @@ impl Task<'_> {
         let mut rows = Scratch::take(4 * len);
         let mut staged = Scratch::take(lines * len * PANEL_VECTORS * S::F32_LANES);
         for (first, width) in panels::<S>(self.layout.columns) {
-            // Columns by their remainder modulo the tile's size: neighbouring tiles' values then are neighbours.
+            // Columns are sorted by their remainder modulo the tile's size: the values of neighbouring tiles are then
+            // neighbours.
             let phase = (across + 1) * width;
             let end = self.run.weight.c().min(first + width);
             for c in (first..end).step_by(4) {
@@ -181,7 +186,7 @@ impl Task<'_> {
         }
     }
 
-    /// Writes the band's `A dy A^T`, blocks of `[point][tile][OC_BLOCK]`.
+    /// Writes the band's `A dy A^T`, in blocks of `[point][tile][OC_BLOCK]`.
     #[inline(always)]
     fn transform_gradient<S: Simd>(&self, simd: S, band: Band, u: &mut [f32]) {
         let (zero, across) = (simd.splat_f32s(0.0), self.layout.across);

@@ -42,8 +42,9 @@ pub fn orthogonal(name: &str, dims: &[usize], seed: u64) -> Tensor {
     Tensor::new(dims, values)
 }
 
-/// First values by PyTorch's own rule, of weights whose names and dimensions are given, one after the other: weights of convolutions and their biases are uniform in
-/// plus and minus one over the root of the number of inputs; norms begin as the identity. Each weight has its own generator.
+/// First values by PyTorch's own rule, of weights whose names and dimensions are given, one after the other: weights of
+/// convolutions and their biases are uniform in plus and minus one over the root of the number of inputs; norms begin
+/// as the identity. Each weight has its own generator.
 pub fn pytorch_default(weights: &[(String, Vec<usize>)], seed: u64) -> Vec<f32> {
     let inputs = |name: &str| {
         let entry = weights.iter().find(|(n, dims)| n == name && dims.len() > 1);

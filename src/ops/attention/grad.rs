@@ -1,4 +1,5 @@
-//! The gradient of self-attention. The matrix of attention weights is computed again: the forward pass does not keep it.
+//! The gradient of self-attention. It computes the matrix of attention weights again: the forward pass does not keep
+//! it.
 
 use rayon::prelude::*;
 
@@ -9,16 +10,17 @@ use crate::gpu::{Launch, Operand};
 use crate::graph::{Lowered, Op, Target};
 use crate::tensor::Shape;
 
-/// Channels that one CPU task takes.
+/// Channels that one CPU task computes.
 const CHANNELS: usize = 32;
-/// Attention weights that are held at a time on the CPU: as many blocks of queries as have no more, at least one.
+/// Attention weights that the CPU holds at a time: blocks of queries are computed together as long as they have no
+/// more, at least one block.
 const WEIGHTS: usize = 1 << 22;
 /// Rows and columns of a workgroup of the kernels `scores` and `main`.
 const TILE: usize = 32;
 
-/// The gradient of [`super::SelfAttention`] with respect to `q`, `k` and `v`. With `P` the softmax and `dO` the gradient
-/// with respect to the result: `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(P * dP))`, `dQ = dS K / sqrt(c)`,
-/// `dK = dS^T Q / sqrt(c)`.
+/// The gradient of [`super::SelfAttention`] with respect to `q`, `k` and `v`. With `P` the softmax and `dO` the
+/// gradient with respect to the result:
+/// `dV = P^T dO`, `dP = dO V^T`, `dS = P * (dP - rowsum(P * dP))`, `dQ = dS K / sqrt(c)`, `dK = dS^T Q / sqrt(c)`.
 ///
 /// Inputs: `[n, 3c, h, w]`, the channels of `q`, `k` and `v` one after the other; `dO` `[n, c, h, w]`.
 /// Result: the first's shape.
@@ -69,7 +71,8 @@ fn compute(x: View, dy: View, mut out: ViewMut) {
     }
 }
 
-/// Scores and their gradients between all tokens, then the softmax of each row of them, then the three products.
+/// The launches: first the scores between all tokens and the gradients with respect to them, then the softmax of each
+/// row, then the three products.
 fn launches(x: Operand, dy: Operand, output: Operand) -> Lowered {
     let shape = dy.shape();
     let [channels, tokens] = [shape.c(), shape.plane()];
@@ -93,8 +96,8 @@ fn launches(x: Operand, dy: Operand, output: Operand) -> Lowered {
     Lowered::gpu([scores, rows, products]).scratch([weights.shape().numel(), slopes.shape().numel()]).rounds(rounds)
 }
 
-/// Computes, for some queries from `first` on, `weights`, the softmax `P` of their scores, and `slopes`, `dS / sqrt(c)` as
-/// [`SelfAttentionGrad`] has them. Both are `[queries, tokens]`.
+/// Computes, for some queries from `first` on, `weights`, the softmax `P` of their scores, and `slopes`, `dS / sqrt(c)`
+/// as [`SelfAttentionGrad`] has them. Both are `[queries, tokens]`.
 fn with_respect_to_scores(
     x: &[f32],
     dy: &[f32],
@@ -113,8 +116,8 @@ fn with_respect_to_scores(
     }
 }
 
-/// Writes what some queries from `first` on contribute to the gradients of one batch item: their columns of `dQ`, and their
-/// share of `dK` and `dV`, which is added to the shares of the queries before.
+/// Writes what some queries from `first` on contribute to the gradients of one batch item: their columns of `dQ`, and
+/// their share of `dK` and `dV`, which is added to the shares of the queries before.
 fn join(
     x: &[f32],
     dy: &[f32],

@@ -85,9 +85,9 @@ fn launch(x: Operand, output: Operand) -> Launch {
         .over_grid([channels.div_ceil(TILE[0]), tokens.div_ceil(TILE[1]), shape.n()])
 }
 
-/// Loop rounds of an invocation of the kernel for a result of this shape. Every 32 keys take one round of the outer loop,
-/// one for every four channels of the scores, 8 that find the largest score and 8 that add four keys' values each; each of
-/// the three inner loops may take one more, in which it only finds that it is over.
+/// Loop rounds of an invocation of the kernel for a result of this shape. Every 32 keys take one round of the outer
+/// loop, one for every four channels of the scores, 8 that find the largest score and 8 that add four keys' values
+/// each; each of the three inner loops may take one more, in which it only finds that it is over.
 fn rounds(output: Shape) -> usize {
     output.plane().div_ceil(KEYS) * (1 + (output.c().div_ceil(4) + 1) + (8 + 1) + (8 + 1))
 }
@@ -137,8 +137,8 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Whether a product replaces what the matrix that it is written to holds or is added to it, and the elements from one row
-/// of that matrix to the next.
+/// Whether a product replaces what the matrix that it is written to holds or is added to it, and the elements from one
+/// row of that matrix to the next.
 #[derive(Clone, Copy)]
 enum Store {
     /// It replaces what was there.
@@ -147,8 +147,8 @@ enum Store {
     Onto(usize),
 }
 
-/// The matrix product `scale * a * b` into `out`: `a` is `m` by `k`, `b` is `k` by `n`, `out` is `m` by `n` and row-major.
-/// None of the sizes is 0.
+/// The matrix product `scale * a * b` into `out`: `a` is `m` by `k`, `b` is `k` by `n`, `out` is `m` by `n` and
+/// row-major. None of the sizes is 0.
 fn product([m, n, k]: [usize; 3], scale: f32, a: Matrix, b: Matrix, out: &mut [f32], store: Store) {
     let (Store::Over(stride) | Store::Onto(stride)) = store;
     assert!(a.holds(m, k) && b.holds(k, n) && Matrix::rows(out, stride).holds(m, n) && stride >= n);

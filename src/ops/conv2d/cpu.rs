@@ -1,4 +1,5 @@
-//! The convolution of the CPU: the weight packed once, then Winograd, Fourier transforms, a matrix product or a direct loop.
+//! How convolutions are computed on the CPU: the weight is packed once, then Winograd, Fourier transforms, a matrix
+//! product or a direct loop read it.
 
 use std::borrow::Cow;
 
@@ -20,7 +21,7 @@ pub(super) fn lower(conv: Conv2d, inputs: &[Operand]) -> Lowered {
     compute.method(method).prepare(Some(pack(conv.spec, input, weight, method)))
 }
 
-/// The weight as the algorithm reads it that an input of this shape is convolved by.
+/// The weight in the form that the algorithm reads which convolves an input of this shape.
 fn pack(spec: ConvSpec, input: Shape, weight: Shape, method: &str) -> Prepared {
     let what = format!("packed for {method}, {} groups", spec.groups);
     Prepared::on_cpu(1, what, packed_len(&spec, input, weight), move |inputs, out| {
@@ -37,7 +38,7 @@ fn pack(spec: ConvSpec, input: Shape, weight: Shape, method: &str) -> Prepared {
 }
 
 impl Conv2d {
-    /// What is done to the sums.
+    /// What follows the sums of products.
     pub(super) fn epilogue<'a>(&self, of: &super::Operands<View<'a>>) -> Epilogue<'a> {
         Epilogue {
             bias: of.bias.map(|(_, view)| view.item(0)),

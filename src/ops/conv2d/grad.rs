@@ -37,8 +37,8 @@ pub(super) fn grad(conv: &Conv2d, g: &mut Graph, at: Backward) -> Gradients {
     Ok(grads)
 }
 
-/// The gradient with respect to what an operation's activation is applied to; `plain` is the operation without the activation. Where
-/// the result does not tell it, the operation is computed again.
+/// The gradient with respect to what an operation's activation is applied to; `plain` is the operation without the
+/// activation. Where the activation's result does not determine its derivative, `plain` is computed again.
 pub(in crate::ops) fn before_activation(
     g: &mut Graph,
     at: Backward,
@@ -76,7 +76,8 @@ fn by_input(spec: &ConvSpec, g: &mut Graph, x: NodeId, weight: NodeId, dy: NodeI
         grad = g.apply(&name, Adjoint::Stride { stride: spec.stride, size }, &[grad])?;
     }
     let transposed = g.apply(&name, TransposeWeight { groups: spec.groups }, &[weight])?;
-    // Zero padding is left off where it can be; else the gradient with respect to the padded input is taken first.
+    // The adjoint's padding leaves out what zero padding added, if it can. Otherwise the gradient with respect to the
+    // padded input is computed first, and its padding taken off after that.
     let whole = spec.padding_mode == PaddingMode::Reflect || (0..2).any(|axis| spec.padding[axis] > reach[axis]);
     let padding = if whole { reach } else { std::array::from_fn(|axis| reach[axis] - spec.padding[axis]) };
     let adjoint = ConvSpec { stride: [1; 2], padding, padding_mode: PaddingMode::Zeros, upsample: false, ..*spec };
@@ -91,8 +92,8 @@ fn by_input(spec: &ConvSpec, g: &mut Graph, x: NodeId, weight: NodeId, dy: NodeI
     Ok(grad)
 }
 
-/// The weight of a convolution's adjoint: each group's input and output channels swapped, its kernels turned by 180
-/// degrees.
+/// The weight of a convolution's adjoint, which computes the gradient with respect to the input: in each group input
+/// and output channels are swapped, and kernels are turned by 180 degrees.
 ///
 /// Input: `[oc, ic / groups, kh, kw]`. Result: `[ic, oc / groups, kh, kw]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -227,7 +228,8 @@ mod tests {
         for activation in [Activation::None, Activation::Tanh, Activation::Sigmoid, Activation::Silu] {
             check(full(activation), x, 11, 2e-4);
         }
-        // Far from the corner at zero, which would be passed within a step otherwise.
+        // Values of 20 and -20 are far from the corner at zero, which a step of the central difference could otherwise
+        // pass.
         for activation in [Activation::Relu, Activation::LeakyRelu(0.2), Activation::LeakyRelu(-0.5)] {
             let shapes = shapes(full(activation), x, 11);
             let mut data: Vec<Vec<f32>> = (0..5).map(|i| random(shapes[i].numel(), 31 + i as u64)).collect();

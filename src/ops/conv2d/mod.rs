@@ -1,5 +1,5 @@
 //! Two-dimensional convolution (cross-correlation, as in PyTorch): any kernel, stride, dilation, groups and padding,
-//! with what usually follows it in one step.
+//! together with the sums and the activation that usually follow it.
 
 mod cpu;
 mod gpu;
@@ -20,8 +20,8 @@ use crate::tensor::Shape;
 
 /// `activation(conv(x, weight) + bias + channel_add + residual)`.
 ///
-/// Inputs: x `[n, ic, h, w]`, weight `[oc, ic / groups, kh, kw]`, then those of bias `[1, oc, 1, 1]`, channel_add
-/// `[n or 1, oc, 1, 1]` and residual `[n, oc, oh, ow]` that are set.
+/// Inputs: x `[n, ic, h, w]`, weight `[oc, ic / groups, kh, kw]`, then those that are there of bias `[1, oc, 1, 1]`,
+/// channel_add `[n or 1, oc, 1, 1]` and residual `[n, oc, oh, ow]`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Conv2d {
     /// The hyperparameters.
@@ -36,14 +36,14 @@ pub struct Conv2d {
     pub activation: Activation,
 }
 
-/// The inputs of a [`Conv2d`] by what they are.
+/// The inputs of a [`Conv2d`] by name. Those that may be missing come with their number among the inputs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operands<T> {
-    /// The input and its index.
+    /// The input.
     pub x: T,
     /// The weight.
     pub weight: T,
-    /// The bias with its place among the inputs.
+    /// The bias.
     pub bias: Option<(usize, T)>,
     /// The vector added to every pixel.
     pub channel_add: Option<(usize, T)>,
@@ -62,7 +62,7 @@ impl Conv2d {
         Self { bias: true, ..Self::new(spec) }
     }
 
-    /// Tells the inputs apart.
+    /// The inputs by name.
     pub(crate) fn operands<T: Copy>(&self, inputs: &[T]) -> Operands<T> {
         let mut next = 2;
         let mut take = |there: bool| {
@@ -101,7 +101,8 @@ impl Conv2d {
         text
     }
 
-    /// This convolution with a sum that follows it, if the other summand is one it can add itself.
+    /// This convolution together with a sum that follows it, if the other summand is a vector or a tensor that it can
+    /// add itself.
     fn absorb_add(&self, other: Shape, output: Shape) -> Option<Self> {
         let vector = other.plane() == 1
             && output.plane() != 1

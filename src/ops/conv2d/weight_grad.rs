@@ -7,11 +7,11 @@ use crate::graph::{Lowered, Op, Target};
 use crate::tensor::Shape;
 
 /// The gradient of a convolution with respect to its weight:
-/// `dW[o, i, ky, kx] = sum over n, y, x of dy[n, o, y, x] * x[n, i, y + ky - pad, x + kx - pad]`, with stride, dilation and
-/// groups likewise.
+/// `dW[o, i, ky, kx] = sum over n, y, x of dy[n, o, y, x] * x[n, i, y + ky - pad, x + kx - pad]`, with stride, dilation
+/// and groups likewise.
 ///
-/// Inputs: `x` `[n, ic, h, w]` and `dy`, the gradient with respect to the convolution's result, `[n, oc, oh, ow]`. Result:
-/// `weight`, `[oc, ic / groups, kh, kw]`.
+/// Inputs: `x` `[n, ic, h, w]` and `dy`, the gradient with respect to the convolution's result, `[n, oc, oh, ow]`.
+/// Result: `weight`, `[oc, ic / groups, kh, kw]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Conv2dWeightGrad {
     /// The hyperparameters of the convolution.

@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn kernels_are_valid() {
-        // Small enough for a workgroup, and larger.
+        // Groups that one workgroup reads alone, and larger ones.
         for x in [Shape::new(2, 6, 5, 7), Shape::new(2, 6, 65, 64)] {
             for (affine, activation) in [false, true].into_iter().flat_map(|a| ACTIVATIONS.map(|act| (a, act))) {
                 let norm = norm(2, affine, activation);
@@ -437,7 +437,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
         fn any_shape(n in 1..4usize, groups in 1..6usize, per in 1..4usize, h in 1..40usize, w in 1..40usize, affine: bool) {
-            // Groups of one or two elements are all rounding: their deviations are near eps.
+            // In groups of so few elements deviations may be near eps, and the result is all rounding.
             prop_assume!(per * h * w > 8);
             check_all(norm(groups, affine, Activation::Silu), Shape::new(n, groups * per, h, w), 0.1);
         }

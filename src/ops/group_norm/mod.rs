@@ -94,8 +94,8 @@ impl GroupNorm {
         Lowered::gpu(launches).scratch(scratch)
     }
 
-    /// The launches that compute mean and inverse standard deviation of each group, and where these are then:
-    /// `[n, groups, 2]`. The scratch buffers that this takes are added to `scratch`.
+    /// The launches that compute mean and inverse standard deviation of each group, and the operand `[n, groups, 2]`
+    /// that holds them afterwards. The scratch buffers that this takes are added to `scratch`.
     fn statistics(&self, x: Operand, scratch: &mut Vec<usize>) -> (Operand, Vec<Launch>) {
         let shape = x.shape();
         let group_len = shape.item() / self.groups;
@@ -315,7 +315,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
         fn any_shape(n in 1..4usize, groups in 1..6usize, per in 1..4usize, h in 1..40usize, w in 1..40usize, affine: bool) {
-            // Groups of one or two elements are all rounding: their deviations are near eps.
+            // In groups of one or two elements deviations may be near eps, and the result is all rounding.
             prop_assume!(per * h * w > 2);
             check(norm(groups, affine), Shape::new(n, groups * per, h, w), 0.1);
         }

@@ -5,7 +5,7 @@ use crate::graph::{Backward, Gradients, Graph};
 use crate::ops::gradient_name;
 use crate::ops::reduce_sum::ReduceSum;
 
-/// The gradient rule of expressions: derived by the chain rule, summed where an input was broadcast.
+/// The gradient rule of expressions, derived by the chain rule. Where an input was broadcast its gradient is summed.
 pub(super) fn grad(op: &Pointwise, g: &mut Graph, at: Backward) -> Gradients {
     let mut grads = Vec::with_capacity(op.inputs);
     let derivatives = op.derivatives();
@@ -27,8 +27,8 @@ pub(super) fn grad(op: &Pointwise, g: &mut Graph, at: Backward) -> Gradients {
 }
 
 impl Pointwise {
-    /// Of one activation: the gradient with respect to its input as an expression of its result and the gradient with
-    /// respect to that; `None` where the result does not tell.
+    /// The gradient with respect to the input of an activation, as an expression of its result and the gradient with
+    /// respect to that; `None` where the result does not determine it.
     pub fn act_grad_from_result(activation: Activation) -> Option<Self> {
         match activation {
             Activation::None => Some(Self::build(|[_, dy]| dy)),
@@ -42,8 +42,8 @@ impl Pointwise {
         }
     }
 
-    /// The gradients with respect to the inputs, expressions of the inputs and, as input number `self.inputs`, the gradient with respect to the
-    /// result. `None` where the result does not depend on the input.
+    /// The gradient with respect to each input, as an expression of the inputs and of the gradient with respect to the
+    /// result, which is input number `self.inputs`. `None` where the result does not depend on the input.
     fn derivatives(&self) -> Vec<Option<Expr>> {
         let value = |i: usize| Expr(self.program[..=i].to_vec());
         let mut by_register: Vec<Option<Expr>> = vec![None; self.program.len()];
@@ -96,7 +96,8 @@ impl Pointwise {
 }
 
 /// The derivative of an activation at `x`, see [`Activation::derivative`]; `None` if it is 1 everywhere. Those that are
-/// written out share values with the expression they are the derivative of, such as the sigmoid in SiLU.
+/// written out share values with the expression that they are the derivative of, such as the sigmoid in SiLU; for
+/// others the table of activations has the derivative.
 fn slope(activation: Activation, x: Expr) -> Option<Expr> {
     Some(match activation {
         Activation::None => return None,
@@ -119,7 +120,8 @@ fn slope(activation: Activation, x: Expr) -> Option<Expr> {
     })
 }
 
-/// The expression without what its value does not need, its inputs renumbered, and their former numbers.
+/// The expression without the instructions that its value does not need, with its inputs renumbered, and the numbers
+/// that these had.
 fn compact(expr: &Expr) -> (Pointwise, Vec<usize>) {
     let program = &expr.0;
     let mut needed = vec![false; program.len()];

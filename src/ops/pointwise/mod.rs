@@ -18,9 +18,11 @@ use crate::gpu::{Launch, Operand};
 use crate::graph::{Backward, Gradients, Graph, Lowered, Op, Target};
 use crate::tensor::Shape;
 
-/// The most tensors one expression reads: with the result WebGPU's default of eight storage buffers.
+/// The most tensors that one expression reads: together with the result they are eight, WebGPU's default limit of
+/// storage buffers.
 pub const MAX_INPUTS: usize = 7;
-/// The most tensors that joined expressions read: one less, which leaves room for the gradient by the result.
+/// The most tensors that an expression made by joining others reads: one less, for its gradient also reads the gradient
+/// with respect to the result.
 const MAX_JOINED: usize = MAX_INPUTS - 1;
 
 /// Elements that the CPU twin evaluates at a time, few enough for the first-level cache.
@@ -41,17 +43,18 @@ enum Instr {
     },
     /// An activation function.
     Act(Activation, usize),
-    /// The derivative of an activation function. Its own derivative is taken for zero.
+    /// The derivative of an activation function. It is differentiated as if it were constant.
     Slope(Activation, usize),
     Add(usize, usize),
     Sub(usize, usize),
     Mul(usize, usize),
     Div(usize, usize),
     Sqrt(usize),
-    /// The absolute value. Not the product with a sign: compilers join that with the sums around it into fused
-    /// multiply-adds, which round elsewhere, so that equal values no longer differ by exactly nothing.
+    /// The absolute value. It is not written as the value times its sign: compilers join that product with the sums
+    /// around it into fused multiply-adds, which round differently, so that the difference of two equal values would no
+    /// longer be exactly zero.
     Abs(usize),
-    /// 1 where positive, 0 where negative, `at_zero` at zero: what corners differentiate to.
+    /// 1 where positive, 0 where negative, `at_zero` at zero: the derivative of a function with a corner.
     Step {
         a: usize,
         at_zero: f32,
@@ -89,7 +92,8 @@ pub struct Pointwise {
 pub struct Expr(Vec<Instr>);
 
 impl Expr {
-    /// Appends `other`'s instructions, sharing what both have; returns where `other`'s value is.
+    /// Appends those of `other`'s instructions that are not there yet; returns the number of the one that computes
+    /// `other`'s value.
     fn join(&mut self, other: &Self) -> usize {
         let mut place: Vec<usize> = Vec::new();
         for instr in &other.0 {
@@ -128,7 +132,8 @@ impl Expr {
         self
     }
 
-    /// 1 where this is positive, 0 where it is negative and `at_zero` at zero. Its own derivative is taken for zero.
+    /// 1 where this is positive, 0 where it is negative and `at_zero` at zero. It is differentiated as if it were
+    /// constant.
     pub fn step(mut self, at_zero: f32) -> Self {
         self.0.push(Instr::Step { a: self.0.len() - 1, at_zero });
         self
@@ -150,7 +155,7 @@ impl Expr {
         self
     }
 
-    /// `a` where this is 1, `b` where it is 0, and the same share of each between. Exact for finite values.
+    /// `a` where this is 1, `b` where it is 0, and a mixture in between. Exact at 0 and 1 for finite values.
     pub fn select(self, a: Self, b: Self) -> Self {
         self.clone() * a + self.affine(-1.0, 1.0) * b
     }
@@ -227,7 +232,7 @@ impl Pointwise {
         *self == Self::add()
     }
 
-    /// The WGSL of the expression: a value for each instruction, then the store.
+    /// The WGSL of the expression: a `let` for each instruction, then the `return` of the last.
     fn wgsl(&self) -> String {
         let mut text = String::new();
         for (i, instr) in self.program.iter().enumerate() {
@@ -256,7 +261,8 @@ impl Pointwise {
     }
 }
 
-/// How an input is read when it is broadcast: elements from item to item, channel to channel, pixel to pixel.
+/// How far apart the elements of an input are from item to item, channel to channel and pixel to pixel; 0 where it is
+/// broadcast.
 fn strides(slot_batch_stride: usize, shape: Shape, output: Shape) -> [usize; 3] {
     let of = |stride: usize, len: usize, full: usize| if len == full { stride } else { 0 };
     [
@@ -310,7 +316,8 @@ impl Op for Pointwise {
                 place.push(program.len() - 1);
             }
         }
-        // The value is the last instruction's, which may be this operation's own.
+        // An expression's value is that of its last instruction. If `next` does nothing but hand its input on, that is
+        // the last one of this.
         program.truncate(place[place.len() - 1] + 1);
         Some(Arc::new(Self { program, inputs }))
     }
@@ -353,13 +360,13 @@ impl Pointwise {
     }
 
     fn launch(&self, inputs: &[Operand], output: Operand) -> Launch {
-        /// The names of the kernel's inputs, and of what says how each is read.
+        /// The names of the kernel's inputs, and of the fields that say where each lies and how it is broadcast.
         const NAMES: [(&str, &str); MAX_INPUTS] =
             [("in0", "t0"), ("in1", "t1"), ("in2", "t2"), ("in3", "t3"), ("in4", "t4"), ("in5", "t5"), ("in6", "t6")];
         let shape = output.shape();
         let mut launch = Launch::new("pointwise", "main").text("value", self.wgsl());
         for (k, (name, place)) in NAMES.into_iter().enumerate() {
-            // The kernel has a buffer for what the expression reads only.
+            // An input that the expression does not read is no binding of the kernel.
             launch = match inputs.get(k).filter(|_| self.program.contains(&Instr::Input(k))) {
                 Some(input) => {
                     let [n, c, pixel] = strides(input.slot.batch_stride, input.shape(), shape);
@@ -373,7 +380,8 @@ impl Pointwise {
     }
 }
 
-/// An input from a part's first element on, and its pixel stride, 0 or 1.
+/// An input from the first element of a part of a plane on, and the elements from pixel to pixel: 1, or 0 where it is
+/// broadcast.
 type Elements<'a> = (&'a [f32], usize);
 
 wide_fn! {

@@ -1,25 +1,26 @@
-//! What the stages of convolutions cost on a class of adapters, as measured.
+//! The times that the stages of convolutions take on a class of adapters, by which a method is chosen.
 
 use crate::gpu::GpuTraits;
 
-/// Nanoseconds of one core for eight lanes; only ratios matter to the choice of a method.
+/// Times of single stages, in nanoseconds of one core of llvmpipe for 8 lanes at once; only their ratios decide which
+/// method is chosen.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Costs {
-    /// Winograd's transforms of an input tile and of an output tile.
+    /// Winograd: the transform of an input tile, and that of an output tile, in one channel.
     pub winograd: [f64; 2],
-    /// A gathered pixel and a scattered one.
+    /// GEMM: a pixel that is gathered for one tap, and one that is scattered to the result.
     pub gemm: [f64; 2],
     /// A multiply-add of a matrix product.
     pub product: f64,
-    /// Multiply-adds that storing a sum of them takes as long as.
+    /// How many multiply-adds of a matrix product take as long as storing one sum of them.
     pub product_sum: usize,
-    /// Fourier transforms of a pair of input tiles and of a pair of output tiles.
+    /// The Fourier transform of a pair of input tiles, and that of a pair of output tiles, in one channel.
     pub fft: [f64; 2],
-    /// The Fourier transform of a kernel.
+    /// The Fourier transform of a kernel, for one pair of channels.
     pub fft_kernel: f64,
-    /// A multiply-add of a tile of the gradient with respect to the weight.
+    /// A multiply-add of the gradient with respect to the weight, where it is summed over chunks of pixels.
     pub weight_grad: f64,
-    /// A multiply-add of a tile of 4 output channels by definition.
+    /// A multiply-add of the direct method.
     pub direct: f64,
 }
 
@@ -35,7 +36,7 @@ const LLVMPIPE: Costs = Costs {
     direct: 3.6,
 };
 
-/// The costs of an adapter's class. Hardware is taken for llvmpipe until it has been measured.
+/// The costs of an adapter's class. No hardware has been measured yet: all adapters are taken for llvmpipe.
 pub(super) fn of(_traits: &GpuTraits) -> &'static Costs {
     &LLVMPIPE
 }

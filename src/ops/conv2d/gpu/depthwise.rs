@@ -4,10 +4,11 @@ use super::{Call, Costs, Method, window};
 use crate::gpu::{Launch, Operand};
 use crate::graph::{Lowered, Prepared};
 
-/// Columns and rows of a workgroup's pixels, of the kernel for any adapter and of that for subgroups of 8.
+/// Columns and rows of the pixels that a workgroup computes: of the kernel for any adapter, and of that for subgroups
+/// of 8.
 const PIXELS: [[usize; 2]; 2] = [[128, 8], [64, 64]];
 
-/// By definition, for one or two output channels a group.
+/// The definition, for groups of one or two output channels.
 pub(super) struct Depthwise;
 
 impl Method for Depthwise {
@@ -19,7 +20,7 @@ impl Method for Depthwise {
         call.group_out() <= 2
     }
 
-    /// No other method takes so few channels a group seriously.
+    /// Zero: where this method fits, no other does.
     fn cost(&self, _call: &Call, _costs: &Costs) -> f64 {
         0.0
     }
@@ -31,7 +32,8 @@ impl Method for Depthwise {
     fn launches(&self, call: &Call, weight: Operand) -> Lowered {
         let (spec, out) = (call.spec(), call.output_shape());
         let [_, group_in, kh, kw] = call.weight_shape().0;
-        // The kernel whose lanes hand each other weights sums over no channels and knows no strides.
+        // The kernel whose lanes hand each other weights is written for one input channel a group, stride 1 and
+        // dilation 1.
         let by_subgroups = group_in == 1 && call.is_dense() && call.traits.subgroup == Some(8);
         let file = if by_subgroups { "conv2d_depthwise_subgroup" } else { "conv2d_depthwise" };
         let launch = Launch::new(file, "main").read("weight", weight).u32("group_out", call.group_out());

@@ -9,10 +9,10 @@ const TILE: usize = 4;
 /// Columns and rows of a workgroup's pixels.
 const PIXELS: [usize; 2] = [64, 8];
 
-/// By definition, for three output channels a group or more.
+/// The definition, for groups of three output channels or more.
 pub(super) struct Direct;
 
-/// Tiles of output channels, none across two groups.
+/// How many tiles of output channels there are; no tile holds channels of two groups.
 fn tiles(call: &Call) -> usize {
     call.spec().groups * call.group_out().div_ceil(TILE)
 }

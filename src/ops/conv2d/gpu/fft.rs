@@ -1,6 +1,7 @@
-//! Convolutions with large kernels by Fourier transforms (overlap-save): tiles of 32x32 pixels, of which each yields 33
-//! less the kernel's size a side, are multiplied with the kernels' spectra frequency by frequency. Two tiles are one of
-//! complex numbers: a convolution with a real kernel keeps real and imaginary parts apart.
+//! Convolutions with large kernels by Fourier transforms (overlap-save). The input is cut into tiles of 32x32 pixels,
+//! each of which yields 33 less the kernel's size outputs a side; their spectra are multiplied with the kernels'
+//! frequency by frequency, summing over channels as matrix products. Two tiles are transformed at once, as the real and
+//! the imaginary part of one: a convolution with a real kernel keeps the two apart.
 
 use super::{Call, Costs, Method, costs, even, product, seen};
 use crate::cpu::conv::{ConvSpec, PaddingMode};
@@ -8,16 +9,16 @@ use crate::gpu::{GpuTraits, Launch, Operand};
 use crate::graph::{Lowered, Prepared};
 use crate::tensor::Shape;
 
-/// Matrix products: three real ones for each of the 514 frequencies that are not others' conjugates.
+/// Real matrix products: three for each frequency. Of 1,024 frequencies 514 suffice, the others hold their conjugates.
 const BATCH: usize = 3 * 514;
 
-/// Bytes of 32 neighbours in all products.
+/// Bytes that 32 neighbouring elements of a row take in all of these products.
 const LINE: u64 = 4 * 32 * BATCH as u64;
 
-/// Most bytes of the left operand, and of the right operand and the sums unless two blocks need more.
+/// Most bytes of the left operand, and of the right operand and of the sums, unless two blocks need more.
 const SCRATCH: [u64; 2] = [128 << 20, 64 << 20];
 
-/// Products of the Fourier transforms of tiles.
+/// The method of Fourier transforms.
 pub(super) struct Fft;
 
 impl Method for Fft {
@@ -88,7 +89,8 @@ impl Tiles {
 }
 
 impl Transforms {
-    /// The convolution; `None` if transforms do not suit it, or need larger buffers than the adapter has.
+    /// The transforms of a convolution; `None` if it is not one that they can compute, or its operands need larger
+    /// buffers than the adapter has.
     pub fn of(call: &Call) -> Option<Self> {
         let (costs, max_bytes) = (costs::of(call.traits), call.traits.largest_tensor());
         let [oc, ic, ..] = call.weight_shape().0;
@@ -99,9 +101,9 @@ impl Transforms {
         all.fitted(max_bytes, costs, operands, (oc * pairs) as f64 * costs.fft[1])
     }
 
-    /// The gradient with respect to the weight: for every frequency the products of the spectra of both images' tiles,
-    /// summed over the tiles, some at a time. Tiles of the gradient with respect to the result, `dy`, are cut to what they
-    /// yield.
+    /// The transforms of the gradient with respect to the weight: for every frequency the products of the spectra of
+    /// both images' tiles, summed over the tiles, some tiles at a time. Tiles of `dy`, the gradient with respect to the
+    /// result, are zero beyond the outputs that a tile yields.
     pub fn of_weight(spec: &ConvSpec, weight: Shape, dy: Shape, traits: &GpuTraits) -> Option<Self> {
         let (costs, max_bytes) = (costs::of(traits), traits.largest_tensor());
         let [oc, ic, ..] = weight.0;
@@ -115,7 +117,7 @@ impl Transforms {
         Some(Self { cost: parts as f64 * part.cost, ..part })
     }
 
-    /// The tiles of a convolution's result, if transforms suit it.
+    /// The tiles of a convolution's result, if it has one group, stride and dilation 1 and a kernel of 4 to 17 a side.
     fn tiled(spec: &ConvSpec, output: Shape) -> Option<Self> {
         let plain = spec.groups == 1 && spec.stride == [1; 2] && spec.dilation == [1; 2];
         if !plain || spec.kernel.iter().any(|size| !(4..=17).contains(size)) {
@@ -126,7 +128,8 @@ impl Transforms {
         Some(Self { grid, count, depth: 0, size: [0; 2], at_once: [0; 2], cost: 0.0 })
     }
 
-    /// These products in parts that fit; `operands` is the time to make each operand once, `back` that after the sums.
+    /// These products cut into parts that fit the buffers; `operands` is the time of making each operand once, `back`
+    /// that of what follows the sums.
     fn fitted(self, max_bytes: u64, costs: &Costs, operands: [f64; 2], back: f64) -> Option<Self> {
         let [rows, columns] = self.size.map(|len| len.div_ceil(32));
         let fitting = |bytes: u64, len: usize| (bytes.min(max_bytes) / (LINE * (len as u64 + 1))) as usize;
@@ -165,7 +168,8 @@ impl Transforms {
         Tiles { row_tiles: self.grid[1], image_rows: self.grid[0], first, count: self.count }
     }
 
-    /// The launches of all parts: `operand` makes that of an axis, `back` what follows the products.
+    /// The launches of all parts: `operand` makes the operand of an axis (0 the rows, 1 the columns) for a part, `back`
+    /// what follows the products.
     fn parts(
         &self,
         traits: &GpuTraits,
@@ -191,7 +195,8 @@ impl Transforms {
         launches
     }
 
-    /// Transforms the tiles of `x`, as a convolution of `spec` sees them, into the operand of an axis.
+    /// Transforms the tiles of `x`, which are read as a convolution of `spec` reads them, into the operand of an axis.
+    /// The products sum over tiles if `summed`, else over channels.
     fn operand(&self, axis: usize, x: Operand, spec: &ConvSpec, tiles: Tiles, summed: bool) -> Launch {
         let launch = Launch::new("fft_operand", "main")
             .flag("LEFT", axis == 0)
@@ -211,7 +216,7 @@ impl Transforms {
                 let launch = self.operand(axis, call.of.x, spec, self.tiles(columns[0]), false);
                 return launch.over_grid([columns[1] / 2, self.depth, 1]);
             }
-            // Kernels are images of one tile.
+            // A kernel is transformed as an image of one tile.
             let tiles = Tiles { row_tiles: 1, image_rows: 1, first: 0, count: rows[1] };
             let launch = self.operand(axis, weight.items(rows[0], rows[1]), &as_it_is(spec), tiles, false);
             launch.over_grid([rows[1], self.depth, 1])
@@ -256,7 +261,7 @@ impl Transforms {
     }
 }
 
-/// A convolution that reads images as they are.
+/// The same convolution without padding and upsampling, which reads images as they are.
 fn as_it_is(spec: &ConvSpec) -> ConvSpec {
     ConvSpec { padding: [0; 2], padding_mode: PaddingMode::Zeros, upsample: false, ..*spec }
 }

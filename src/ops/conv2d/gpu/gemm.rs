@@ -8,7 +8,7 @@ use crate::graph::{Lowered, Prepared};
 /// One matrix product over gathered pixels.
 pub(super) struct Gemm;
 
-/// Whether each pixel multiplies itself alone, so that a plane may be taken for a single row.
+/// Whether each output pixel reads the one input pixel at its own place, so that a plane may be taken for a single row.
 fn is_flat(call: &Call) -> bool {
     let spec = call.spec();
     spec.kernel == [1; 2] && spec.stride == [1; 2] && spec.padding == [0; 2] && !spec.upsample

@@ -22,7 +22,7 @@ trait Method: Sync {
     /// Its name.
     fn name(&self) -> &'static str;
 
-    /// Whether it computes such a convolution on such an adapter.
+    /// Whether it can compute this convolution on this adapter.
     fn fits(&self, call: &Call) -> bool;
 
     /// An estimate of the time, in the unit of [`Costs`]. Asked only where the method fits.
@@ -39,7 +39,7 @@ trait Method: Sync {
 static METHODS: [&dyn Method; 5] =
     [&depthwise::Depthwise, &direct::Direct, &gemm::Gemm, &winograd::Winograd, &fft::Fft];
 
-/// A convolution, where its tensors lie, and what it runs on.
+/// A convolution, with the places of its tensors and the adapter that it runs on.
 #[derive(Clone)]
 struct Call<'a> {
     conv: &'a Conv2d,
@@ -110,12 +110,14 @@ impl<'a> Call<'a> {
         self.spec().stride == [1; 2] && self.spec().dilation == [1; 2]
     }
 
-    /// The tensor `x` and how the convolution sees it: the fields of `conv2d_input_fields.wgsl`.
+    /// Gives the launch the tensor `x` and the fields of `conv2d_input_fields.wgsl`, which say how the convolution
+    /// reads it.
     fn seen(&self, launch: Launch) -> Launch {
         seen(launch, self.of.x, self.spec(), self.spec().extent(self.input_shape()))
     }
 
-    /// Bias, channel add, residual, result and activation: the fields and tensors of `conv2d_epilogue.wgsl`.
+    /// Gives the launch bias, channel add, residual and result, the activation, and the fields of
+    /// `conv2d_output_fields.wgsl`.
     fn stored(&self, launch: Launch) -> Launch {
         let (of, out, conv) = (&self.of, self.output_shape(), self.conv);
         let channel_add = of.channel_add.map(|(_, vector)| vector.repeated(out.n()));
@@ -142,12 +144,12 @@ impl<'a> Call<'a> {
     }
 }
 
-/// The tensor `x` and how a convolution of `spec` sees it, as an image of `extent` lines and columns.
+/// Gives the launch the tensor `x` and how a convolution of `spec` reads it, as an image of `extent` lines and columns.
 fn seen(launch: Launch, x: Operand, spec: &ConvSpec, extent: [usize; 2]) -> Launch {
     as_seen(launch.read("x", x), spec, extent)
 }
 
-/// How a convolution of `spec` sees its input, an image of `extent` lines and columns.
+/// Gives the launch how a convolution of `spec` reads its input, as an image of `extent` lines and columns.
 fn as_seen(launch: Launch, spec: &ConvSpec, extent: [usize; 2]) -> Launch {
     launch
         .i32("in_h", extent[0])
@@ -169,8 +171,8 @@ fn window(launch: Launch, spec: &ConvSpec) -> Launch {
         .u32("dilation_w", spec.dilation[1])
 }
 
-/// Weights laid out in tiles of `rows` output channels of one group, each `depth` products long: one launch of
-/// `conv2d_weight.wgsl`. `what` is what the form is called.
+/// The weight laid out in tiles of `rows` output channels of one group, with room for `depth` products each: one launch
+/// of `conv2d_weight.wgsl`. `what` names this form in the plan.
 fn packed_in_tiles(call: &Call, what: String, rows: usize, depth: usize) -> Prepared {
     let (weight, group_out) = (call.of.weight, call.group_out());
     let tiles = group_out.div_ceil(rows);

@@ -1,29 +1,31 @@
-//! What convolutions by matrix products share: columns are written to scratch, multiplied with the packed weight, and the
-//! products carried to the result, a part of the image at a time.
+//! What convolutions by matrix products share, Winograd and GEMM. The pixels or tiles of a part of the image are
+//! written to scratch as the columns of a matrix, multiplied with the packed weight, and the products carried to the
+//! result; then comes the next part.
 
 use super::{Call, even};
 use crate::gpu::{GpuTraits, Launch, Operand};
 use crate::graph::Lowered;
 
-/// The most elements of a scratch buffer, unless a single pair of blocks needs more: 12 MiB.
+/// The most elements of a scratch buffer (12 MiB), unless a single pair of blocks needs more.
 const SCRATCH: usize = 12 << 18;
 
 /// Tiles or pixels of a block.
 pub(super) const BLOCK: usize = 32;
 
-/// The layout of a convolution's matrix products: quads of 4 tiles or pixels along a row, 8 of them a block.
+/// The layout of a convolution's matrix products. A column is a pixel or a tile; four columns along a row are a quad, 8
+/// quads a block.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Columns {
     /// Products in a batch: 36 for Winograd.
     pub batch: usize,
-    /// Products that an element sums up, made even.
+    /// Terms of a sum, made even.
     pub depth: usize,
     /// Output channels in blocks of 32.
     pub row_blocks: usize,
     /// Rows of tiles or pixels in an image, and quads in a row.
     image_rows: usize,
     row_quads: usize,
-    /// Quads in all images, and blocks that they fill.
+    /// Quads in all images, and the blocks that they fill.
     quads: usize,
     pub blocks: usize,
     /// Blocks computed at a time.
@@ -56,7 +58,8 @@ impl Columns {
         self.batch * self.row_blocks * 32 * (self.depth + 1)
     }
 
-    /// Elements of the two scratch buffers: columns and products. Their layouts have one row more than is used.
+    /// Elements of the two scratch buffers, columns and products. Their layouts have one row more than is used, so that
+    /// what is written together does not fall into the same cache sets.
     pub fn scratch(&self) -> [usize; 2] {
         let of = |rows: usize| self.chunk * self.batch * (rows + 1) * BLOCK;
         [of(self.depth), of(self.row_blocks * 32)]
@@ -81,12 +84,12 @@ impl Columns {
             .u32("quads", self.quads)
     }
 
-    /// Blocks that are multiplied, which are made of pairs, and blocks that are moved; in lanes of 8.
+    /// How many vectors of 8 columns are multiplied, and how many are moved: blocks are multiplied in pairs.
     pub fn blocks_by_lanes(&self) -> [f64; 2] {
         [self.blocks.next_multiple_of(2), self.blocks].map(|blocks| (blocks * BLOCK / 8) as f64)
     }
 
-    /// Multiply-adds of a column.
+    /// Multiply-adds of one column.
     pub fn macs(&self) -> f64 {
         (self.batch * self.depth * self.row_blocks * 32) as f64
     }
@@ -106,8 +109,8 @@ impl Columns {
             let product = multiply(traits, [weight, self.columns(), self.products()], self.depth, counts);
             [before(part), product, after(part)]
         });
-        // Products are summed one after the other. Loops of constant length inside are unrolled; a loop's begin and end
-        // count as well, for which there is a margin.
+        // The kernel's loop takes a round for each term of a sum. Loops of constant length inside it are unrolled; 64
+        // more rounds are a margin for its begin and end.
         Lowered::gpu(launches).scratch(self.scratch()).rounds(64 + self.depth)
     }
 }
@@ -122,8 +125,8 @@ pub(super) fn stored_by_four(call: &Call) -> bool {
     by_four(&call.output) && call.of.residual.is_none_or(|(_, tensor)| by_four(&tensor))
 }
 
-/// The launch of a batch of matrix products on the layouts of `gemm.wgsl`: left, right, product. `counts` are the blocks
-/// of 32 rows, those of 32 columns and the batch.
+/// The launch of a batch of matrix products. The operands are left, right and product, laid out as `shared/gemm.wgsl`
+/// says; `counts` are the blocks of 32 rows, the blocks of 32 columns, and the products of the batch.
 pub(super) fn multiply(traits: &GpuTraits, operands: [Operand; 3], depth: usize, counts: [usize; 3]) -> Launch {
     let (file, at_once) = match traits.subgroup {
         Some(8) => ("gemm_subgroup", 2),

@@ -20,7 +20,7 @@ use crate::tensor::Tensor;
 struct Forced {
     conv: Conv2d,
     method: &'static dyn Method,
-    /// Whether it is as adapters compute it whose subgroups are of no fixed size, and whose buffers are small.
+    /// Whether the adapter has no subgroups of a fixed size, and small buffers.
     plain: bool,
 }
 

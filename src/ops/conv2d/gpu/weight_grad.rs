@@ -8,9 +8,10 @@ use crate::gpu::{GpuTraits, Launch, Operand};
 use crate::graph::Lowered;
 use crate::tensor::Shape;
 
-/// Pixels of a chunk, at least and at most: an invocation's loops make two rounds for each.
+/// Fewest and most pixels of a chunk. An invocation's loops take two rounds for each pixel, which on software adapters
+/// must stay below 65,535.
 const CHUNK: [usize; 2] = [2048, 16_384];
-/// Elements of the partial sums from which on chunks get longer: 16 MiB.
+/// Elements of the partial sums (16 MiB) beyond which chunks get longer, so that there are fewer.
 const PARTIAL: usize = 4 << 20;
 /// Output channels and taps of a workgroup's tile.
 const TILE: usize = 32;
@@ -46,7 +47,8 @@ fn sum_in_chunks(spec: &ConvSpec, x: Operand, dy: Operand, grad: Operand) -> Low
     let [chunk_len, chunks] = chunks(weight, out);
     let partial = Operand::scratch(0, chunks * weight.numel());
     let group_out = weight.n() / spec.groups;
-    // A tile is 32x32: elements one by one are fewer multiply-adds where a group fills but a small part of it.
+    // A tile is 32x32. Where a group fills but a small part of one, computing its elements one by one takes fewer
+    // multiply-adds.
     let (entry, grid) = if group_out * weight.item() <= 64 {
         ("element", [chunks, weight.numel(), 1])
     } else {

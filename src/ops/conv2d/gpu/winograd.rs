@@ -52,7 +52,7 @@ impl Method for Winograd {
     fn launches(&self, call: &Call, weight: Operand) -> Lowered {
         let (spec, columns, out) = (call.spec(), columns(call), call.output_shape());
         let [oc, ic, ..] = call.weight_shape().0;
-        // Rows of the input begin at multiples of 4 elements, with one column of zeros beside them.
+        // Whether rows of the input begin at multiples of 4 elements and one column of zeros is padded on each side.
         let aligned = spec.padding[1] == 1
             && spec.padding_mode == PaddingMode::Zeros
             && !spec.upsample
