@@ -20,6 +20,10 @@ macro_rules! activations {
         }
 
         impl Activation {
+            /// One of each, for tests.
+            #[cfg(test)]
+            pub(crate) const ALL: &[Self] = &[Self::None, $(Self::$variant $((activations!(@sample $slope)))?),+];
+
             /// Its name. Kernels call its functions `NAME_value` and `NAME_derivative`
             /// (`shaders/shared/activation.wgsl`).
             pub const fn name(self) -> &'static str {
@@ -84,6 +88,7 @@ macro_rules! activations {
         }
     };
     (@type $slope:ident) => { f32 };
+    (@sample $slope:ident) => { 0.2 };
     (@any $slope:ident) => { _ };
     (@some) => { None };
     (@some $slope:ident) => { Some($slope) };
@@ -204,18 +209,9 @@ fn sigmoid_derivative(x: f32) -> f32 {
 mod tests {
     use super::*;
 
-    const ALL: [Activation; 6] = [
-        Activation::None,
-        Activation::Relu,
-        Activation::Silu,
-        Activation::LeakyRelu(0.2),
-        Activation::Tanh,
-        Activation::Sigmoid,
-    ];
-
     #[test]
     fn slices_and_single_values_agree_to_the_bit() {
-        for activation in ALL {
+        for &activation in Activation::ALL {
             let xs: Vec<f32> = (-700..700).map(|i| i as f32 * 0.173).collect();
             let mut got = xs.clone();
             activation.apply_slice(&mut got);
@@ -234,7 +230,7 @@ mod tests {
         assert_eq!(Activation::LeakyRelu(0.25).apply(-2.0), -0.5);
         assert_eq!(Activation::LeakyRelu(0.25).apply(3.0), 3.0);
         assert!((Activation::Silu.apply(1.0) - 0.731_058_6).abs() < 1e-7);
-        for activation in ALL {
+        for &activation in Activation::ALL {
             assert!(activation.apply(f32::NAN).is_nan(), "{activation:?}");
         }
     }

@@ -7,6 +7,9 @@ use super::op::{MAX_LOOP_ROUNDS, Target, Work};
 use super::place::{Interval, Placed, place, share};
 use crate::tensor::Slot;
 
+/// The most elements of a buffer: kernels count them in 32 bits, and steps beyond the last one must not wrap around.
+const MAX_ELEMENTS: usize = 1 << 31;
+
 /// A tensor in a buffer of the plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Location {
@@ -178,7 +181,7 @@ fn check_sizes(plan: &Plan) -> Result<(), PlanError> {
         let used = step.inputs.iter().chain([&step.output]).map(|l| l.buffer);
         for buffer in used.chain(step.scratch.iter().copied()) {
             let elements = plan.buffers[buffer].len;
-            if elements > u32::MAX as usize {
+            if elements > MAX_ELEMENTS {
                 let layer = step.name.clone();
                 return Err(PlanError::TooMany { layer, elements });
             }

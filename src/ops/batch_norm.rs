@@ -171,8 +171,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::testing::{
-        ACTIVATIONS, check_gradient_on, check_gradient_views, check_kernels, check_twins_on, check_views, random,
-        relative_l2,
+        check_gradient_on, check_gradient_views, check_kernels, check_twins_on, check_views, random, relative_l2,
     };
     use super::*;
 
@@ -209,7 +208,7 @@ mod tests {
 
     #[test]
     fn kernels_are_valid() {
-        for activation in ACTIVATIONS {
+        for &activation in Activation::ALL {
             check_kernels(&BatchNorm { eps: 1e-5, activation }, &shapes(Shape::new(1, 2, 3, 4)));
         }
     }

@@ -8,22 +8,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::gradients;
-use crate::cpu::activation::Activation;
 use crate::cpu::view::{View, ViewMut};
 use crate::device::Device;
 use crate::gpu::{Bind, Gpu, GpuTraits, Launch, Operand, check};
 use crate::graph::{Copy, Graph, Lowered, NodeId, Op, Target, Work, operands};
 use crate::tensor::{Shape, Slot, Tensor};
-
-/// Every activation, for the variants of kernels that end in one.
-pub const ACTIVATIONS: [Activation; 6] = [
-    Activation::None,
-    Activation::Relu,
-    Activation::Silu,
-    Activation::LeakyRelu(0.2),
-    Activation::Tanh,
-    Activation::Sigmoid,
-];
 
 /// Values in [-1, 1), the same for the same seed.
 pub fn random(len: usize, seed: u64) -> Vec<f32> {

@@ -150,16 +150,8 @@ proptest! {
 #[test]
 fn every_epilogue() {
     let case = Case::new(ConvSpec::same(3), Shape::new(2, 9, 13, 21), 11).unwrap();
-    let activations = [
-        Activation::None,
-        Activation::Relu,
-        Activation::Silu,
-        Activation::LeakyRelu(0.1),
-        Activation::Tanh,
-        Activation::Sigmoid,
-    ];
     for parts in 0..16 {
-        for activation in activations {
+        for &activation in Activation::ALL {
             check(&case, &case.epilogue(parts, activation));
         }
     }

@@ -293,7 +293,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::super::testing::{
-        ACTIVATIONS, check_gradient, check_gradient_views, check_kernels, check_twins_on, random, relative_l2,
+        check_gradient, check_gradient_views, check_kernels, check_twins_on, random, relative_l2,
     };
     use super::*;
 
@@ -375,7 +375,9 @@ mod tests {
     fn kernels_are_valid() {
         // Groups that one workgroup reads alone, and larger ones.
         for x in [Shape::new(2, 6, 5, 7), Shape::new(2, 6, 65, 64)] {
-            for (affine, activation) in [false, true].into_iter().flat_map(|a| ACTIVATIONS.map(|act| (a, act))) {
+            for (affine, activation) in
+                [false, true].into_iter().flat_map(|a| Activation::ALL.iter().map(move |act| (a, *act)))
+            {
                 let norm = norm(2, affine, activation);
                 let mut all = shapes(&norm, x);
                 all.push(x);

@@ -207,7 +207,7 @@ wide_fn! {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{ACTIVATIONS, check_kernels, check_twins_on, check_views, random, relative_l2};
+    use super::super::testing::{check_kernels, check_twins_on, check_views, random, relative_l2};
     use super::*;
 
     fn norm(groups: usize, affine: bool) -> GroupNorm {
@@ -268,7 +268,7 @@ mod tests {
             for affine in [false, true] {
                 let op = norm(groups, affine);
                 check(op, x, 0.5);
-                for activation in ACTIVATIONS {
+                for &activation in Activation::ALL {
                     check_kernels(&GroupNorm { activation, ..op }, &shapes(&op, x));
                 }
             }

@@ -1,12 +1,19 @@
 //! The gradient of an expression: another expression of the same inputs and the gradient with respect to the result.
 
 use super::{Activation, Expr, Instr, Pointwise};
-use crate::graph::{Backward, Gradients, Graph};
+use crate::graph::{Backward, Gradients, Graph, GraphError};
 use crate::ops::gradient_name;
 use crate::ops::reduce_sum::ReduceSum;
 
 /// The gradient rule of expressions, derived by the chain rule. Where an input was broadcast its gradient is summed.
+///
+/// # Errors
+/// [`GraphError::NoGradient`] if the expression holds the derivative of an activation, whose own derivative is not known.
 pub(super) fn grad(op: &Pointwise, g: &mut Graph, at: Backward) -> Gradients {
+    if op.program.iter().any(|instr| matches!(instr, Instr::Slope(..))) {
+        let layer = g.node(at.output).name.clone();
+        return Err(GraphError::NoGradient { layer, op: "the derivative of an activation" });
+    }
     let mut grads = Vec::with_capacity(op.inputs);
     let derivatives = op.derivatives();
     for (&input, (derivative, wanted)) in at.inputs.iter().zip(derivatives.into_iter().zip(at.wanted)) {

@@ -480,7 +480,7 @@ mod tests {
 
     #[test]
     fn slopes_agree_on_both_devices() {
-        for act in [Activation::Silu, Activation::LeakyRelu(0.2), Activation::Tanh] {
+        for &act in Activation::ALL {
             let op = Pointwise::build(|[x, y]| x.affine(9.0, 0.5).slope(act) * y);
             check_kernels(&op, &[Shape::new(1, 3, 33, 5); 2]);
             check_twins(op, &[Shape::new(1, 3, 33, 5); 2], 1e-5);
@@ -489,8 +489,7 @@ mod tests {
 
     #[test]
     fn activations_agree_on_both_devices() {
-        use Activation::{LeakyRelu, None, Relu, Sigmoid, Silu, Tanh};
-        for act in [None, Relu, Silu, LeakyRelu(0.2), Tanh, Sigmoid] {
+        for &act in Activation::ALL {
             let op = Pointwise::build(|[x]| x.affine(130.0, 0.5).act(act));
             check_kernels(&op, &[Shape::new(1, 3, 33, 5)]);
             check_twins(op, &[Shape::new(1, 3, 33, 5)], 1e-5);

@@ -227,16 +227,8 @@ fn more_channels_of_items_than_workgroups_in_a_dimension() {
 
 #[test]
 fn every_variant_is_valid() {
-    let activations = [
-        Activation::None,
-        Activation::Relu,
-        Activation::Silu,
-        Activation::LeakyRelu(0.1),
-        Activation::Tanh,
-        Activation::Sigmoid,
-    ];
     let strided = ConvSpec { stride: [2; 2], ..ConvSpec::same(3) };
-    for activation in activations {
+    for &activation in Activation::ALL {
         for spec in [ConvSpec::same(3), ConvSpec::same(1), ConvSpec::same(5), strided] {
             for method in METHODS {
                 let suits = match method.name() {
