@@ -26,7 +26,7 @@ macro_rules! activations {
 
             /// Its name. Kernels call its functions `NAME_value` and `NAME_derivative`
             /// (`shaders/shared/activation.wgsl`).
-            pub const fn name(self) -> &'static str {
+            pub(crate) const fn name(self) -> &'static str {
                 match self {
                     Self::None => "identity",
                     $(Self::$variant $((activations!(@any $slope)))? => $name,)+
@@ -43,7 +43,7 @@ macro_rules! activations {
 
             /// The function's value at `x`. A NaN stays one.
             #[inline(always)]
-            pub fn apply(self, x: f32) -> f32 {
+            pub(crate) fn apply(self, x: f32) -> f32 {
                 match self {
                     Self::None => x,
                     $(Self::$variant $(($slope))? => ($value)(x),)+
@@ -52,7 +52,7 @@ macro_rules! activations {
 
             /// The function's derivative at `x`. At the corner of a ReLU it is that of the left side, as in PyTorch.
             #[inline(always)]
-            pub fn derivative(self, x: f32) -> f32 {
+            pub(crate) fn derivative(self, x: f32) -> f32 {
                 match self {
                     Self::None => 1.0,
                     $(Self::$variant $(($slope))? => ($derivative)(x),)+
@@ -129,7 +129,7 @@ fn negative_slope<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::
 impl Activation {
     /// Applies the function to every element, with the widest vectors the machine has. The same bits as
     /// [`apply`](Self::apply).
-    pub fn apply_slice(self, xs: &mut [f32]) {
+    pub(crate) fn apply_slice(self, xs: &mut [f32]) {
         apply_all(self, xs);
     }
 

@@ -14,7 +14,7 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 /// `e^x` within 2 ulp. Overflows to infinity above 88.73, goes through the subnormals to zero below -87.3, keeps NaN.
 /// Polynomial of the Cephes library's `expf`.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // Comparisons, not `clamp`: a NaN passes through both.
     let x = if x > 89.0 { 89.0 } else { x };
     let x = if x < -104.0 { -104.0 } else { x };
@@ -42,19 +42,19 @@ fn power_of_two(k: i32) -> f32 {
 
 /// The logistic function `1 / (1 + e^-x)`.
 #[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// `x * sigmoid(x)`, the activation called SiLU or Swish.
 #[inline(always)]
-pub fn silu(x: f32) -> f32 {
+pub(crate) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
 /// The hyperbolic tangent within 2 ulp. Polynomial of the Cephes library's `tanhf` near zero.
 #[inline(always)]
-pub fn tanh(x: f32) -> f32 {
+pub(crate) fn tanh(x: f32) -> f32 {
     let z = x * x;
     let mut p = -5.704_989e-3;
     p = p * z + 2.063_908_8e-2;

@@ -12,7 +12,7 @@ const PART: usize = 1 << 16;
 
 /// Count, mean and sum of squared deviations from the mean.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
-pub struct Moments {
+pub(crate) struct Moments {
     /// How many elements.
     pub count: f64,
     /// Their mean.
@@ -23,7 +23,7 @@ pub struct Moments {
 
 impl Moments {
     /// The moments of `x`, on all threads. The result does not depend on their number.
-    pub fn of(x: &[f32]) -> Self {
+    pub(crate) fn of(x: &[f32]) -> Self {
         let parts: Vec<Self> = x.par_chunks(PART).map(of_part).collect();
         parts.into_iter().fold(Self::default(), Self::join)
     }
@@ -40,7 +40,7 @@ impl Moments {
 
     /// The moments of the union of two sets of elements (Chan, Golub and LeVeque 1979).
     #[inline(always)]
-    pub fn join(self, other: Self) -> Self {
+    pub(crate) fn join(self, other: Self) -> Self {
         let count = self.count + other.count;
         if count == 0.0 {
             return self;
@@ -51,7 +51,7 @@ impl Moments {
     }
 
     /// The variance of the elements: the mean of the squared deviations, not the estimate of a sample's.
-    pub fn variance(&self) -> f64 {
+    pub(crate) fn variance(&self) -> f64 {
         self.m2 / self.count
     }
 }
@@ -68,7 +68,7 @@ wide_fn! {
 
 wide_fn! {
     /// The sum of `x`.
-    pub fn sum<'a>(x: &'a [f32]) -> f64 {
+    pub(crate) fn sum<'a>(x: &'a [f32]) -> f64 {
         let mut sum = 0.0;
         for block in x.chunks(BLOCK) {
             sum += sum_of(block, |v| v);
@@ -79,7 +79,7 @@ wide_fn! {
 
 wide_fn! {
     /// The inner product of two slices of one length.
-    pub fn dot<'a>(x: &'a [f32], y: &'a [f32]) -> f64 {
+    pub(crate) fn dot<'a>(x: &'a [f32], y: &'a [f32]) -> f64 {
         let mut sum = 0.0;
         for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
             sum += dot_block(x, y);

@@ -33,7 +33,7 @@ impl CpuExecutable {
     }
 
     /// The plan.
-    pub fn plan(&self) -> &Plan {
+    pub(crate) fn plan(&self) -> &Plan {
         &self.plan
     }
 
@@ -43,7 +43,7 @@ impl CpuExecutable {
     }
 
     /// [`run`](Self::run) that calls `observe` after each step, with the step, the seconds it took, and its result.
-    pub fn run_observed(&self, inputs: &[&[f32]], mut observe: impl FnMut(&Step, f64, View)) -> Vec<Vec<f32>> {
+    pub(crate) fn run_observed(&self, inputs: &[&[f32]], mut observe: impl FnMut(&Step, f64, View)) -> Vec<Vec<f32>> {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         for ((_, location), data) in self.plan.inputs.iter().zip(inputs) {
             upload(&mut buffers, location, data);

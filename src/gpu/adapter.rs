@@ -21,7 +21,7 @@ pub struct GpuTraits {
 
 impl GpuTraits {
     /// The largest buffer, in bytes, that a kernel can be given.
-    pub fn largest_tensor(&self) -> u64 {
+    pub(crate) fn largest_tensor(&self) -> u64 {
         self.max_binding.min(self.max_buffer)
     }
 }
@@ -93,7 +93,7 @@ fn instance() -> wgpu::Instance {
 }
 
 /// All adapters of this machine.
-pub async fn adapters() -> Vec<AdapterReport> {
+pub(crate) async fn adapters() -> Vec<AdapterReport> {
     let found = instance().enumerate_adapters(wgpu::Backends::all()).await;
     found.iter().enumerate().map(|(index, adapter)| report(index, adapter)).collect()
 }
@@ -155,7 +155,10 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::NoAdapter`] if there is none, [`GpuError::Open`] if the driver refuses.
-    pub async fn open(description: &str, wanted: impl Fn(&AdapterReport) -> bool) -> Result<Arc<Self>, GpuError> {
+    pub(crate) async fn open(
+        description: &str,
+        wanted: impl Fn(&AdapterReport) -> bool,
+    ) -> Result<Arc<Self>, GpuError> {
         let found = instance().enumerate_adapters(wgpu::Backends::all()).await;
         for (index, adapter) in found.into_iter().enumerate() {
             let report = report(index, &adapter);
@@ -208,7 +211,7 @@ impl Gpu {
     }
 
     /// Whether kernels can be timed on the device.
-    pub fn has_timestamps(&self) -> bool {
+    pub(crate) fn has_timestamps(&self) -> bool {
         self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY)
     }
 
@@ -216,7 +219,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::Device`] with the driver's words.
-    pub fn check(&self) -> Result<(), GpuError> {
+    pub(crate) fn check(&self) -> Result<(), GpuError> {
         let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
         fault.take().map_or(Ok(()), |message| Err(GpuError::Device(message)))
     }
@@ -226,7 +229,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::Device`] with the driver's words.
-    pub fn wait(&self) -> Result<(), GpuError> {
+    pub(crate) fn wait(&self) -> Result<(), GpuError> {
         let wait = wgpu::PollType::Wait { submission_index: None, timeout: None };
         self.device.poll(wait).map_err(|e| GpuError::Device(e.to_string()))?;
         self.check()

@@ -47,12 +47,12 @@ impl Operand {
     }
 
     /// The same buffer seen as `slot`.
-    pub const fn with_slot(self, slot: Slot) -> Self {
+    pub(crate) const fn with_slot(self, slot: Slot) -> Self {
         Self { slot, ..self }
     }
 
     /// The whole buffer that it lies in, for kernels that are told by other values where the tensor is.
-    pub const fn buffer(self) -> Self {
+    pub(crate) const fn buffer(self) -> Self {
         self.with_slot(Slot::contiguous(self.slot.shape))
     }
 

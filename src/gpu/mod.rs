@@ -8,9 +8,10 @@ mod resolve;
 mod shader;
 mod signal;
 
-pub use adapter::{AdapterReport, Gpu, GpuError, GpuTraits, adapters};
+pub(crate) use adapter::adapters;
+pub use adapter::{AdapterReport, Gpu, GpuError, GpuTraits};
 pub use launch::{Bind, Kernel, Launch, Operand, Use, Value};
-pub use program::{Buffer, Call, Program, Recorder};
+pub(crate) use program::{Buffer, Call, Program, Recorder};
 #[cfg(test)]
 pub(crate) use resolve::check;
 pub use shader::ShaderError;

@@ -13,11 +13,11 @@ const TIMED_LAUNCHES: usize = 2048;
 
 /// A buffer of `f32` elements in the memory of a GPU.
 #[derive(Clone, Debug)]
-pub struct Buffer(wgpu::Buffer);
+pub(crate) struct Buffer(wgpu::Buffer);
 
 /// The launches of one operation, and the buffers that their operands are in.
 #[derive(Debug)]
-pub struct Call<'a> {
+pub(crate) struct Call<'a> {
     /// The name that errors of the driver call it by.
     pub label: &'a str,
     /// The launches, in order.
@@ -50,36 +50,31 @@ struct Bound {
 
 /// Calls with pipelines and buffers bound, to be run any number of times.
 #[derive(Debug)]
-pub struct Program {
+pub(crate) struct Program {
     launches: Vec<Bound>,
     /// The number of each call's first launch, and at the end that of all launches.
     starts: Vec<usize>,
 }
 
 impl Program {
-    /// Launches of all calls.
-    pub fn len(&self) -> usize {
-        self.launches.len()
-    }
-
     /// Whether nothing is launched.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.launches.is_empty()
     }
 }
 
 /// Records the commands of one submission.
 #[derive(Debug)]
-pub struct Recorder(wgpu::CommandEncoder);
+pub(crate) struct Recorder(wgpu::CommandEncoder);
 
 impl Recorder {
     /// Runs a whole program.
-    pub fn run(&mut self, program: &Program) {
+    pub(crate) fn run(&mut self, program: &Program) {
         self.launch(&program.launches);
     }
 
     /// Runs one call of a program.
-    pub fn run_call(&mut self, program: &Program, call: usize) {
+    pub(crate) fn run_call(&mut self, program: &Program, call: usize) {
         self.launch(&program.launches[program.starts[call]..program.starts[call + 1]]);
     }
 
@@ -89,7 +84,7 @@ impl Recorder {
     }
 
     /// Copies `len` elements; both places are given in elements.
-    pub fn copy(&mut self, from: &Buffer, start: usize, to: &Buffer, at: usize, len: usize) {
+    pub(crate) fn copy(&mut self, from: &Buffer, start: usize, to: &Buffer, at: usize, len: usize) {
         self.0.copy_buffer_to_buffer(&from.0, 4 * start as u64, &to.0, 4 * at as u64, 4 * len as u64);
     }
 
@@ -118,13 +113,13 @@ fn launch(pass: &mut wgpu::ComputePass, bound: &Bound) {
 impl Gpu {
     /// A buffer for `len` elements that kernels read and write. That there was no memory for it is reported by
     /// [`check`](Self::check).
-    pub fn storage(&self, len: usize) -> Buffer {
+    pub(crate) fn storage(&self, len: usize) -> Buffer {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         Buffer(self.buffer(4 * len as u64, usage))
     }
 
     /// A buffer for `len` elements that can be copied to and then taken by [`read`](Self::read).
-    pub fn readback(&self, len: usize) -> Buffer {
+    pub(crate) fn readback(&self, len: usize) -> Buffer {
         Buffer(self.mappable(4 * len as u64))
     }
 
@@ -143,12 +138,12 @@ impl Gpu {
     }
 
     /// Writes `data` into a buffer from element `start` on.
-    pub fn upload(&self, buffer: &Buffer, start: usize, data: &[f32]) {
+    pub(crate) fn upload(&self, buffer: &Buffer, start: usize, data: &[f32]) {
         self.queue.write_buffer(&buffer.0, 4 * start as u64, bytemuck::cast_slice(data));
     }
 
     /// Hands the device what `record` records, as one submission.
-    pub fn submit(&self, record: impl FnOnce(&mut Recorder)) {
+    pub(crate) fn submit(&self, record: impl FnOnce(&mut Recorder)) {
         let mut recorder = Recorder(self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default()));
         record(&mut recorder);
         self.queue.submit([recorder.0.finish()]);
@@ -158,7 +153,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::Device`] if the driver reports an error.
-    pub async fn read(&self, buffer: &Buffer) -> Result<Vec<f32>, GpuError> {
+    pub(crate) async fn read(&self, buffer: &Buffer) -> Result<Vec<f32>, GpuError> {
         self.mapped(&buffer.0).await
     }
 
@@ -180,7 +175,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError`] if a launch does not suit its kernel, a kernel does not compile or the driver reports an error.
-    pub fn program(&self, calls: &[Call]) -> Result<Program, GpuError> {
+    pub(crate) fn program(&self, calls: &[Call]) -> Result<Program, GpuError> {
         let mut prepared = Vec::new();
         let mut starts = vec![0];
         for (i, call) in calls.iter().enumerate() {
@@ -239,7 +234,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::Device`] if the driver reports an error.
-    pub async fn time(&self, program: &Program) -> Result<Option<Vec<f64>>, GpuError> {
+    pub(crate) async fn time(&self, program: &Program) -> Result<Option<Vec<f64>>, GpuError> {
         if !self.has_timestamps() {
             return Ok(None);
         }

@@ -23,7 +23,7 @@ impl Interface {
     /// # Errors
     /// [`ShaderError`] if a name is missing, unknown, given twice or of another type; if a tensor lies where the kernel
     /// cannot see it; or if there are more workgroups than WebGPU launches.
-    pub fn resolve(&self, launch: &Launch) -> Result<Resolved, ShaderError> {
+    pub(crate) fn resolve(&self, launch: &Launch) -> Result<Resolved, ShaderError> {
         let names = launch.tensors.iter().map(|(n, _)| *n).chain(launch.values.iter().map(|(n, _)| *n));
         let mut names: Vec<&str> = names.collect();
         names.sort_unstable();
@@ -164,7 +164,7 @@ mod checks {
     /// Fails if the kernel is not valid in the variant that its constants make, if the launch does not name what the
     /// kernel declares, if the kernel writes a local array at an index known at run time only (sums must lie in named
     /// variables), or if its parameters lack the field `grid` by which `place.wgsl` numbers workgroups.
-    pub fn check(launch: &Launch) -> Result<(), ShaderError> {
+    pub(crate) fn check(launch: &Launch) -> Result<(), ShaderError> {
         let kernel = &launch.kernel;
         let fail = |message: String| Err(ShaderError::new(kernel, message));
         let parsed = Parsed::new(kernel)?;

@@ -169,7 +169,7 @@ pub(super) struct Parsed {
 impl Parsed {
     /// # Errors
     /// [`ShaderError`] with naga's words.
-    pub fn new(kernel: &Kernel) -> Result<Self, ShaderError> {
+    pub(crate) fn new(kernel: &Kernel) -> Result<Self, ShaderError> {
         let fail = |message: String| ShaderError::new(kernel, message);
         let text = source(kernel)?;
         let module = naga::front::wgsl::parse_str(&text).map_err(|e| fail(e.emit_to_string(&text)))?;
@@ -185,7 +185,7 @@ impl Interface {
     /// # Errors
     /// [`ShaderError`] if the kernel is not valid WGSL, has no such entry point or constant, or has parameters of a
     /// type that launches do not give.
-    pub fn of(kernel: &Kernel) -> Result<Self, ShaderError> {
+    pub(crate) fn of(kernel: &Kernel) -> Result<Self, ShaderError> {
         Self::of_parsed(kernel, &Parsed::new(kernel)?)
     }
 

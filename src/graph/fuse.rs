@@ -4,7 +4,7 @@ use super::ir::{Graph, Kind, Node, NodeId};
 use crate::tensor::Shape;
 
 /// The part of `graph` that `outputs` and the new values of weights need, and where the outputs are in it.
-pub fn prune(graph: &Graph, outputs: &[NodeId]) -> (Graph, Vec<NodeId>) {
+pub(crate) fn prune(graph: &Graph, outputs: &[NodeId]) -> (Graph, Vec<NodeId>) {
     let mut needed = vec![false; graph.nodes().len()];
     for &id in outputs {
         needed[id.0] = true;
@@ -33,7 +33,7 @@ pub fn prune(graph: &Graph, outputs: &[NodeId]) -> (Graph, Vec<NodeId>) {
 
 /// Joins operations with their only consumers where one of the two knows how: convolution, bias, activation and
 /// residual; norm and activation; chains of pointwise operations.
-pub fn fuse(graph: &Graph, outputs: &[NodeId]) -> (Graph, Vec<NodeId>) {
+pub(crate) fn fuse(graph: &Graph, outputs: &[NodeId]) -> (Graph, Vec<NodeId>) {
     let mut nodes: Vec<Node> = graph.nodes().to_vec();
     let mut uses = vec![0usize; nodes.len()];
     for id in nodes.iter().flat_map(|n| &n.inputs).chain(outputs) {

@@ -44,16 +44,6 @@ pub enum Kind {
     Op(Arc<dyn Op>),
 }
 
-impl Kind {
-    /// Whether the node shares its memory with its inputs, so that nothing computes it.
-    pub fn is_view(&self) -> bool {
-        match self {
-            Self::Concat | Self::Flatten | Self::Slice { .. } | Self::Part { .. } | Self::Reshape => true,
-            Self::Input | Self::Param { .. } | Self::Assign | Self::Op(_) => false,
-        }
-    }
-}
-
 /// The part of a training step that a node belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Phase {
@@ -183,7 +173,7 @@ impl Graph {
     }
 
     /// Runs `build`; the nodes that it adds belong to `phase`.
-    pub fn in_phase<T>(&mut self, phase: Phase, build: impl FnOnce(&mut Self) -> T) -> T {
+    pub(crate) fn in_phase<T>(&mut self, phase: Phase, build: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::replace(&mut self.phase, phase);
         let result = build(self);
         self.phase = before;
@@ -334,7 +324,7 @@ impl Graph {
     ///
     /// # Panics
     /// If a name is not that of a weight of the graph.
-    pub fn with_weights_in_a_row(&self, row: &str, names: &[String], nodes: &[NodeId]) -> Rowed {
+    pub(crate) fn with_weights_in_a_row(&self, row: &str, names: &[String], nodes: &[NodeId]) -> Rowed {
         let ids: Vec<NodeId> = names.iter().map(|name| self.params[name]).collect();
         let total = ids.iter().map(|&id| self.shape(id).numel()).sum();
         let mut graph = Self::new();
@@ -360,7 +350,7 @@ impl Graph {
 
 /// What [`Graph::with_weights_in_a_row`] gives.
 #[derive(Debug)]
-pub struct Rowed {
+pub(crate) struct Rowed {
     /// The graph.
     pub graph: Graph,
     /// The weight that holds all of them.

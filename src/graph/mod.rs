@@ -9,6 +9,8 @@ mod place;
 mod plan;
 
 pub use copy::Copy;
-pub use ir::{Graph, GraphError, Kind, Node, NodeId, Phase, Rowed};
-pub use op::{Backward, Gradients, Lowered, MAX_LOOP_ROUNDS, Op, Prepared, Target, Work, operands};
+pub use ir::{Graph, GraphError, Kind, Node, NodeId, Phase};
+pub use op::{Backward, Gradients, Lowered, Op, Prepared, Target, Work};
+#[cfg(test)]
+pub(crate) use op::{MAX_LOOP_ROUNDS, operands};
 pub use plan::{Buffer, Life, Location, Plan, PlanError, Step};

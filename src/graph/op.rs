@@ -10,7 +10,7 @@ use crate::gpu::{Bind, GpuTraits, Launch, Operand};
 use crate::tensor::{Shape, Slot};
 
 /// Loop rounds after which llvmpipe ends the loops of an invocation, all its loops together, without an error.
-pub const MAX_LOOP_ROUNDS: usize = 65_535;
+pub(crate) const MAX_LOOP_ROUNDS: usize = 65_535;
 
 /// What a plan is made for.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,12 +74,12 @@ pub struct Prepared {
 
 impl Prepared {
     /// Made of input `input` by one launch.
-    pub fn on_gpu(input: usize, what: String, len: usize, launch: Launch) -> Self {
+    pub(crate) fn on_gpu(input: usize, what: String, len: usize, launch: Launch) -> Self {
         Self { input, what, len, work: Work::Gpu(vec![launch]) }
     }
 
     /// Made of input `input` by `compute`.
-    pub fn on_cpu(
+    pub(crate) fn on_cpu(
         input: usize,
         what: String,
         len: usize,
@@ -206,7 +206,7 @@ impl dyn Op {
 }
 
 /// The operands of an operation whose inputs and result lie at these places of their buffers.
-pub fn operands(inputs: &[Slot], output: Slot) -> (Vec<Operand>, Operand) {
+pub(crate) fn operands(inputs: &[Slot], output: Slot) -> (Vec<Operand>, Operand) {
     let input = |(i, slot): (usize, &Slot)| Operand { bind: Bind::Input(i), slot: *slot };
     (inputs.iter().enumerate().map(input).collect(), Operand { bind: Bind::Output, slot: output })
 }

@@ -10,11 +10,11 @@ use crate::tensor::Slot;
 /// A tensor with memory of its own. Numbers below the number of nodes are those of nodes; the others are tensors that
 /// are prepared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TensorId(pub usize);
+pub(crate) struct TensorId(pub usize);
 
 /// Where a node lies: in the memory of which tensor, its own or that of a concatenation, and at which place of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Placed {
+pub(crate) struct Placed {
     /// The tensor whose memory it lies in.
     pub root: TensorId,
     /// The place in that memory.
@@ -27,7 +27,7 @@ pub struct Placed {
 /// another concatenation, or if its operation reads the very buffer that it would write, which WebGPU forbids. Such a
 /// part goes through a copy that this function adds to the graph. So does a tensor that is reshaped to another number
 /// of batch items if its own do not follow one another without a gap.
-pub fn place(graph: Graph, outputs: Vec<NodeId>) -> (Graph, Vec<NodeId>, Vec<Placed>) {
+pub(crate) fn place(graph: Graph, outputs: Vec<NodeId>) -> (Graph, Vec<NodeId>, Vec<Placed>) {
     let (graph, outputs) = copy_inputs(&graph, &outputs, |owner, reader, part| {
         let reader = &graph.node(reader).kind;
         let written = matches!(graph.node(part).kind, Kind::Op(_) | Kind::Concat | Kind::Flatten);
@@ -141,7 +141,7 @@ fn lay_out(graph: &Graph) -> Vec<Placed> {
 
 /// How much memory a tensor needs, and over which steps of a plan.
 #[derive(Clone, Copy, Debug)]
-pub struct Interval {
+pub(crate) struct Interval {
     /// Elements.
     pub len: usize,
     /// First step that touches it.
@@ -152,7 +152,7 @@ pub struct Interval {
 
 /// Gives each interval a buffer, so that few and small ones suffice: the largest interval first, each into the smallest
 /// buffer that is free for its whole life. Returns each interval's buffer and the buffers' lengths.
-pub fn share(intervals: &[Interval]) -> (Vec<usize>, Vec<usize>) {
+pub(crate) fn share(intervals: &[Interval]) -> (Vec<usize>, Vec<usize>) {
     let mut order: Vec<usize> = (0..intervals.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(intervals[i].len), intervals[i].first, i));
     let mut lengths: Vec<usize> = Vec::new();

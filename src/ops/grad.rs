@@ -218,7 +218,7 @@ fn take_row(g: &mut Graph, id: NodeId, pieces: &mut Vec<Part>) -> Result<NodeId,
 }
 
 /// The name of the layers that compute the gradient with respect to `id`.
-pub fn gradient_name(g: &Graph, id: NodeId) -> String {
+pub(crate) fn gradient_name(g: &Graph, id: NodeId) -> String {
     format!("{} (gradient)", g.node(id).name)
 }
 

@@ -20,4 +20,5 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use grad::{gradient_name, gradients, gradients_in_segments};
+pub(crate) use grad::gradient_name;
+pub use grad::{gradients, gradients_in_segments};

@@ -34,7 +34,7 @@ impl ReduceSum {
 
     /// The sum that turns a tensor of shape `from` into one of shape `to`, which has 1 where the two differ; `None` if
     /// they are equal.
-    pub fn to(from: Shape, to: Shape) -> Option<Self> {
+    pub(crate) fn to(from: Shape, to: Shape) -> Option<Self> {
         let over = std::array::from_fn(|axis| from.0[axis] != to.0[axis]);
         (from != to).then_some(Self { over })
     }

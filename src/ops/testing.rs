@@ -15,14 +15,14 @@ use crate::graph::{Copy, Graph, Lowered, NodeId, Op, Target, Work, operands};
 use crate::tensor::{Shape, Slot, Tensor};
 
 /// Values in [-1, 1), the same for the same seed.
-pub fn random(len: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let unit = |bits: u32| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0;
     (0..len).map(|_| unit(rng.next_u32())).collect()
 }
 
 /// The L2 norm of the difference, relative to that of `expected`.
-pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
+pub(crate) fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |d: f64| d * d;
     let diff: f64 = found.iter().zip(expected).map(|(a, b)| square(f64::from(a - b))).sum();
@@ -31,7 +31,7 @@ pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// The adapter that kernel tests run on; there must be one.
-pub fn gpu() -> Arc<Gpu> {
+pub(crate) fn gpu() -> Arc<Gpu> {
     static GPU: OnceLock<Arc<Gpu>> = OnceLock::new();
     let open = || match Device::select("gpu") {
         Ok(Device::Gpu(gpu)) => gpu,
@@ -43,14 +43,14 @@ pub fn gpu() -> Arc<Gpu> {
 
 /// Runs `op` on random inputs of these shapes on the CPU and on the GPU and fails if they differ by more than
 /// `tolerance` (relative L2). Returns the CPU's result.
-pub fn check_twins(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) -> Vec<f32> {
+pub(crate) fn check_twins(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) -> Vec<f32> {
     let data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 7 + i as u64)).collect();
     check_twins_on(op, shapes, &data, tolerance)
 }
 
 /// [`check_twins`] on given inputs. Those from the second on are weights of the graph, so that what is prepared of
 /// weights is tried as well.
-pub fn check_twins_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], tolerance: f64) -> Vec<f32> {
+pub(crate) fn check_twins_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], tolerance: f64) -> Vec<f32> {
     let mut graph = Graph::new();
     let (inputs, weights) = x_and_weights(&mut graph, shapes, data);
     let out = graph.apply("op", op, &inputs).expect("the shapes fit");
@@ -81,7 +81,7 @@ fn x_and_weights(graph: &mut Graph, shapes: &[Shape], data: &[Vec<f32>]) -> (Vec
 
 /// Fails if the result of `op`, on either device, changes where its first input and its result are parts of
 /// concatenations: views at an offset, with a batch stride of their own.
-pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
+pub(crate) fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
     let data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 70 + i as u64)).collect();
     let expected = check_twins_on(op.clone(), shapes, &data, tolerance);
     let mut graph = Graph::new();
@@ -115,14 +115,14 @@ pub fn check_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
 ///
 /// `tolerance` is relative to the largest value that the directional derivative can have: the gradient's norm times the
 /// direction's.
-pub fn check_gradient(op: impl Op + Clone, shapes: &[Shape], shift: f32, tolerance: f64) {
+pub(crate) fn check_gradient(op: impl Op + Clone, shapes: &[Shape], shift: f32, tolerance: f64) {
     let mut data: Vec<Vec<f32>> = (0..shapes.len()).map(|i| random(shapes[i].numel(), 31 + i as u64)).collect();
     data.iter_mut().flatten().for_each(|v| *v += shift);
     check_gradient_on(op, shapes, &data, tolerance);
 }
 
 /// [`check_gradient`] at given inputs.
-pub fn check_gradient_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], tolerance: f64) {
+pub(crate) fn check_gradient_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>], tolerance: f64) {
     const STEP: f32 = 1e-2;
     let names: Vec<String> = (0..shapes.len()).map(|i| format!("x{i}")).collect();
     let none: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -170,7 +170,7 @@ pub fn check_gradient_on(op: impl Op + Clone, shapes: &[Shape], data: &[Vec<f32>
 /// Fails if a gradient of `op`, on either device, changes where the first input is a slice and the result a part of a
 /// concatenation. The first input, the gradient with respect to it and the gradient with respect to the result are
 /// views then.
-pub fn check_gradient_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
+pub(crate) fn check_gradient_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f64) {
     const BEFORE: usize = 3;
     let wider = |s: Shape| Shape::new(s.n(), s.c() + BEFORE, s.h(), s.w());
     let out = op.infer(shapes).expect("the shapes fit");
@@ -218,7 +218,7 @@ pub fn check_gradient_views(op: impl Op + Clone, shapes: &[Shape], tolerance: f6
 }
 
 /// `op` as it is computed on `target`, its tensors contiguous.
-pub fn lowered(op: &dyn Op, target: &Target, shapes: &[Shape]) -> Lowered {
+pub(crate) fn lowered(op: &dyn Op, target: &Target, shapes: &[Shape]) -> Lowered {
     let output = op.infer(shapes).expect("the shapes fit");
     let slots: Vec<Slot> = shapes.iter().map(|shape| Slot::contiguous(*shape)).collect();
     let (inputs, output) = operands(&slots, Slot::contiguous(output));
@@ -226,7 +226,7 @@ pub fn lowered(op: &dyn Op, target: &Target, shapes: &[Shape]) -> Lowered {
 }
 
 /// Computes `op` on the CPU from `inputs`, none of which may be one that the operation wants prepared.
-pub fn compute(op: &dyn Op, inputs: &[View], out: ViewMut) {
+pub(crate) fn compute(op: &dyn Op, inputs: &[View], out: ViewMut) {
     let slots: Vec<Slot> =
         inputs.iter().map(|view| Slot { shape: view.shape, offset: 0, batch_stride: view.batch_stride }).collect();
     let (operands, output) = operands(&slots, Slot::contiguous(out.shape));
@@ -237,13 +237,13 @@ pub fn compute(op: &dyn Op, inputs: &[View], out: ViewMut) {
 }
 
 /// Two kinds of adapters, for tests that need none: with the subgroups of 8 that some kernels use, and without.
-pub fn adapters() -> [GpuTraits; 2] {
+pub(crate) fn adapters() -> [GpuTraits; 2] {
     [Some(8), None].map(|subgroup| GpuTraits { max_binding: 1 << 30, max_buffer: 1 << 30, software: false, subgroup })
 }
 
 /// Fails if a launch of `op` on inputs of these shapes does not suit its kernel, or a kernel is not valid. It needs no
 /// GPU.
-pub fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
+pub(crate) fn check_kernels(op: &dyn Op, shapes: &[Shape]) {
     for traits in adapters() {
         let lowered = lowered(op, &Target::Gpu(traits), shapes);
         check_launches(op.name(), &lowered.work, &lowered);

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 /// What is added to a convolution's sums, and the activation after that. The default is nothing at all.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Epilogue<'a> {
+pub(crate) struct Epilogue<'a> {
     /// One value per output channel.
     pub bias: Option<&'a [f32]>,
     /// One value per channel, `[1, oc, 1, 1]`, or per batch item and channel, `[n, oc, 1, 1]`.

@@ -1,7 +1,7 @@
 //! Convolution on the CPU: Winograd tiles for 3x3, Fourier transforms for large kernels, implicit GEMM for the rest, a
 //! direct loop for few channels.
 //!
-//! Weights are packed once into one flat buffer whose length follows from the shapes ([`packed_len`]). The order in
+//! Weights are packed once into one flat buffer whose length follows from the shapes ([`Algorithm::packed_len`]). The order in
 //! which an output's products are summed depends on shapes alone, so the number of threads does not change a single
 //! bit.
 
@@ -12,6 +12,7 @@ mod fft_conv;
 mod fft_grad;
 mod gemm;
 mod microkernel;
+#[cfg(test)]
 mod reference;
 mod scratch;
 mod source;
@@ -19,9 +20,10 @@ mod weight_grad;
 mod winograd;
 mod winograd_grad;
 
-pub use epilogue::Epilogue;
-pub use reference::conv2d_reference;
-pub use weight_grad::conv2d_weight_grad;
+pub(crate) use epilogue::Epilogue;
+#[cfg(test)]
+pub(crate) use reference::conv2d_reference;
+pub(crate) use weight_grad::conv2d_weight_grad;
 
 use crate::cpu::view::{View, ViewMut};
 use crate::tensor::Shape;
@@ -114,7 +116,7 @@ impl ConvSpec {
 
 /// How a convolution, or its gradient with respect to the weight, is computed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Algorithm {
+pub(crate) enum Algorithm {
     /// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 2016), which takes 36 products for 16 outputs where the
     /// definition takes 144; transposed for the gradient.
     Winograd,
@@ -129,7 +131,7 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// The algorithm used for an input `[n, ic, h, w]` and a weight `[oc, ic / groups, kh, kw]`.
-    pub fn choose(spec: &ConvSpec, input: Shape, weight: Shape) -> Self {
+    pub(crate) fn choose(spec: &ConvSpec, input: Shape, weight: Shape) -> Self {
         let per_group = weight.n() / spec.groups;
         if per_group < 4 {
             Self::Direct
@@ -143,7 +145,7 @@ impl Algorithm {
     }
 
     /// Its name in the tables of the benchmark.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Winograd => "winograd",
             Self::Fft => "fft",
@@ -153,7 +155,8 @@ impl Algorithm {
     }
 
     /// Whether the algorithm can compute such a convolution at all.
-    pub fn supports(self, spec: &ConvSpec) -> bool {
+    #[cfg(test)]
+    pub(crate) fn supports(self, spec: &ConvSpec) -> bool {
         match self {
             Self::Winograd => winograd::supports(spec),
             Self::Fft => fft_conv::supports(spec),
@@ -162,7 +165,7 @@ impl Algorithm {
     }
 
     /// Elements of the packed form of a weight `[oc, ic / groups, kh, kw]`.
-    pub fn packed_len(self, spec: &ConvSpec, weight: Shape) -> usize {
+    pub(crate) fn packed_len(self, spec: &ConvSpec, weight: Shape) -> usize {
         match self {
             Self::Winograd => winograd::packed_len(weight),
             Self::Gemm => gemm::packed_len(spec, weight),
@@ -174,7 +177,7 @@ impl Algorithm {
     ///
     /// # Panics
     /// If `packed` has not [`packed_len`](Self::packed_len) elements.
-    pub fn pack_into(self, spec: &ConvSpec, shape: Shape, weight: &[f32], packed: &mut [f32]) {
+    pub(crate) fn pack_into(self, spec: &ConvSpec, shape: Shape, weight: &[f32], packed: &mut [f32]) {
         assert_eq!(packed.len(), self.packed_len(spec, shape), "packed weights");
         match self {
             Self::Winograd => winograd::pack_into(shape, weight, packed),
@@ -183,8 +186,12 @@ impl Algorithm {
         }
     }
 
-    /// [`conv2d`] by this algorithm, with weights that it packed, on the given instruction set.
-    pub fn run(self, arch: Arch, conv: &Conv, out: ViewMut) {
+    /// Convolves `[n, ic, h, w]` to `[n, oc, oh, ow]` (cross-correlation, as in PyTorch) and applies the epilogue,
+    /// `activation(conv(x) + bias + channel_add + residual)`, on the given instruction set.
+    ///
+    /// # Panics
+    /// If the shapes do not fit each other ([`ConvSpec::output_shape`]) or the weights were packed for another algorithm.
+    pub(crate) fn run(self, arch: Arch, conv: &Conv, out: ViewMut) {
         let shape = conv
             .spec
             .output_shape(conv.x.shape, conv.weight_shape)
@@ -199,7 +206,7 @@ impl Algorithm {
 
 /// One convolution's operands.
 #[derive(Clone, Copy, Debug)]
-pub struct Conv<'a> {
+pub(crate) struct Conv<'a> {
     /// The hyperparameters.
     pub spec: &'a ConvSpec,
     /// The input, `[n, ic, h, w]`.
@@ -232,34 +239,6 @@ impl WithSimd for Run<'_> {
             Algorithm::Direct => direct::run(simd, self),
         }
     }
-}
-
-/// Elements of the packed form of a weight `[oc, ic / groups, kh, kw]` for an input of this shape.
-pub fn packed_len(spec: &ConvSpec, input: Shape, weight: Shape) -> usize {
-    Algorithm::choose(spec, input, weight).packed_len(spec, weight)
-}
-
-/// Writes the packed form of a weight into `packed`, [`packed_len`] elements.
-pub fn pack_into(spec: &ConvSpec, input: Shape, weight_shape: Shape, weight: &[f32], packed: &mut [f32]) {
-    Algorithm::choose(spec, input, weight_shape).pack_into(spec, weight_shape, weight, packed);
-}
-
-/// The packed form of a weight `[oc, ic / groups, kh, kw]` for an input of this shape.
-pub fn pack_weights(spec: &ConvSpec, input: Shape, weight_shape: Shape, weight: &[f32]) -> Vec<f32> {
-    let mut packed = vec![0.0; packed_len(spec, input, weight_shape)];
-    pack_into(spec, input, weight_shape, weight, &mut packed);
-    packed
-}
-
-/// Convolves `[n, ic, h, w]` to `[n, oc, oh, ow]` (cross-correlation, as in PyTorch) and applies the epilogue:
-/// `activation(conv(x) + bias + channel_add + residual)`.
-///
-/// # Panics
-/// If the shapes do not fit each other ([`ConvSpec::output_shape`]) or `packed` has another length than [`packed_len`].
-pub fn conv2d(spec: &ConvSpec, x: View, packed: &[f32], weight_shape: Shape, epilogue: &Epilogue, out: ViewMut) {
-    let algorithm = Algorithm::choose(spec, x.shape, weight_shape);
-    let conv = Conv { spec, x, packed, weight_shape, epilogue };
-    algorithm.run(Arch::new(), &conv, out);
 }
 
 #[cfg(test)]

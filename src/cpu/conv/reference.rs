@@ -8,7 +8,7 @@ use crate::tensor::Shape;
 ///
 /// # Panics
 /// If the shapes do not fit each other, see [`ConvSpec::output_shape`].
-pub fn conv2d_reference(
+pub(crate) fn conv2d_reference(
     spec: &ConvSpec,
     x: View,
     weight: &[f32],

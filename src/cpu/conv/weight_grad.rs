@@ -37,7 +37,7 @@ const FEW: usize = 4;
 ///
 /// # Panics
 /// If the shapes do not fit each other, see [`ConvSpec::output_shape`].
-pub fn conv2d_weight_grad(spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
+pub(crate) fn conv2d_weight_grad(spec: &ConvSpec, x: View, dy: View, weight: Shape) -> Vec<f32> {
     assert_eq!(spec.output_shape(x.shape, weight), Some(dy.shape), "the gradient's shape");
     Algorithm::choose_for_weight_grad(spec, dy.shape, weight).weight_grad(Arch::new(), spec, x, dy, weight)
 }
@@ -45,7 +45,7 @@ pub fn conv2d_weight_grad(spec: &ConvSpec, x: View, dy: View, weight: Shape) -> 
 impl Algorithm {
     /// The algorithm used for the gradient with respect to a weight `[oc, ic / groups, kh, kw]`, where `dy`, the
     /// gradient with respect to the result, is `[n, oc, oh, ow]`.
-    pub fn choose_for_weight_grad(spec: &ConvSpec, dy: Shape, weight: Shape) -> Self {
+    pub(crate) fn choose_for_weight_grad(spec: &ConvSpec, dy: Shape, weight: Shape) -> Self {
         if weight.n() / spec.groups * weight.c() <= FEW {
             Self::Direct
         } else if winograd_grad::pays(spec, dy, weight) {

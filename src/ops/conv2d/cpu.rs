@@ -1,10 +1,11 @@
-//! How convolutions are computed on the CPU: the weight is packed once, then Winograd, Fourier transforms, a matrix
-//! product or a direct loop read it.
+//! The convolution of the CPU: the weight packed once, then Winograd, Fourier transforms, a matrix product or a direct loop.
 
 use std::borrow::Cow;
 
-use super::Conv2d;
-use crate::cpu::conv::{Algorithm, ConvSpec, Epilogue, conv2d, pack_into, packed_len};
+use pulp::Arch;
+
+use super::{Conv2d, Operands};
+use crate::cpu::conv::{Algorithm, Conv, ConvSpec, Epilogue};
 use crate::cpu::view::View;
 use crate::gpu::Operand;
 use crate::graph::{Lowered, Prepared};
@@ -12,19 +13,20 @@ use crate::tensor::Shape;
 
 /// How `conv` is computed on the CPU.
 pub(super) fn lower(conv: Conv2d, inputs: &[Operand]) -> Lowered {
-    let [input, weight] = [inputs[0].shape(), inputs[1].shape()];
-    let method = Algorithm::choose(&conv.spec, input, weight).name();
+    let [input, weight_shape] = [inputs[0].shape(), inputs[1].shape()];
+    let algorithm = Algorithm::choose(&conv.spec, input, weight_shape);
     let compute = Lowered::cpu(move |inputs, out| {
         let of = conv.operands(inputs);
-        conv2d(&conv.spec, of.x, of.weight.item(0), weight, &conv.epilogue(&of), out);
+        let (spec, packed, epilogue) = (&conv.spec, of.weight.item(0), &conv.epilogue(&of));
+        algorithm.run(Arch::new(), &Conv { spec, x: of.x, packed, weight_shape, epilogue }, out);
     });
-    compute.method(method).prepare(Some(pack(conv.spec, input, weight, method)))
+    compute.method(algorithm.name()).prepare(Some(pack(algorithm, conv.spec, weight_shape)))
 }
 
-/// The weight in the form that the algorithm reads which convolves an input of this shape.
-fn pack(spec: ConvSpec, input: Shape, weight: Shape, method: &str) -> Prepared {
-    let what = format!("packed for {method}, {} groups", spec.groups);
-    Prepared::on_cpu(1, what, packed_len(&spec, input, weight), move |inputs, out| {
+/// The weight as the algorithm reads it.
+fn pack(algorithm: Algorithm, spec: ConvSpec, weight: Shape) -> Prepared {
+    let what = format!("packed for {}, {} groups", algorithm.name(), spec.groups);
+    Prepared::on_cpu(1, what, algorithm.packed_len(&spec, weight), move |inputs, out| {
         let given = inputs[0];
         // A weight may be a slice of a larger one, so its output channels need not be contiguous.
         let values = if given.batch_stride == weight.item() {
@@ -33,13 +35,13 @@ fn pack(spec: ConvSpec, input: Shape, weight: Shape, method: &str) -> Prepared {
             Cow::Owned((0..weight.n()).map(|n| given.item(n)).collect::<Vec<_>>().concat())
         };
         let len = out.shape.numel();
-        pack_into(&spec, input, weight, &values, &mut out.data[..len]);
+        algorithm.pack_into(&spec, weight, &values, &mut out.data[..len]);
     })
 }
 
 impl Conv2d {
-    /// What follows the sums of products.
-    pub(super) fn epilogue<'a>(&self, of: &super::Operands<View<'a>>) -> Epilogue<'a> {
+    /// What is done to the sums.
+    pub(super) fn epilogue<'a>(&self, of: &Operands<View<'a>>) -> Epilogue<'a> {
         Epilogue {
             bias: of.bias.map(|(_, view)| view.item(0)),
             channel_add: of.channel_add.map(|(_, view)| view),

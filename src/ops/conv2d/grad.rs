@@ -97,7 +97,7 @@ fn by_input(spec: &ConvSpec, g: &mut Graph, x: NodeId, weight: NodeId, dy: NodeI
 ///
 /// Input: `[oc, ic / groups, kh, kw]`. Result: `[ic, oc / groups, kh, kw]`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TransposeWeight {
+pub(crate) struct TransposeWeight {
     /// Groups of the convolution.
     pub groups: usize,
 }

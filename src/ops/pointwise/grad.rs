@@ -36,7 +36,7 @@ pub(super) fn grad(op: &Pointwise, g: &mut Graph, at: Backward) -> Gradients {
 impl Pointwise {
     /// The gradient with respect to the input of an activation, as an expression of its result and the gradient with
     /// respect to that; `None` where the result does not determine it.
-    pub fn act_grad_from_result(activation: Activation) -> Option<Self> {
+    pub(crate) fn act_grad_from_result(activation: Activation) -> Option<Self> {
         match activation {
             Activation::None => Some(Self::build(|[_, dy]| dy)),
             Activation::Relu => Some(Self::build(|[y, dy]| dy * y.step(0.0))),

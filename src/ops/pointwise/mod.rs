@@ -20,7 +20,7 @@ use crate::tensor::Shape;
 
 /// The most tensors that one expression reads: together with the result they are eight, WebGPU's default limit of
 /// storage buffers.
-pub const MAX_INPUTS: usize = 7;
+pub(crate) const MAX_INPUTS: usize = 7;
 /// The most tensors that an expression made by joining others reads: one less, for its gradient also reads the gradient
 /// with respect to the result.
 const MAX_JOINED: usize = MAX_INPUTS - 1;
@@ -220,7 +220,7 @@ impl Pointwise {
     }
 
     /// The activation, if that is all this does.
-    pub fn as_activation(&self) -> Option<Activation> {
+    pub(crate) fn as_activation(&self) -> Option<Activation> {
         match self.program[..] {
             [Instr::Input(0), Instr::Act(activation, 0)] => Some(activation),
             _ => None,
@@ -228,7 +228,7 @@ impl Pointwise {
     }
 
     /// Whether this is the sum of two tensors.
-    pub fn is_add(&self) -> bool {
+    pub(crate) fn is_add(&self) -> bool {
         *self == Self::add()
     }
 

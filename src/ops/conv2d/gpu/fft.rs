@@ -91,7 +91,7 @@ impl Tiles {
 impl Transforms {
     /// The transforms of a convolution; `None` if it is not one that they can compute, or its operands need larger
     /// buffers than the adapter has.
-    pub fn of(call: &Call) -> Option<Self> {
+    pub(crate) fn of(call: &Call) -> Option<Self> {
         let (costs, max_bytes) = (costs::of(call.traits), call.traits.largest_tensor());
         let [oc, ic, ..] = call.weight_shape().0;
         let tiles = Self::tiled(call.spec(), call.output_shape())?;
@@ -104,7 +104,7 @@ impl Transforms {
     /// The transforms of the gradient with respect to the weight: for every frequency the products of the spectra of
     /// both images' tiles, summed over the tiles, some tiles at a time. Tiles of `dy`, the gradient with respect to the
     /// result, are zero beyond the outputs that a tile yields.
-    pub fn of_weight(spec: &ConvSpec, weight: Shape, dy: Shape, traits: &GpuTraits) -> Option<Self> {
+    pub(crate) fn of_weight(spec: &ConvSpec, weight: Shape, dy: Shape, traits: &GpuTraits) -> Option<Self> {
         let (costs, max_bytes) = (costs::of(traits), traits.largest_tensor());
         let [oc, ic, ..] = weight.0;
         let tiles = Self::tiled(spec, dy)?;
@@ -149,7 +149,7 @@ impl Transforms {
     }
 
     /// Elements of the scratch buffers: left operand, right operand, sums.
-    pub fn scratch(&self) -> [usize; 3] {
+    pub(crate) fn scratch(&self) -> [usize; 3] {
         let (depth, [rows, columns]) = (self.depth, self.at_once);
         let lines = [rows * (depth + 1), columns * (depth + 1), columns * (32 * rows + 1)];
         lines.map(|lines| 32 * BATCH * lines)
@@ -233,7 +233,7 @@ impl Transforms {
 
     /// The gradient `grad` with respect to the weight, for an input and the gradient with respect to the convolution's
     /// result.
-    pub fn weight_grad(&self, traits: &GpuTraits, spec: &ConvSpec, [x, dy, grad]: [Operand; 3]) -> Lowered {
+    pub(crate) fn weight_grad(&self, traits: &GpuTraits, spec: &ConvSpec, [x, dy, grad]: [Operand; 3]) -> Lowered {
         let tiles = (0..self.count).step_by(self.depth);
         let launches = tiles.flat_map(|first| {
             let operand = |axis: usize, part: [Range; 2]| {

@@ -54,29 +54,29 @@ impl Columns {
     }
 
     /// Elements of the packed weight.
-    pub fn packed_len(&self) -> usize {
+    pub(crate) fn packed_len(&self) -> usize {
         self.batch * self.row_blocks * 32 * (self.depth + 1)
     }
 
     /// Elements of the two scratch buffers, columns and products. Their layouts have one row more than is used, so that
     /// what is written together does not fall into the same cache sets.
-    pub fn scratch(&self) -> [usize; 2] {
+    pub(crate) fn scratch(&self) -> [usize; 2] {
         let of = |rows: usize| self.chunk * self.batch * (rows + 1) * BLOCK;
         [of(self.depth), of(self.row_blocks * 32)]
     }
 
     /// The columns in scratch.
-    pub fn columns(&self) -> Operand {
+    pub(crate) fn columns(&self) -> Operand {
         Operand::scratch(0, self.scratch()[0])
     }
 
     /// The products in scratch.
-    pub fn products(&self) -> Operand {
+    pub(crate) fn products(&self) -> Operand {
         Operand::scratch(1, self.scratch()[1])
     }
 
     /// The fields of `conv2d_quad_fields.wgsl`.
-    pub fn quads(&self, launch: Launch, part: Part) -> Launch {
+    pub(crate) fn quads(&self, launch: Launch, part: Part) -> Launch {
         launch
             .u32("row_quads", self.row_quads)
             .u32("image_rows", self.image_rows)
@@ -85,17 +85,17 @@ impl Columns {
     }
 
     /// How many vectors of 8 columns are multiplied, and how many are moved: blocks are multiplied in pairs.
-    pub fn blocks_by_lanes(&self) -> [f64; 2] {
+    pub(crate) fn blocks_by_lanes(&self) -> [f64; 2] {
         [self.blocks.next_multiple_of(2), self.blocks].map(|blocks| (blocks * BLOCK / 8) as f64)
     }
 
     /// Multiply-adds of one column.
-    pub fn macs(&self) -> f64 {
+    pub(crate) fn macs(&self) -> f64 {
         (self.batch * self.depth * self.row_blocks * 32) as f64
     }
 
     /// The launches of all parts: `before` writes the columns, `after` carries the products to the result.
-    pub fn launches(
+    pub(crate) fn launches(
         &self,
         traits: &GpuTraits,
         weight: Operand,
