@@ -2,6 +2,8 @@
 
 pub mod denoiser;
 pub mod fusion_head;
+#[cfg(feature = "verify")]
+mod golden;
 pub mod passes;
 #[cfg(feature = "train")]
 pub mod stage1;
@@ -57,6 +59,8 @@ pub static ROW: ModelRow = ModelRow {
     },
     #[cfg(feature = "train")]
     trainings: &[stage1::TRAINING, stage2::TRAINING],
+    #[cfg(feature = "verify")]
+    golden: &golden::GOLDEN,
 };
 
 /// Its name in `model.json` and on the command line.

@@ -167,6 +167,11 @@ pub fn loss_graph(config: &UnetConfig, dropout: f32, batch: usize, side: usize) 
     Ok(LossGraph { graph, loss, reports: Vec::new(), recompute: false })
 }
 
+/// Whether a weight is the UNet's.
+pub fn is_trained(name: &str) -> bool {
+    name.starts_with("denoise_fn.")
+}
+
 /// The graph's inputs for `images`, `[n, ...]`: one step of the schedule for all of them, and for each a level between
 /// it and the step before, and its noise.
 pub fn inputs(images: &Tensor, schedule: &NoiseSchedule, noise: &mut NoiseSource) -> BTreeMap<String, Vec<f32>> {
@@ -254,7 +259,7 @@ impl TrainTask for Stage1<'_> {
     }
 
     fn is_trained(&self, name: &str) -> bool {
-        name.starts_with("denoise_fn.")
+        is_trained(name)
     }
 
     fn frozen(&self) -> &dyn ParamSource {

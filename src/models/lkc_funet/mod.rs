@@ -1,6 +1,8 @@
 //! LKC-FUNet (arXiv 2411.10036, `models/UNets/DFMNet_UNet_skl4.py` of its repository): fuses two images in one pass of a
 //! UNet with large kernels, dense and depthwise, and gated attention where the encoder's features come back.
 
+#[cfg(feature = "verify")]
+mod golden;
 #[cfg(feature = "train")]
 pub mod training;
 
@@ -60,6 +62,8 @@ pub static ROW: ModelRow = ModelRow {
     },
     #[cfg(feature = "train")]
     trainings: &[training::TRAINING],
+    #[cfg(feature = "verify")]
+    golden: &golden::GOLDEN,
 };
 
 /// Its name in `model.json` and on the command line.

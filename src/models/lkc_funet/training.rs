@@ -194,6 +194,11 @@ pub fn loss_graph(
     Ok(LossGraph { graph, loss: loss.total, reports: vec![loss.gradient, loss.intensity, loss.ssim], recompute: false })
 }
 
+/// Whether a weight is trained: all are but the batch norms' running statistics.
+pub fn is_trained(name: &str) -> bool {
+    name.starts_with("model.") && !is_buffer(name)
+}
+
 /// The training of an LKC-FUNet on a data set.
 #[derive(Debug)]
 pub struct LkcTraining<'a> {
@@ -232,7 +237,7 @@ impl TrainTask for LkcTraining<'_> {
     }
 
     fn is_trained(&self, name: &str) -> bool {
-        name.starts_with("model.") && !is_buffer(name)
+        is_trained(name)
     }
 
     fn first_weights(&self, weights: &[(String, Vec<usize>)], seed: u64) -> Vec<f32> {

@@ -77,6 +77,12 @@ pub struct LossGraph {
 }
 
 impl LossGraph {
+    /// The node that the graph marks as the result of `module`.
+    #[cfg(feature = "verify")]
+    pub(super) fn marked(&self, module: &str) -> Option<NodeId> {
+        self.graph.marks().iter().find(|(name, _)| name == module).map(|(_, id)| *id)
+    }
+
     /// The weights that the graph itself assigns, such as running statistics, with their shapes.
     pub fn assigned(&self) -> impl Iterator<Item = (&str, Shape)> {
         let nodes = self.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign));
