@@ -13,4 +13,3 @@ pub use launch::{Bind, Kernel, Launch, Operand, Use, Value};
 pub use program::{Buffer, Call, Program, Recorder};
 #[cfg(test)]
 pub(crate) use resolve::check;
-pub use shader::ShaderError;

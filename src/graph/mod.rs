@@ -11,4 +11,4 @@ mod plan;
 pub use copy::Copy;
 pub use ir::{Graph, GraphError, Kind, Node, NodeId, Phase, Rowed};
 pub use op::{Backward, Gradients, Lowered, MAX_LOOP_ROUNDS, Op, Prepared, Target, Work, operands};
-pub use plan::{Buffer, Life, Location, Plan, PlanError, Step};
+pub use plan::{Buffer, Life, Location, Plan, Step};

@@ -18,7 +18,7 @@ use crate::models::training::LossGraph;
 use crate::models::training::sections::{Optimiser, OptimiserKind};
 use crate::tensor::{Shape, Tensor};
 use crate::train::optim::{self, EXP_AVG, EXP_AVG_SQ, NUMBERS, NumberNodes, Update, WEIGHTS};
-use crate::train::step::{Layout, StepError, TrainStep};
+use crate::train::step::{Layout, TrainStep};
 
 /// How close the losses of training steps and the final weights must come, relative to them.
 const CLOSE: f64 = 1e-4;
@@ -53,12 +53,6 @@ fn update(attributes: Attributes) -> Result<Update, CaseError> {
     };
     let optimiser = Optimiser { kind, lr, beta1, beta2, eps, weight_decay, clip: 0.0, ema_decay: 0.0, ema_start: 0 };
     Ok(Update { optimiser, accumulate: 1 })
-}
-
-impl From<StepError> for CaseError {
-    fn from(error: StepError) -> Self {
-        Self::Compute(Box::new(error))
-    }
 }
 
 /// Computes the case of an optimiser: weights and state after each step with gradients that are given.

@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod data;
+mod error;
 pub mod init;
 pub mod loss;
 pub mod samples;
@@ -19,6 +20,7 @@ use crate::graph::{Graph, GraphError, Kind, NodeId};
 use crate::tensor::{Shape, Tensor};
 use config::TrainingConfig;
 use data::Dataset;
+pub use error::TrainingError;
 use samples::Figures;
 
 /// A training of a model, as `medfuse train` offers it.
