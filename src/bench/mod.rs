@@ -14,11 +14,10 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::device::{Device, Executable, ParamSource, RunError};
-use crate::graph::{GraphError, Plan, PlanError};
+use crate::graph::{GraphError, Plan};
 use crate::models::checkpoint::ModelError;
 use crate::models::networks::{Effort, Network};
 use crate::models::{Model, ModelRow};
-use crate::train::step::StepError;
 use networks::{convolution, random_inputs};
 use rows::{Call, Peak, Row, gather, median, rate};
 use training::TrainingRow;
@@ -33,21 +32,15 @@ const CONVOLUTIONS: [(usize, [usize; 2], usize); 3] = [(3, [128, 128], 128), (3,
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// The network does not take this size or width.
+    /// The network does not take this size or width, or does not fit the device.
     #[error(transparent)]
     Graph(#[from] GraphError),
-    /// The network does not fit the device.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
     /// The network cannot be built.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The device failed.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// The training step cannot be built.
-    #[error(transparent)]
-    Step(#[from] StepError),
     /// The adapter cannot time its kernels.
     #[error("this adapter has no timestamp queries, so single kernels cannot be timed on it: use --model-only")]
     NoTimestamps,

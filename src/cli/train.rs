@@ -15,9 +15,10 @@ use crate::models::MODELS;
 use crate::models::training::config::TrainingConfig;
 use crate::models::training::data::Dataset;
 use crate::models::training::{TaskInputs, TrainTask, Training};
+use crate::train::TrainError;
 use crate::train::config::{load, settings, to_commented_toml};
 use crate::train::optim::Update;
-use crate::train::run::{self, CHECKPOINT, Ending, RunConfig, TrainError};
+use crate::train::run::{self, CHECKPOINT, Ending, RunConfig};
 use crate::weights::Weights;
 
 /// The arguments of `medfuse train`.
@@ -215,7 +216,7 @@ impl RunArgs {
             return Err(TrainError::NothingToResume(out.clone()).into());
         }
         if let Some(path) = self.config.as_ref().or(own.as_ref()) {
-            load(config, path).with_context(|| path.display().to_string())?;
+            load(config, path)?;
         }
         let common = config.common_mut();
         common.data.batch = self.batch.unwrap_or(common.data.batch);

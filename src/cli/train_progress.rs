@@ -10,7 +10,8 @@ use indicatif::{HumanDuration, ProgressBar};
 
 use crate::files::write_whole;
 use crate::models::training::TrainTask;
-use crate::models::training::config::{ConfigError, TrainingConfig};
+use crate::models::training::TrainingError;
+use crate::models::training::config::TrainingConfig;
 use crate::models::training::samples::Figures;
 use crate::models::training::sections::Run;
 use crate::train::chart::loss_chart;
@@ -53,7 +54,7 @@ impl Progress {
         task: &dyn TrainTask,
         config: &dyn TrainingConfig,
         stop: Arc<AtomicBool>,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, TrainingError> {
         let Run { steps, log_every, .. } = *config.common().run;
         let bar = super::progress_bar(steps);
         Ok(Self {

@@ -16,7 +16,7 @@ pub use cpu::CpuExecutable;
 pub use gpu::GpuExecutable;
 
 use crate::gpu::{AdapterReport, Gpu, GpuError};
-use crate::graph::{Graph, Life, Location, NodeId, Plan, PlanError, Target};
+use crate::graph::{Graph, GraphError, Life, Location, NodeId, Plan, Target};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::Weights;
 
@@ -28,7 +28,7 @@ pub enum RunError {
     Gpu(#[from] GpuError),
     /// The graph does not fit the device.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Graph(#[from] GraphError),
     /// The network needs a weight that was not given.
     #[error("the weights have no tensor {0}")]
     MissingWeight(String),

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::launch::Kernel;
 use super::pipeline::Pipeline;
-use super::shader::ShaderError;
 
 /// What an adapter allows, as far as the choice of kernels and sizes depends on it.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,15 +47,26 @@ pub enum GpuError {
         /// The driver's words.
         reason: String,
     },
-    /// A kernel is not valid, which is a bug in medfuse.
-    #[error(transparent)]
-    Shader(#[from] ShaderError),
-    /// A function that waits for a GPU was called in a browser, where nothing can block.
+    /// A kernel or its launch is not valid, which is a bug in medfuse.
+    #[error("kernel {kernel}: {message}")]
+    Kernel {
+        /// Its file and entry point.
+        kernel: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Something was to wait for a GPU in a browser, where nothing can block.
     #[error("a browser cannot wait for a GPU: use the asynchronous function")]
     Browser,
     /// The driver reported an error.
     #[error("the GPU reported an error: {0}")]
     Device(String),
+}
+
+impl GpuError {
+    pub(super) fn kernel(kernel: &Kernel, message: impl Into<String>) -> Self {
+        Self::Kernel { kernel: format!("{}, {}", kernel.file, kernel.entry), message: message.into() }
+    }
 }
 
 /// An adapter as `medfuse devices` lists it.

@@ -14,6 +14,5 @@ pub use launch::{Bind, Kernel, Launch, Operand, Use, Value};
 pub(crate) use program::{Buffer, Call, Program, Recorder};
 #[cfg(test)]
 pub(crate) use resolve::check;
-pub use shader::ShaderError;
 #[cfg(test)]
 pub(crate) use shader::kernel_names;

@@ -1,7 +1,8 @@
 //! Holds a launch against what its kernel declares: every name must be where it belongs.
 
+use super::adapter::GpuError;
 use super::launch::{Bind, Kernel, Launch, Operand, Use, Value};
-use super::shader::{Access, Field, FieldType, Interface, ShaderError};
+use super::shader::{Access, Field, FieldType, Interface};
 
 /// Most workgroups in a dimension of a launch (WebGPU's limit).
 const MAX_GROUPS: usize = 65_535;
@@ -21,22 +22,22 @@ impl Interface {
     /// Finds where each tensor and value of `launch` belongs.
     ///
     /// # Errors
-    /// [`ShaderError`] if a name is missing, unknown, given twice or of another type; if a tensor lies where the kernel
+    /// [`GpuError`] if a name is missing, unknown, given twice or of another type; if a tensor lies where the kernel
     /// cannot see it; or if there are more workgroups than WebGPU launches.
-    pub(crate) fn resolve(&self, launch: &Launch) -> Result<Resolved, ShaderError> {
+    pub(crate) fn resolve(&self, launch: &Launch) -> Result<Resolved, GpuError> {
         let names = launch.tensors.iter().map(|(n, _)| *n).chain(launch.values.iter().map(|(n, _)| *n));
         let mut names: Vec<&str> = names.collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(ShaderError::new(&launch.kernel, format!("{} is given twice", twice[0])));
+            return Err(GpuError::kernel(&launch.kernel, format!("{} is given twice", twice[0])));
         }
         let binds = self.binds(launch)?;
         let workgroups = self.workgroups(launch)?;
         Ok(Resolved { params: self.params(launch)?, binds, workgroups })
     }
 
-    fn binds(&self, launch: &Launch) -> Result<Vec<Option<Bind>>, ShaderError> {
-        let fail = |message: String| ShaderError::new(&launch.kernel, message);
+    fn binds(&self, launch: &Launch) -> Result<Vec<Option<Bind>>, GpuError> {
+        let fail = |message: String| GpuError::kernel(&launch.kernel, message);
         for (name, given) in &launch.tensors {
             if !self.bindings.iter().any(|b| b.name == *name) {
                 return Err(fail(format!("it has no tensor {name}, or this entry point does not use it")));
@@ -58,21 +59,20 @@ impl Interface {
         self.bindings.iter().map(bind).collect()
     }
 
-    /// Checks that the kernel can be told where a tensor lies: one that does not begin its buffer needs a field
-    /// `NAME_offset`, one whose batch items have gaps between them a field `NAME_batch_stride`.
-    fn check_place(&self, kernel: &Kernel, name: &str, tensor: &Operand) -> Result<(), ShaderError> {
+    /// A tensor that does not begin its buffer, or whose items are not dense, needs fields that say so.
+    fn check_place(&self, kernel: &Kernel, name: &str, tensor: &Operand) -> Result<(), GpuError> {
         let has = |field: &str| self.fields.iter().any(|f| f.name.strip_prefix(name) == Some(field));
         let slot = &tensor.slot;
         if slot.offset != 0 && !has("_offset") {
-            return Err(ShaderError::new(kernel, format!("{name} is not at the beginning of its buffer")));
+            return Err(GpuError::kernel(kernel, format!("{name} is not at the beginning of its buffer")));
         }
         if !slot.is_contiguous() && !has("_batch_stride") {
-            return Err(ShaderError::new(kernel, format!("the batch items of {name} do not follow one another")));
+            return Err(GpuError::kernel(kernel, format!("the batch items of {name} do not follow one another")));
         }
         Ok(())
     }
 
-    fn workgroups(&self, launch: &Launch) -> Result<[u32; 3], ShaderError> {
+    fn workgroups(&self, launch: &Launch) -> Result<[u32; 3], GpuError> {
         let grid = launch.grid;
         if grid.iter().all(|count| *count <= MAX_GROUPS) {
             return Ok(grid.map(|count| count as u32));
@@ -81,14 +81,14 @@ impl Interface {
         let rows = count.map(|count| count.div_ceil(MAX_GROUPS)).filter(|rows| *rows <= MAX_GROUPS);
         match rows {
             Some(rows) if self.fields.iter().any(|f| f.name == "grid") => Ok([MAX_GROUPS as u32, rows as u32, 1]),
-            Some(_) => Err(ShaderError::new(&launch.kernel, format!("it cannot number {grid:?} workgroups"))),
-            None => Err(ShaderError::new(&launch.kernel, format!("{grid:?} workgroups are too many"))),
+            Some(_) => Err(GpuError::kernel(&launch.kernel, format!("it cannot number {grid:?} workgroups"))),
+            None => Err(GpuError::kernel(&launch.kernel, format!("{grid:?} workgroups are too many"))),
         }
     }
 
-    fn params(&self, launch: &Launch) -> Result<Vec<u8>, ShaderError> {
+    fn params(&self, launch: &Launch) -> Result<Vec<u8>, GpuError> {
         if let Some((name, _)) = launch.values.iter().find(|(name, _)| !self.fields.iter().any(|f| f.name == *name)) {
-            return Err(ShaderError::new(&launch.kernel, format!("it has no parameter {name}")));
+            return Err(GpuError::kernel(&launch.kernel, format!("it has no parameter {name}")));
         }
         let mut bytes = vec![0; self.size];
         for field in &self.fields {
@@ -100,8 +100,8 @@ impl Interface {
     }
 
     /// The value of a field in 32-bit words.
-    fn words(&self, launch: &Launch, field: &Field) -> Result<Vec<u32>, ShaderError> {
-        let fail = |message: String| Err(ShaderError::new(&launch.kernel, message));
+    fn words(&self, launch: &Launch, field: &Field) -> Result<Vec<u32>, GpuError> {
+        let fail = |message: String| Err(GpuError::kernel(&launch.kernel, message));
         let name = &field.name;
         if let Some((_, value)) = launch.values.iter().find(|(n, _)| n == name) {
             return match (*value, field.ty) {
@@ -162,11 +162,11 @@ mod checks {
     use super::*;
 
     /// Fails if the kernel is not valid in the variant that its constants make, if the launch does not name what the
-    /// kernel declares, if the kernel writes a local array at an index known at run time only (sums must lie in named
-    /// variables), or if its parameters lack the field `grid` by which `place.wgsl` numbers workgroups.
-    pub(crate) fn check(launch: &Launch) -> Result<(), ShaderError> {
+    /// kernel declares, if the kernel keeps sums in an array that is indexed at run time, or if it does not number its
+    /// workgroups as `place.wgsl` does.
+    pub(crate) fn check(launch: &Launch) -> Result<(), GpuError> {
         let kernel = &launch.kernel;
-        let fail = |message: String| Err(ShaderError::new(kernel, message));
+        let fail = |message: String| Err(GpuError::kernel(kernel, message));
         let parsed = Parsed::new(kernel)?;
         let interface = Interface::of_parsed(kernel, &parsed)?;
         interface.resolve(launch)?;

@@ -2,24 +2,11 @@
 
 use naga::valid::{Capabilities, GlobalUse, ModuleInfo, ValidationFlags, Validator};
 
+use super::adapter::GpuError;
 use super::launch::Kernel;
 
 static KERNELS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 static SHARED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/shared.rs"));
-
-/// Why a kernel or its launch is not valid, which is a bug in medfuse.
-#[derive(Debug, thiserror::Error)]
-#[error("kernel {kernel}: {message}")]
-pub struct ShaderError {
-    kernel: String,
-    message: String,
-}
-
-impl ShaderError {
-    pub(super) fn new(kernel: &Kernel, message: impl Into<String>) -> Self {
-        Self { kernel: format!("{}, {}", kernel.file, kernel.entry), message: message.into() }
-    }
-}
 
 /// How a kernel uses one of its buffers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,8 +71,8 @@ pub(crate) struct Interface {
 ///
 /// # Errors
 /// If the file or something it uses does not exist, or a repetition is not well-formed.
-pub(crate) fn source(kernel: &Kernel) -> Result<String, ShaderError> {
-    let fail = |message: String| ShaderError::new(kernel, message);
+pub(crate) fn source(kernel: &Kernel) -> Result<String, GpuError> {
+    let fail = |message: String| GpuError::kernel(kernel, message);
     let text = find(KERNELS, kernel.file).ok_or_else(|| fail("there is no such file".into()))?;
     let mut source = String::with_capacity(2 * text.len());
     append(&mut source, text, kernel).map_err(fail)?;
@@ -168,9 +155,9 @@ pub(super) struct Parsed {
 
 impl Parsed {
     /// # Errors
-    /// [`ShaderError`] with naga's words.
-    pub(crate) fn new(kernel: &Kernel) -> Result<Self, ShaderError> {
-        let fail = |message: String| ShaderError::new(kernel, message);
+    /// [`GpuError`] with naga's words.
+    pub(crate) fn new(kernel: &Kernel) -> Result<Self, GpuError> {
+        let fail = |message: String| GpuError::kernel(kernel, message);
         let text = source(kernel)?;
         let module = naga::front::wgsl::parse_str(&text).map_err(|e| fail(e.emit_to_string(&text)))?;
         let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
@@ -183,14 +170,14 @@ impl Interface {
     /// The interface of a kernel's entry point.
     ///
     /// # Errors
-    /// [`ShaderError`] if the kernel is not valid WGSL, has no such entry point or constant, or has parameters of a
-    /// type that launches do not give.
-    pub(crate) fn of(kernel: &Kernel) -> Result<Self, ShaderError> {
+    /// [`GpuError`] if the kernel is not valid WGSL, has no such entry point or constant, or has parameters of a type
+    /// that launches do not give.
+    pub(crate) fn of(kernel: &Kernel) -> Result<Self, GpuError> {
         Self::of_parsed(kernel, &Parsed::new(kernel)?)
     }
 
-    pub(super) fn of_parsed(kernel: &Kernel, Parsed { module, info }: &Parsed) -> Result<Self, ShaderError> {
-        let fail = |message: String| ShaderError::new(kernel, message);
+    pub(super) fn of_parsed(kernel: &Kernel, Parsed { module, info }: &Parsed) -> Result<Self, GpuError> {
+        let fail = |message: String| GpuError::kernel(kernel, message);
         let entry = module.entry_points.iter().position(|e| e.name == kernel.entry);
         let entry = entry.ok_or_else(|| fail("it has no such entry point".into()))?;
         check_constants(kernel, module)?;
@@ -221,16 +208,16 @@ impl Interface {
     }
 }
 
-/// Checks that every constant that is given is declared, and that every declared one without a default is given.
-fn check_constants(kernel: &Kernel, module: &naga::Module) -> Result<(), ShaderError> {
+/// Every constant must be one of the text's, and every one of the text's without a default must be given.
+fn check_constants(kernel: &Kernel, module: &naga::Module) -> Result<(), GpuError> {
     let named = |name: &str| module.overrides.iter().any(|(_, o)| o.name.as_deref() == Some(name));
     if let Some((name, _)) = kernel.constants.iter().find(|(name, _)| !named(name)) {
-        return Err(ShaderError::new(kernel, format!("it has no constant {name}")));
+        return Err(GpuError::kernel(kernel, format!("it has no constant {name}")));
     }
     let given = |name: &str| kernel.constants.iter().any(|(n, _)| *n == name);
     let names = module.overrides.iter().filter(|(_, o)| o.init.is_none()).filter_map(|(_, o)| o.name.as_deref());
     match names.into_iter().find(|name| !given(name)) {
-        Some(name) => Err(ShaderError::new(kernel, format!("the constant {name} is missing"))),
+        Some(name) => Err(GpuError::kernel(kernel, format!("the constant {name} is missing"))),
         None => Ok(()),
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::op::MAX_LOOP_ROUNDS;
 use super::op::Op;
 use crate::tensor::Shape;
 
@@ -71,7 +72,7 @@ pub struct Node {
     pub phase: Phase,
 }
 
-/// Why a graph could not be built.
+/// Why a graph could not be built, or not planned for a target.
 #[derive(Debug, thiserror::Error)]
 pub enum GraphError {
     /// An operation does not take these shapes.
@@ -103,6 +104,38 @@ pub enum GraphError {
         first: Shape,
         /// The other shape.
         second: Shape,
+    },
+    /// A tensor is over the adapter's limits.
+    #[error(
+        "layer {layer} needs a buffer of {mib:.0} MiB, but this adapter binds at most {limit_mib:.0} MiB: \
+         use smaller images, or --device cpu"
+    )]
+    TooLarge {
+        /// Name of the layer.
+        layer: String,
+        /// Its size.
+        mib: f64,
+        /// The adapter's limit.
+        limit_mib: f64,
+    },
+    /// A kernel would loop longer than the adapter lets it, and give a wrong result.
+    #[error(
+        "layer {layer} needs {rounds} loop rounds of a kernel, but this software adapter ends loops after \
+         {MAX_LOOP_ROUNDS}: use smaller images, or --device cpu"
+    )]
+    TooLong {
+        /// Name of the layer.
+        layer: String,
+        /// Rounds of one invocation.
+        rounds: usize,
+    },
+    /// The tensors together have more elements than the kernels' 32-bit indices reach.
+    #[error("layer {layer} has {elements} elements, more than a 32-bit index reaches: use smaller images")]
+    TooMany {
+        /// Name of the layer.
+        layer: String,
+        /// Elements of its buffer.
+        elements: usize,
     },
 }
 

@@ -13,4 +13,4 @@ pub use ir::{Graph, GraphError, Kind, Node, NodeId, Phase};
 pub use op::{Backward, Gradients, Lowered, Op, Prepared, Target, Work};
 #[cfg(test)]
 pub(crate) use op::{MAX_LOOP_ROUNDS, operands};
-pub use plan::{Buffer, Life, Location, Plan, PlanError, Step};
+pub use plan::{Buffer, Life, Location, Plan, Step};

@@ -1,7 +1,7 @@
 //! The plan of a run: steps in order, where every tensor lies, how much memory that takes.
 
 use super::fuse::{fuse, prune};
-use super::ir::{Graph, Kind, NodeId, Phase};
+use super::ir::{Graph, GraphError, Kind, NodeId, Phase};
 use super::lower::{Call, Calls, Stage, lower};
 use super::op::{MAX_LOOP_ROUNDS, Target, Work};
 use super::place::{Interval, Placed, place, share};
@@ -64,44 +64,7 @@ pub struct Step {
     pub scratch: Vec<usize>,
 }
 
-/// Why a graph cannot be planned for a target.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// A tensor is over the adapter's limits.
-    #[error(
-        "layer {layer} needs a buffer of {mib:.0} MiB, but this adapter binds at most {limit_mib:.0} MiB: \
-         use smaller images, or --device cpu"
-    )]
-    TooLarge {
-        /// Name of the layer.
-        layer: String,
-        /// Its size.
-        mib: f64,
-        /// The adapter's limit.
-        limit_mib: f64,
-    },
-    /// A kernel would loop longer than the adapter lets it, and give a wrong result.
-    #[error(
-        "layer {layer} needs {rounds} loop rounds of a kernel, but this software adapter ends loops after \
-         {MAX_LOOP_ROUNDS}: use smaller images, or --device cpu"
-    )]
-    TooLong {
-        /// Name of the layer.
-        layer: String,
-        /// Rounds of one invocation.
-        rounds: usize,
-    },
-    /// The tensors together have more elements than the kernels' 32-bit indices reach.
-    #[error("layer {layer} has {elements} elements, more than a 32-bit index reaches: use smaller images")]
-    TooMany {
-        /// Name of the layer.
-        layer: String,
-        /// Elements of its buffer.
-        elements: usize,
-    },
-}
-
-/// A graph laid out for a target, made once and run many times.
+/// A graph laid out for a target: made once, run many times.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// What it is made for.
@@ -128,8 +91,8 @@ impl Plan {
     /// Plans the run that computes `outputs`.
     ///
     /// # Errors
-    /// [`PlanError`] if a tensor is over the limits of the target.
-    pub fn new(graph: &Graph, outputs: &[NodeId], target: Target) -> Result<Self, PlanError> {
+    /// [`GraphError`] if a tensor is over the limits of the target.
+    pub fn new(graph: &Graph, outputs: &[NodeId], target: Target) -> Result<Self, GraphError> {
         let (graph, outputs) = prune(graph, outputs);
         let (graph, outputs) = fuse(&graph, &outputs);
         let (graph, outputs, placed) = place(graph, outputs);
@@ -165,14 +128,14 @@ impl Plan {
     }
 }
 
-fn check_rounds(calls: &Calls) -> Result<(), PlanError> {
+fn check_rounds(calls: &Calls) -> Result<(), GraphError> {
     match calls.calls.iter().find(|call| call.lowered.rounds > MAX_LOOP_ROUNDS) {
-        Some(call) => Err(PlanError::TooLong { layer: call.name.clone(), rounds: call.lowered.rounds }),
+        Some(call) => Err(GraphError::TooLong { layer: call.name.clone(), rounds: call.lowered.rounds }),
         None => Ok(()),
     }
 }
 
-fn check_sizes(plan: &Plan) -> Result<(), PlanError> {
+fn check_sizes(plan: &Plan) -> Result<(), GraphError> {
     let limit = match &plan.target {
         Target::Cpu => u64::MAX,
         Target::Gpu(traits) => traits.largest_tensor(),
@@ -183,11 +146,11 @@ fn check_sizes(plan: &Plan) -> Result<(), PlanError> {
             let elements = plan.buffers[buffer].len;
             if elements > MAX_ELEMENTS {
                 let layer = step.name.clone();
-                return Err(PlanError::TooMany { layer, elements });
+                return Err(GraphError::TooMany { layer, elements });
             }
             let bytes = 4 * elements as u64;
             if bytes > limit {
-                return Err(PlanError::TooLarge {
+                return Err(GraphError::TooLarge {
                     layer: step.name.clone(),
                     mib: bytes as f64 / f64::from(1 << 20),
                     limit_mib: limit as f64 / f64::from(1 << 20),

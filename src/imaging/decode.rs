@@ -23,7 +23,7 @@ impl Image {
     /// [`ImagingError`]'s `Unreadable`, `NotAnImage`, `Damaged`, `Unsupported` (CMYK, float, ...) or `TooLarge`.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, ImagingError> {
         let path = path.as_ref();
-        let unreadable = |source| ImagingError::Unreadable { path: path.into(), source };
+        let unreadable = |reason| ImagingError::Unreadable { path: path.into(), reason };
         if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_BYTES {
             return Err(ImagingError::TooLarge { path: path.into() });
         }

@@ -37,12 +37,12 @@ pub const MAX_SIDE: u32 = 16_384;
 #[non_exhaustive]
 pub enum ImagingError {
     /// The file cannot be opened or read.
-    #[error("cannot read {path}: {source}", path = path.display())]
+    #[error("cannot read {path}: {reason}", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why, in the operating system's words.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The content is none of the known formats, whatever the name says.
     #[error("{path} is not an image: its content is none of PNG, JPEG, BMP or TIFF, whatever its name says", path = path.display())]

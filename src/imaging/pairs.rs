@@ -108,7 +108,7 @@ pub fn match_folders<const N: usize>(folders: [&Path; N]) -> Result<Matched<N>, 
 
 /// The files of a folder that are not hidden, sorted.
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>, ImagingError> {
-    let unreadable = |source| ImagingError::Unreadable { path: folder.into(), source };
+    let unreadable = |reason| ImagingError::Unreadable { path: folder.into(), reason };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();

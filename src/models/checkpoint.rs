@@ -18,12 +18,14 @@ pub enum ModelError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// The weights are not of the model that they are loaded for.
-    #[error("{path}: {source}")]
+    #[error("{}: these weights are not {network}: {reason}", path.display())]
     Architecture {
         /// The checkpoint.
-        path: String,
+        path: PathBuf,
+        /// The network with its article, such as "an LKC-FUNet".
+        network: &'static str,
         /// What it lacks.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        reason: String,
     },
     /// A model's weights are not built into this library.
     #[error("the weights of {0} are not built in (feature shipped-weights): give a folder of weights")]
@@ -69,6 +71,13 @@ pub enum ModelError {
     /// The images cannot be used.
     #[error(transparent)]
     Imaging(#[from] ImagingError),
+}
+
+impl ModelError {
+    /// The error of weights that are not of `network`, named with its article.
+    pub(super) fn not_of(network: &'static str, weights: &Weights, reason: impl Into<String>) -> Self {
+        Self::Architecture { path: weights.path().into(), network, reason: reason.into() }
+    }
 }
 
 /// The file `name.safetensors` or else `name.pth` of a folder; `all` are the files that the model needs.

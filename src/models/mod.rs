@@ -7,6 +7,8 @@ pub mod blocks;
 pub mod checkpoint;
 pub mod dm_fnet;
 pub mod fusing;
+#[cfg(feature = "verify")]
+pub(crate) mod golden;
 pub mod layers;
 pub mod lkc_funet;
 pub mod networks;
@@ -52,6 +54,9 @@ pub struct ModelRow {
     /// Its trainings, in the order in which they are run.
     #[cfg(feature = "train")]
     pub trainings: &'static [Training],
+    /// The golden cases that it answers.
+    #[cfg(feature = "verify")]
+    pub(crate) golden: &'static golden::Golden,
 }
 
 /// The kinds of models, by what they are given and what they make of it.

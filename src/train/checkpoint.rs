@@ -4,44 +4,16 @@
 //! randomness of a run is a function of its seed and the step's number, so that the number is the generators' state.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ::safetensors::SafeTensors;
 use ::safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
+use super::TrainError;
 use super::step::Layout;
 use crate::files::write_whole;
 use crate::tensor::Tensor;
-
-/// Why a checkpoint cannot be written or read.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// The file cannot be written or read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not a training checkpoint.
-    #[error("{} is not a training checkpoint of medfuse: {reason}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The checkpoint is of another network or run.
-    #[error("{} does not go with this run: {reason}", path.display())]
-    Other {
-        /// The file.
-        path: PathBuf,
-        /// What differs.
-        reason: String,
-    },
-}
 
 /// What a checkpoint says of its run besides the rows.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -72,9 +44,9 @@ impl Checkpoint {
     /// Writes the file whole or not at all; the former one stays until then.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`]: no such folder, no permission, disk full.
-    pub fn save(&self, path: &Path) -> Result<(), CheckpointError> {
-        let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
+    /// [`TrainError::Io`]: no such folder, no permission, disk full.
+    pub fn save(&self, path: &Path) -> Result<(), TrainError> {
+        let io = |reason| TrainError::Io { path: path.to_path_buf(), reason };
         let other = |e: &dyn std::fmt::Display| io(std::io::Error::other(e.to_string()));
         let progress = serde_json::to_string(&self.progress).map_err(|e| other(&e))?;
         let mut views = Vec::with_capacity(self.rows.len());
@@ -91,10 +63,10 @@ impl Checkpoint {
     /// Reads a file that [`save`](Self::save) wrote.
     ///
     /// # Errors
-    /// [`CheckpointError`] if it cannot be read or is no checkpoint.
-    pub fn load(path: &Path) -> Result<Self, CheckpointError> {
-        let bytes = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_path_buf(), source })?;
-        let format = |reason: String| CheckpointError::Format { path: path.to_path_buf(), reason };
+    /// [`TrainError`] if it cannot be read or is no checkpoint.
+    pub fn load(path: &Path) -> Result<Self, TrainError> {
+        let bytes = std::fs::read(path).map_err(|reason| TrainError::Io { path: path.to_path_buf(), reason })?;
+        let format = |reason: String| TrainError::Format { path: path.to_path_buf(), reason };
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| format(e.to_string()))?;
         let text = metadata.metadata().as_ref().and_then(|m| m.get("medfuse"));
         let text = text.ok_or_else(|| format("it says nothing of a run".into()))?;
@@ -116,7 +88,7 @@ impl Checkpoint {
     /// dimensions.
     ///
     /// # Errors
-    /// [`CheckpointError::Other`] saying what differs.
+    /// [`TrainError::Other`] saying what differs.
     pub fn check(
         &self,
         path: &Path,
@@ -124,8 +96,8 @@ impl Checkpoint {
         settings: &str,
         layout: &Layout,
         rows: &[(String, Vec<usize>)],
-    ) -> Result<(), CheckpointError> {
-        let fail = |reason: String| Err(CheckpointError::Other { path: path.to_path_buf(), reason });
+    ) -> Result<(), TrainError> {
+        let fail = |reason: String| Err(TrainError::Other { path: path.to_path_buf(), reason });
         let found = &self.progress;
         if found.stage != stage {
             return fail(format!("it is of {}, this is {stage}", found.stage));
@@ -173,8 +145,8 @@ mod tests {
         sample().save(&path).unwrap();
         assert_eq!(Checkpoint::load(&path).unwrap(), sample());
         std::fs::write(&path, b"no checkpoint").unwrap();
-        assert!(matches!(Checkpoint::load(&path), Err(CheckpointError::Format { .. })));
-        assert!(matches!(Checkpoint::load(&folder.path().join("none")), Err(CheckpointError::Io { .. })));
+        assert!(matches!(Checkpoint::load(&path), Err(TrainError::Format { .. })));
+        assert!(matches!(Checkpoint::load(&folder.path().join("none")), Err(TrainError::Io { .. })));
     }
 
     #[test]

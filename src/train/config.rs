@@ -4,15 +4,16 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use crate::models::training::config::{ConfigError, Docs, TrainingConfig};
+use crate::models::training::TrainingError;
+use crate::models::training::config::{Docs, TrainingConfig};
 use crate::models::training::sections::RateKind;
 
 /// What a resumed run must share with its first part, a line `section.key = value` each: all but how long it is and what it
 /// writes when, unless the learning rate's course depends on the length.
 ///
 /// # Errors
-/// [`ConfigError::Type`] if a number is larger than TOML's, 2^63 - 1.
-pub fn settings(config: &dyn TrainingConfig) -> Result<String, ConfigError> {
+/// [`TrainingError::Type`] if a number is larger than TOML's, 2^63 - 1.
+pub fn settings(config: &dyn TrainingConfig) -> Result<String, TrainingError> {
     let table = config.to_table()?;
     let sections = table.iter().filter_map(|(name, section)| Some((name, section.as_table()?)));
     let lines = sections.flat_map(|(name, section)| section.iter().map(move |(k, v)| (format!("{name}.{k}"), v)));
@@ -28,9 +29,9 @@ pub fn settings(config: &dyn TrainingConfig) -> Result<String, ConfigError> {
 /// Puts the values of a TOML text into a configuration; what it leaves out stays. Ranges are [`TrainingConfig::check`]'s.
 ///
 /// # Errors
-/// [`ConfigError`] if the text is not TOML, or has an unknown key or a value of the wrong kind.
-pub fn read(config: &mut dyn TrainingConfig, text: &str) -> Result<(), ConfigError> {
-    let given: Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax(e.to_string()))?;
+/// [`TrainingError`] if the text is not TOML, or has an unknown key or a value of the wrong kind.
+pub fn read(config: &mut dyn TrainingConfig, text: &str) -> Result<(), TrainingError> {
+    let given: Table = text.parse().map_err(|e: toml::de::Error| TrainingError::Syntax(e.to_string()))?;
     let mut all = config.to_table()?;
     merge(&mut all, given, "")?;
     config.set(all)
@@ -39,17 +40,17 @@ pub fn read(config: &mut dyn TrainingConfig, text: &str) -> Result<(), ConfigErr
 /// Puts the values of a TOML file into a configuration.
 ///
 /// # Errors
-/// [`ConfigError::Read`], and those of [`read`].
-pub fn load(config: &mut dyn TrainingConfig, path: &Path) -> Result<(), ConfigError> {
-    let text = std::fs::read_to_string(path);
-    read(config, &text.map_err(|source| ConfigError::Read { path: path.into(), source })?)
+/// [`TrainingError::Read`], and those of [`read`] as [`TrainingError::Config`].
+pub fn load(config: &mut dyn TrainingConfig, path: &Path) -> Result<(), TrainingError> {
+    let text = std::fs::read_to_string(path).map_err(|reason| TrainingError::Read { path: path.into(), reason })?;
+    read(config, &text).map_err(|reason| TrainingError::Config { path: path.into(), reason: Box::new(reason) })
 }
 
 /// A configuration as TOML with a comment above every section and key.
 ///
 /// # Errors
-/// [`ConfigError::Type`] if a number is larger than TOML's, 2^63 - 1.
-pub fn to_commented_toml(config: &dyn TrainingConfig) -> Result<String, ConfigError> {
+/// [`TrainingError::Type`] if a number is larger than TOML's, 2^63 - 1.
+pub fn to_commented_toml(config: &dyn TrainingConfig) -> Result<String, TrainingError> {
     let table = config.to_table()?;
     let section = |name: &str, docs: &Docs| {
         let comments = |lines: &[&str]| lines.iter().map(|line| format!("#{line}\n")).collect::<String>();
@@ -60,13 +61,13 @@ pub fn to_commented_toml(config: &dyn TrainingConfig) -> Result<String, ConfigEr
 }
 
 /// Puts the values of `given` in the place of those of `all`, table by table.
-fn merge(all: &mut Table, given: Table, path: &str) -> Result<(), ConfigError> {
+fn merge(all: &mut Table, given: Table, path: &str) -> Result<(), TrainingError> {
     for (name, value) in given {
         let key = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         match (all.get_mut(&name), value) {
-            (None, _) => return Err(ConfigError::Unknown { key, known: all.keys().cloned().collect() }),
+            (None, _) => return Err(TrainingError::Unknown { key, known: all.keys().cloned().collect() }),
             (Some(Value::Table(old)), Value::Table(new)) => merge(old, new, &key)?,
-            (Some(Value::Table(_)), _) => return Err(ConfigError::Type(format!("{key} is a section, not a value"))),
+            (Some(Value::Table(_)), _) => return Err(TrainingError::Type(format!("{key} is a section, not a value"))),
             (Some(old), new) => *old = new,
         }
     }
@@ -82,7 +83,7 @@ mod tests {
     use crate::models::dm_fnet::stage2::Stage2Config;
 
     /// The configuration of a text.
-    fn parse<C: TrainingConfig + Default>(text: &str) -> Result<C, ConfigError> {
+    fn parse<C: TrainingConfig + Default>(text: &str) -> Result<C, TrainingError> {
         let mut config = C::default();
         read(&mut config, text).map(|()| config)
     }

@@ -4,31 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use super::TrainError;
 use crate::files::write_whole;
-
-/// Why a log cannot be written or read.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LogError {
-    /// The file cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file is the log of another kind of run.
-    #[error("the log {} has the columns {found}, not {expected}: move it away", path.display())]
-    Columns {
-        /// The file.
-        path: PathBuf,
-        /// Its first line.
-        found: String,
-        /// The line of this run.
-        expected: String,
-    },
-}
 
 /// A log that is being written. Its first column is `step`.
 #[derive(Debug)]
@@ -43,9 +20,9 @@ impl Log {
     /// again, and a row that a killed run left unfinished are removed.
     ///
     /// # Errors
-    /// [`LogError`] if the file cannot be written, or is there with other columns.
-    pub fn open(path: &Path, columns: &[&str], step: u64) -> Result<Self, LogError> {
-        let io = |source| LogError::Io { path: path.into(), source };
+    /// [`TrainError`] if the file cannot be written, or is there with other columns.
+    pub fn open(path: &Path, columns: &[&str], step: u64) -> Result<Self, TrainError> {
+        let io = |reason| TrainError::Io { path: path.into(), reason };
         let header = format!("step,{}", columns.join(","));
         let old = match std::fs::read_to_string(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
@@ -53,7 +30,7 @@ impl Log {
         };
         let found = old.lines().next().unwrap_or(&header);
         if found != header {
-            return Err(LogError::Columns { path: path.into(), found: found.into(), expected: header });
+            return Err(TrainError::Columns { path: path.into(), found: found.into(), expected: header });
         }
         let kept = rows(&old, &header).filter(|(at, _)| *at <= step).map(|(_, line)| line);
         let text: Vec<&str> = std::iter::once(header.as_str()).chain(kept).collect();
@@ -77,8 +54,8 @@ impl Log {
     /// Appends a row: one value for each column after `step`; NaN leaves its field empty.
     ///
     /// # Errors
-    /// [`LogError::Io`], such as for a full disk.
-    pub fn row(&mut self, step: u64, values: &[f64]) -> Result<(), LogError> {
+    /// [`TrainError::Io`], such as for a full disk.
+    pub fn row(&mut self, step: u64, values: &[f64]) -> Result<(), TrainError> {
         let mut line = step.to_string();
         for value in values {
             // Losses are f32: their shortest digits, not those of the f64 they became.
@@ -86,16 +63,16 @@ impl Log {
             line += &format!(",{field}");
         }
         line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(|source| LogError::Io { path: self.path.clone(), source })
+        self.file.write_all(line.as_bytes()).map_err(|reason| TrainError::Io { path: self.path.clone(), reason })
     }
 
     /// Step and value of a column's fields that are not empty, from the first step of the run on.
     ///
     /// # Errors
-    /// [`LogError::Io`] if the file cannot be read.
-    pub fn series(&self, column: &str) -> Result<Vec<(f64, f64)>, LogError> {
+    /// [`TrainError::Io`] if the file cannot be read.
+    pub fn series(&self, column: &str) -> Result<Vec<(f64, f64)>, TrainError> {
         let text = std::fs::read_to_string(&self.path);
-        let text = text.map_err(|source| LogError::Io { path: self.path.clone(), source })?;
+        let text = text.map_err(|reason| TrainError::Io { path: self.path.clone(), reason })?;
         let Some(place) = self.header.split(',').position(|name| name == column) else {
             return Ok(Vec::new());
         };

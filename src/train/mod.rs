@@ -5,7 +5,10 @@
 pub mod chart;
 pub mod checkpoint;
 pub mod config;
+mod error;
 pub mod log;
 pub mod optim;
 pub mod run;
 pub mod step;
+
+pub use error::TrainError;

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{Checkpoint, CheckpointError, Progress};
+use super::TrainError;
+use super::checkpoint::{Checkpoint, Progress};
 use super::optim::{EMA, Update, WEIGHTS, learning_rate, row};
-use super::step::{BatchReport, Layout, StepError, TrainStep};
+use super::step::{BatchReport, Layout, TrainStep};
 use crate::device::{Device, RunError};
 use crate::models::training::samples::Figures;
 use crate::models::training::sections::Rate;
-use crate::models::training::{TaskError, TrainTask, init};
+use crate::models::training::{TrainTask, init};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::Weights;
 
@@ -89,58 +90,6 @@ pub enum Ending {
     Stopped,
 }
 
-/// Why a run failed.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    /// The step cannot be built.
-    #[error(transparent)]
-    Step(#[from] StepError),
-    /// A checkpoint cannot be written or read.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The folder already holds a run.
-    #[error("{} already holds a run: go on with it (--resume) or take another folder", .0.display())]
-    Exists(PathBuf),
-    /// The folder holds no run to go on with.
-    #[error("{} holds no run to go on with: there is no {CHECKPOINT} in it", .0.display())]
-    NothingToResume(PathBuf),
-    /// The weights to begin with are of another network.
-    #[error("the weights to begin with have no {0} of the size that is trained: they are of another network")]
-    Init(String),
-    /// The run has done more than it is to do.
-    #[error("the run has done {done} steps already: it cannot end after {steps}")]
-    Shorter {
-        /// Steps done.
-        done: u64,
-        /// Steps wanted.
-        steps: u64,
-    },
-    /// A step's result was not finite.
-    #[error("step {step}: {source}; the last checkpoint is kept in {}", kept.display())]
-    NotFinite {
-        /// The step.
-        step: u64,
-        /// What the layer is.
-        source: RunError,
-        /// The last checkpoint.
-        kept: PathBuf,
-    },
-    /// A step failed.
-    #[error("step {step}: {source}")]
-    Run {
-        /// The step.
-        step: u64,
-        /// Why.
-        source: RunError,
-    },
-    /// The log cannot be written.
-    #[error(transparent)]
-    Log(#[from] std::io::Error),
-    /// A sample or the model cannot be made or written.
-    #[error("the model and its samples: {0}")]
-    Publish(TaskError),
-}
-
 /// The checkpoint's name in a run's folder.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
 
@@ -196,7 +145,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(task: &'a dyn TrainTask, config: &'a RunConfig<'a>, device: &Device) -> Result<Self, TrainError> {
         let path = config.out.join(CHECKPOINT);
-        let graph = task.graph().map_err(StepError::from)?;
+        let graph = task.graph().map_err(RunError::from)?;
         let layout = Layout::new(&graph, |name| task.is_trained(name));
         let assigned: Vec<(String, Shape)> = graph.assigned().map(|(name, shape)| (name.to_owned(), shape)).collect();
         let (rows, done, before) = match (config.resume, path.exists()) {
@@ -261,17 +210,17 @@ impl<'a> Run<'a> {
             let inputs = self.task.inputs(self.done * accumulate as u64 + batch as u64);
             let inputs: Vec<(&str, &[f32])> = inputs.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
             let report = self.step.run(number, batch, lr, &inputs);
-            reports.push(report.map_err(|source| self.failed(number, source))?);
+            reports.push(report.map_err(|reason| self.failed(number, reason))?);
         }
         self.done = number;
         Ok(StepReport { step: number, seconds: self.seconds(), lr, batch: mean(&reports) })
     }
 
-    fn failed(&self, step: u64, source: RunError) -> TrainError {
-        if !matches!(source, RunError::NotFinite { .. }) {
-            return TrainError::Run { step, source };
+    fn failed(&self, step: u64, reason: RunError) -> TrainError {
+        if !matches!(reason, RunError::NotFinite { .. }) {
+            return TrainError::Run { step, reason };
         }
-        TrainError::NotFinite { step, source, kept: self.config.out.join(CHECKPOINT) }
+        TrainError::NotFinite { step, reason, kept: self.config.out.join(CHECKPOINT) }
     }
 
     fn save(&mut self) -> Result<(), TrainError> {
@@ -293,7 +242,7 @@ impl<'a> Run<'a> {
     }
 
     fn row(&self, name: &str) -> Result<Vec<f32>, TrainError> {
-        self.step.row(name).map_err(|source| TrainError::Run { step: self.done, source })
+        self.step.row(name).map_err(|reason| TrainError::Run { step: self.done, reason })
     }
 
     /// The weights that the graph assigns.
@@ -328,7 +277,7 @@ fn first_rows(
     };
     let row_of = |layout: &Layout| match layout.row(given) {
         Err(RunError::MissingWeight(name)) => Err(TrainError::Init(name)),
-        row => row.map_err(|source| TrainError::Run { step: 0, source }),
+        row => row.map_err(|reason| TrainError::Run { step: 0, reason }),
     };
     let mut rows = config.update.first_rows(row_of(layout)?);
     for (name, shape) in assigned {

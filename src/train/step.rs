@@ -13,17 +13,6 @@ use crate::ops::gradients_in_segments;
 use crate::ops::pointwise::Pointwise;
 use crate::tensor::Tensor;
 
-/// Why a step cannot be built or run.
-#[derive(Debug, thiserror::Error)]
-pub enum StepError {
-    /// The graph cannot be built or differentiated.
-    #[error(transparent)]
-    Graph(#[from] GraphError),
-    /// The device cannot run it.
-    #[error(transparent)]
-    Run(#[from] RunError),
-}
-
 /// The trained weights in the order of their row, with the dimensions of their checkpoint.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Layout(Vec<(String, Vec<usize>)>);
@@ -118,7 +107,7 @@ impl TrainStep {
     /// [`Update::rows`] and what [`LossGraph::assigned`] names, `frozen` whatever else the graph reads.
     ///
     /// # Errors
-    /// [`StepError`] if an operation has no gradient or the step does not fit the device.
+    /// [`RunError`] if an operation has no gradient or the step does not fit the device.
     pub fn new(
         device: &Device,
         graph: &LossGraph,
@@ -126,7 +115,7 @@ impl TrainStep {
         update: Update,
         state: &BTreeMap<String, Tensor>,
         frozen: &dyn ParamSource,
-    ) -> Result<Self, StepError> {
+    ) -> Result<Self, RunError> {
         let (graph, outputs) = training_graph(graph, layout, &update)?;
         let executable = device.compile(&graph, &outputs, &Either(state, frozen))?;
         Ok(Self { executable, update, reports: outputs.len() - 2 })

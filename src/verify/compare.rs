@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::case::{Array, NoiseFloor, Values};
+use crate::models::golden::case::{Array, NoiseFloor, Values};
 
 /// What a case tests, by which its tolerance is chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

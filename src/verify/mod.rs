@@ -6,15 +6,9 @@
 //! with its configuration, its files of weights and for each tensor its noise floor: how far the reference in float32 is
 //! from itself in float64. `docs/verifying.md` describes the files; `tools/export_case.py` writes them.
 
-mod attributes;
-mod blocks;
-mod case;
 mod compare;
-mod error;
-mod models;
 mod network;
 mod ops;
-mod row;
 mod subject;
 mod training;
 
@@ -22,11 +16,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::device::Device;
+use crate::models::golden::Computed;
+pub use crate::models::golden::case::{Array, Case, NoiseFloor, Values, find_cases};
+pub use crate::models::golden::error::CaseError;
 use crate::tensor::Shape;
-pub use attributes::AttributeError;
-pub use case::{Array, Case, NoiseFloor, Values, find_cases};
 pub use compare::{Comparison, Scale, Tolerance, compare_loss};
-pub use error::CaseError;
 use network::Results;
 use subject::{Job, Subject};
 
@@ -166,13 +160,15 @@ pub fn verify(path: &Path, device: &Device, forward_only: bool) -> Report {
 fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
     let training = subject::is_training(case);
     let outcome = match training && forward_only {
-        true => Ok(Results::new(Scale::Op)),
+        true => Ok(Results::new(Scale::Op, Computed::default())),
         false => Subject::of(case).and_then(|subject| subject.run(case, device, forward_only)),
     };
     let mut checks = Vec::new();
     for (name, expected) in &case.tensors {
         let outcome = match (role(name), &outcome) {
-            (Role::Given, Ok(results)) if results.arrays.contains_key(name) => compare(case, name, expected, results),
+            (Role::Given, Ok(results)) if results.computed.arrays.contains_key(name) => {
+                compare(case, name, expected, results)
+            }
             (Role::Given, _) => continue,
             (Role::Training, _) if forward_only => Outcome::NotChecked,
             (Role::Forward, _) if forward_only && training => Outcome::NotChecked,
@@ -181,7 +177,7 @@ fn verify_case(case: &Case, device: &Device, forward_only: bool) -> Report {
         };
         checks.push(Check { name: name.clone(), dims: expected.dims.clone(), outcome });
     }
-    let order = outcome.as_ref().map_or(&[][..], |results| &results.order);
+    let order = outcome.as_ref().map_or(&[][..], |results| &results.computed.order);
     let rank = |name: &str| order.iter().position(|n| n == name).unwrap_or(usize::MAX);
     let group = |name: &str| ["in.", "act.", "out."].iter().position(|p| name.starts_with(p)).unwrap_or(3);
     checks.sort_by_key(|c| (group(&c.name), rank(&c.name)));
@@ -215,7 +211,7 @@ fn compare(case: &Case, name: &str, expected: &Array, results: &Results) -> Outc
             (Err(reason), _) => Outcome::Failed(reason),
         };
     }
-    let Some(found) = results.arrays.get(name) else {
+    let Some(found) = results.computed.arrays.get(name) else {
         return Outcome::Failed(NOT_COMPUTED.into());
     };
     let same_shape = match (Shape::from_dims(&found.dims), Shape::from_dims(&expected.dims)) {
@@ -238,7 +234,7 @@ fn loss_products(case: &Case, results: &Results) -> Result<Vec<f64>, String> {
             continue;
         };
         let weights = weights.values.to_f64();
-        match results.arrays.get(&format!("out.{of}")) {
+        match results.computed.arrays.get(&format!("out.{of}")) {
             Some(out) if out.values.len() == weights.len() => {
                 products.extend(out.values.to_f64().iter().zip(&weights).map(|(a, b)| a * b));
             }

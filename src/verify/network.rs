@@ -1,78 +1,59 @@
-//! A network made for a case, and its run.
+//! How a graph that was written for a case is run.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::Outcome;
-use super::case::{Array, Case, Values};
 use super::compare::Scale;
-use super::error::CaseError;
 use crate::device::Device;
 use crate::graph::fuse::fuse;
-use crate::graph::{Graph, Kind, NodeId};
+use crate::graph::{Kind, NodeId};
+use crate::models::golden::case::{Array, Case, Values};
+use crate::models::golden::error::CaseError;
+use crate::models::golden::{CaseGraph, Computed};
 use crate::ops::gradients;
-use crate::tensor::{Shape, Tensor};
 
-/// What was computed for a case.
+/// What became of a case's tensors.
 #[derive(Debug)]
 pub(super) struct Results {
     /// By which the tolerance is chosen.
     pub scale: Scale,
-    /// The results under the names that the case has for them: `out.*`, `act.*`, `grad.*` and so on, and `in.*` that
-    /// were derived from others.
-    pub arrays: BTreeMap<String, Array>,
+    /// What is compared.
+    pub computed: Computed,
     /// What became of tensors that are not compared in the way of all others.
     pub outcomes: BTreeMap<String, Outcome>,
-    /// The activations' names, in the order of the graph.
-    pub order: Vec<String>,
     /// What a reader of the figures should know of how they came about.
     pub note: Option<String>,
 }
 
 impl Results {
-    /// No results yet.
-    pub fn new(scale: Scale) -> Self {
-        Self { scale, arrays: BTreeMap::new(), outcomes: BTreeMap::new(), order: Vec::new(), note: None }
-    }
-
-    /// Adds a float32 result of this shape.
-    pub fn insert(&mut self, name: impl Into<String>, shape: Shape, values: Vec<f32>) {
-        let (dims, values) = (shape.0.to_vec(), Values::F32(values));
-        self.arrays.insert(name.into(), Array { dims, values });
-    }
-
-    /// Adds an activation after those that are there.
-    pub fn insert_activation(&mut self, name: String, shape: Shape, values: Vec<f32>) {
-        self.order.push(name.clone());
-        self.insert(name, shape, values);
+    /// Results that are compared by the tolerance of `scale`.
+    pub fn new(scale: Scale, computed: Computed) -> Self {
+        Self { scale, computed, outcomes: BTreeMap::new(), note: None }
     }
 }
 
-/// A graph with all that it needs to run, and its outputs under the case's names.
-#[derive(Debug, Default)]
-pub(super) struct Network {
-    pub graph: Graph,
-    pub inputs: Vec<(String, Vec<f32>)>,
-    pub params: BTreeMap<String, Tensor>,
-    pub outputs: Vec<(String, NodeId)>,
-    /// Module names begin with this where the case's do not.
-    pub prefix: &'static str,
-    /// Weights begin with this where the case's do not.
-    pub param_prefix: &'static str,
+/// Runs a graph and, unless `forward_only`, takes the gradients that the case has.
+pub(super) fn run(
+    graph: &CaseGraph,
+    case: &Case,
+    device: &Device,
+    scale: Scale,
+    forward_only: bool,
+) -> Result<Results, CaseError> {
+    let mut computed = graph.run(case, device)?;
+    if !forward_only {
+        graph.differentiate(case, device, &mut computed)?;
+        for (name, of, wrt) in graph.gradients.iter().filter(|(name, ..)| case.tensors.contains_key(name)) {
+            let found = graph.gradients(device, &[(*of, vec![1.0])], &[*wrt])?.swap_remove(0);
+            if let Some(grad) = found {
+                computed.insert(name, graph.graph.shape(*wrt), grad);
+            }
+        }
+    }
+    Ok(Results::new(scale, computed))
 }
 
-impl Network {
-    /// Adds the case's tensor `in.{name}` as an input, in NCHW.
-    pub fn input(&mut self, case: &Case, name: &str) -> Result<NodeId, CaseError> {
-        let (shape, values) = case.nchw(&format!("in.{name}"))?;
-        Ok(self.input_as(name, shape, values))
-    }
-
-    /// Adds an input of these values.
-    pub fn input_as(&mut self, name: &str, shape: Shape, values: &[f32]) -> NodeId {
-        self.inputs.push((name.to_owned(), values.to_vec()));
-        self.graph.input(name, shape)
-    }
-
+impl CaseGraph {
     /// The activations that the case holds, in the order of the graph. The second output of a module is called
     /// `act.MODULE#2`, and so on.
     fn activations(&self, case: &Case) -> Vec<(String, NodeId)> {
@@ -102,25 +83,24 @@ impl Network {
 
     /// Runs the network as it is used, then once more with the activations as outputs: nothing can be fused across
     /// an output, so the first run would not be the real one with them.
-    pub fn run(&self, case: &Case, device: &Device, scale: Scale) -> Result<Results, CaseError> {
-        let mut results = Results::new(scale);
+    pub(super) fn run(&self, case: &Case, device: &Device) -> Result<Computed, CaseError> {
+        let mut computed = Computed { arrays: self.derived.clone(), order: Vec::new() };
         for ((name, id), values) in self.outputs.iter().zip(self.run_for(device, &self.outputs)?) {
-            results.insert(name, self.graph.shape(*id), values);
+            computed.insert(name, self.graph.shape(*id), values);
         }
         let activations = self.activations(case);
         if !activations.is_empty() {
             let all = self.run_for(device, &activations)?;
             for ((name, id), values) in activations.into_iter().zip(all) {
-                results.insert_activation(name, self.graph.shape(id), values);
+                computed.insert_activation(name, self.graph.shape(id), values);
             }
         }
-        Ok(results)
+        Ok(computed)
     }
 
-    /// The gradients with respect to `wrt` of the sum of `seeds`, nodes times weights of their elements; `None` where
-    /// there is none.
-    /// They are taken of the fused graph, as training takes them.
-    pub fn gradients(
+    /// The gradients with respect to `wrt` of the sum of `seeds`, nodes times weights of their elements, `None` where there
+    /// is none. They are taken of the fused graph, as training takes them.
+    pub(super) fn gradients(
         &self,
         device: &Device,
         seeds: &[(NodeId, Vec<f32>)],
@@ -146,7 +126,7 @@ impl Network {
     }
 
     /// Adds the gradients that the case has, `grad.in.*` and `grad.param.*`, of its loss: the sum of `w.* * out.*`.
-    pub fn differentiate(&self, case: &Case, device: &Device, results: &mut Results) -> Result<(), CaseError> {
+    fn differentiate(&self, case: &Case, device: &Device, computed: &mut Computed) -> Result<(), CaseError> {
         let mut wanted = Vec::new();
         for name in case.tensors.keys() {
             let found = match (name.strip_prefix("grad.in."), name.strip_prefix("grad.param.")) {
@@ -169,13 +149,16 @@ impl Network {
                 seeds.push((*id, case.f32(&weights)?.1.to_vec()));
             }
         }
+        if seeds.is_empty() {
+            return Ok(());
+        }
         let wrt: Vec<NodeId> = wanted.iter().map(|(_, id, _)| *id).collect();
         let found = self.gradients(device, &seeds, &wrt)?;
         for ((name, id, of), values) in wanted.into_iter().zip(found) {
-            // A gradient has the dimensions of what it is by, which the graph may have read otherwise.
+            // A gradient has the dimensions of what it is with respect to, which the graph may have read otherwise.
             let dims = case.tensors.get(&of).map_or(self.graph.shape(id).0.to_vec(), |given| given.dims.clone());
             if let Some(values) = values {
-                results.arrays.insert(name.clone(), Array { dims, values: Values::F32(values) });
+                computed.arrays.insert(name.clone(), Array { dims, values: Values::F32(values) });
             }
         }
         Ok(())

@@ -1,19 +1,24 @@
-//! Cases of operations: the table of those that are known, and how a case of one of them or of a block is computed.
+//! Cases of operations and of parts of losses: the table of those that are known, and how a case of one of them or of a
+//! model's block is computed.
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::Job;
-use super::attributes::Attributes;
-use super::blocks::BLOCKS;
-use super::case::Case;
 use super::compare::Scale;
-use super::error::CaseError;
-use super::network::{Network, Results};
-use super::row::{Block, Fact, Layout, Literal, Row, Site, Tensors, block, fixed, given, implied, operation};
+use super::network::{self, Results};
 use crate::cpu::activation::Activation;
 use crate::graph::{Graph, GraphError, Kind, NodeId};
+use crate::models::MODELS;
+use crate::models::golden::CaseGraph;
+use crate::models::golden::attributes::Attributes;
+use crate::models::golden::case::Case;
+use crate::models::golden::error::CaseError;
+use crate::models::golden::row::{
+    Block, Fact, Layout, Literal, OF_X, Row, Site, Tensors, block, fixed, given, implied, operation, reach,
+};
 use crate::models::training::loss;
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv2d::{Conv2d, ConvSpec};
@@ -25,26 +30,6 @@ use crate::ops::reduce::{ChannelMax, ChannelMean, GlobalAvgPool};
 use crate::ops::resize::{UpsampleBilinear2, UpsampleNearest2};
 use crate::ops::softmax::Softmax;
 use crate::tensor::{Shape, Tensor};
-
-/// The largest kernel, stride, padding and dilation of a convolution: padding grows a small input without end.
-const MAX_REACH: u64 = 1024;
-
-/// The limit of an attribute that is pixels of a convolution.
-pub(super) const fn reach(name: &'static str) -> Fact {
-    Fact::Limit { name, limit: MAX_REACH }
-}
-
-/// What most operations have: one input and neither weights nor attributes.
-pub(super) const OF_X: Row = Row {
-    name: "",
-    inputs: &["x"],
-    weights: &[],
-    facts: &[],
-    layout: Layout::Nchw,
-    scope: "",
-    loss: false,
-    read: operation::<UpsampleNearest2>,
-};
 
 /// The channels of `x`, which PyTorch calls features in its norms.
 const CHANNELS: Fact = implied(&["channels", "num_channels", "num_features"], |t| t.dim("in.x", 1));
@@ -146,13 +131,43 @@ static OPERATIONS: &[Row] = &[
         read: operation::<PositionalEncoding>,
         ..OF_X
     },
+    // Parts of losses.
+    Row {
+        name: "sobel_abs",
+        facts: &[fixed(
+            "kernels",
+            Literal::Text("x=[-1 0 1;-2 0 2;-1 0 1] y=[1 2 1;0 0 0;-1 -2 -1], zero padding 1, |gx|+|gy|"),
+        )],
+        loss: true,
+        read: block::<SobelAbs>,
+        ..OF_X
+    },
+    Row {
+        name: "ssim",
+        inputs: &["a", "b"],
+        facts: &[
+            fixed("window", Literal::Number(11.0)),
+            fixed("sigma", Literal::Number(1.5)),
+            fixed("padding", Literal::Number(5.0)),
+            fixed("C1", Literal::Number(1e-4)),
+            fixed("C2", Literal::Number(9e-4)),
+        ],
+        loss: true,
+        read: block::<Ssim>,
+        ..OF_X
+    },
 ];
 
 const OVER_CHANNELS: &[Fact] = &[fixed("dim", Literal::Number(1.0)), fixed("keepdim", Literal::Flag(true))];
 
+/// All operations and blocks.
+fn rows() -> impl Iterator<Item = &'static Row> {
+    OPERATIONS.iter().chain(MODELS.iter().flat_map(|model| model.golden.blocks))
+}
+
 /// The operation or block `name`.
 pub(super) fn find(name: &str) -> Option<&'static Row> {
-    OPERATIONS.iter().chain(BLOCKS).find(|row| row.name == name)
+    rows().find(|row| row.name == name)
 }
 
 impl Block for Activation {
@@ -182,6 +197,24 @@ impl Block for BatchNorm {
     }
 }
 
+#[derive(Deserialize)]
+struct SobelAbs;
+
+impl Block for SobelAbs {
+    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
+        loss::sobel_abs(g, site.tensor("x"))
+    }
+}
+
+#[derive(Deserialize)]
+struct Ssim;
+
+impl Block for Ssim {
+    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
+        loss::ssim(g, site.tensor("a"), site.tensor("b"))
+    }
+}
+
 /// Computes the case of an operation or a block.
 pub(super) fn run(row: &'static Row, job: Job) -> Result<Results, CaseError> {
     let Job { case, mut attributes, device, forward_only } = job;
@@ -190,7 +223,7 @@ pub(super) fn run(row: &'static Row, job: Job) -> Result<Results, CaseError> {
     for fact in row.facts {
         fact.check(&mut attributes, &tensors)?;
     }
-    let mut network = Network { param_prefix: row.scope, ..Network::default() };
+    let mut network = CaseGraph { param_prefix: row.scope, ..CaseGraph::default() };
     let operands = operands(row, case, &mut attributes, &mut network)?;
     let site = Site { operands, training: case.train };
     let y = (row.read)(attributes)?.build(&mut network.graph, &site)?;
@@ -205,11 +238,8 @@ pub(super) fn run(row: &'static Row, job: Job) -> Result<Results, CaseError> {
     network.outputs.push(("out.y".into(), y));
     let moved = network.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign));
     network.outputs.extend(moved.map(|node| (format!("after.{}", node.name), node.inputs[0])));
-    let mut results = network.run(case, device, Scale::Op)?;
-    if !forward_only {
-        network.differentiate(case, device, &mut results)?;
-    }
-    if let Some(y) = results.arrays.get_mut("out.y") {
+    let mut results = network::run(&network, case, device, Scale::Op, forward_only)?;
+    if let Some(y) = results.computed.arrays.get_mut("out.y") {
         y.dims = dims;
     }
     Ok(results)
@@ -220,7 +250,7 @@ fn operands(
     row: &Row,
     case: &Case,
     attributes: &mut Attributes,
-    network: &mut Network,
+    network: &mut CaseGraph,
 ) -> Result<Vec<(&'static str, NodeId)>, CaseError> {
     let listed = |name: &str| row.inputs.iter().any(|known| known.trim_end_matches('?') == name);
     let strange = case.tensors.keys().find(|name| name.strip_prefix("in.").is_some_and(|name| !listed(name)));
@@ -289,7 +319,7 @@ fn result_dims(row: &Row, case: &Case, shape: Shape) -> Vec<usize> {
 }
 
 /// Refuses weights that the network has no use for: the reference's module was another, similar one.
-fn all_read(row: &Row, params: &BTreeMap<String, Tensor>, network: &Network) -> Result<(), CaseError> {
+fn all_read(row: &Row, params: &BTreeMap<String, Tensor>, network: &CaseGraph) -> Result<(), CaseError> {
     let read = |name: &String| network.graph.params().contains_key(&format!("{}{name}", row.scope));
     match params.keys().find(|name| !read(name)) {
         Some(name) => {
@@ -319,7 +349,7 @@ mod tests {
 
     #[test]
     fn every_row_has_a_name_of_its_own() {
-        let mut names: Vec<&str> = OPERATIONS.iter().chain(BLOCKS).map(|row| row.name).collect();
+        let mut names: Vec<&str> = rows().map(|row| row.name).collect();
         assert!(names.iter().all(|name| find(name).is_some_and(|row| row.name == *name)));
         names.sort_unstable();
         let count = names.len();

@@ -2,13 +2,17 @@
 
 use serde_json::{Map, Value};
 
-use super::attributes::Attributes;
-use super::case::Case;
-use super::error::CaseError;
-use super::network::Results;
-use super::row::Row;
-use super::{models, ops, training};
+use super::compare::Scale;
+use super::network::{self, Results};
+use super::{ops, training};
 use crate::device::Device;
+use crate::diffusion::NoiseSchedule;
+use crate::models::MODELS;
+use crate::models::golden::attributes::Attributes;
+use crate::models::golden::case::{Array, Case, Values};
+use crate::models::golden::error::CaseError;
+use crate::models::golden::row::Row;
+use crate::models::golden::{Computed, Golden, RunPipeline, Train, Write, schedule};
 
 /// A case that is to be computed.
 pub(super) struct Job<'a> {
@@ -22,29 +26,17 @@ pub(super) struct Job<'a> {
     pub forward_only: bool,
 }
 
-type Run = fn(Job) -> Result<Results, CaseError>;
-
 /// The entries that name what a case is about. The first that is there counts.
 const KINDS: [&str; 7] = ["op", "block", "loss", "pipeline", "training", "schedule_of", "net"];
-
-/// Losses, pipelines and networks by the entry that names them and its value.
-static NAMED: [(&str, &str, Run); 6] = [
-    ("loss", "DM-FNet Fusionloss", training::run_dm_fnet_loss),
-    ("loss", "LKC-FUNet Fusionloss (losses/DMFNet_loss.py)", training::run_lkc_loss),
-    ("pipeline", "DM-FNet t_fusion.py", models::run_pipeline),
-    ("net", "UNet", models::run_unet),
-    ("net", "Fusion_Head", models::run_head),
-    ("net", "LKC-FUNet", models::run_lkc),
-];
-
-/// Networks that cases train, by the entry that has the network's attributes.
-static TRAINED: [(&str, Run); 3] =
-    [("unet", training::run_stage1), ("head", training::run_stage2), ("net", training::run_lkc)];
 
 /// How a case is computed.
 enum Computation {
     Row(&'static Row),
-    Other(Run),
+    Graph(Write),
+    Pipeline(RunPipeline),
+    Training(Train),
+    Optimiser,
+    Schedule,
 }
 
 /// What a case is about.
@@ -63,23 +55,26 @@ impl Subject {
         if let Some((kind, name)) = named(config) {
             let computation = match kind {
                 "op" | "block" => ops::find(name).map(Computation::Row),
-                _ => NAMED.iter().find(|(k, n, _)| (*k, *n) == (kind, name)).map(|(.., run)| Computation::Other(*run)),
+                "net" => find(|golden| golden.networks, name).map(Computation::Graph),
+                "loss" => find(|golden| golden.losses, name).map(Computation::Graph),
+                "pipeline" => find(|golden| golden.pipelines, name).map(Computation::Pipeline),
+                _ => None,
             };
             let mut attributes = Attributes::new(name, config.clone());
             attributes.take(kind);
             let computation = computation.ok_or_else(|| CaseError::Unknown(unknown(kind, name)))?;
             return Ok(Self { computation, attributes });
         }
-        let (run, name): (Run, _) = if config.contains_key("optimizer") {
+        let (computation, name) = if config.contains_key("optimizer") {
             (optimised(config)?, "training")
         } else if config.contains_key("schedule") {
-            (models::run_schedule, "schedule")
+            (Computation::Schedule, "schedule")
         } else {
             let keys: Vec<&str> = config.keys().map(String::as_str).collect();
             let sentence = format!("its configuration ({}) does not say what it is about", keys.join(", "));
             return Err(CaseError::Unknown(sentence));
         };
-        Ok(Self { computation: Computation::Other(run), attributes: Attributes::new(name, config.clone()) })
+        Ok(Self { computation, attributes: Attributes::new(name, config.clone()) })
     }
 
     /// Computes the case.
@@ -87,9 +82,39 @@ impl Subject {
         let job = Job { case, attributes: self.attributes, device, forward_only };
         match self.computation {
             Computation::Row(row) => ops::run(row, job),
-            Computation::Other(run) => run(job),
+            Computation::Graph(write) => {
+                network::run(&write(case, job.attributes)?, case, device, Scale::Model, forward_only)
+            }
+            Computation::Pipeline(run) => Ok(Results::new(Scale::Model, run(case, job.attributes, device)?)),
+            Computation::Training(train) => training::run_training(train, job),
+            Computation::Optimiser => training::run_optimiser(job),
+            Computation::Schedule => Ok(Results::new(Scale::Schedule, tables(job.attributes)?)),
         }
     }
+}
+
+/// What a model answers under this name.
+fn find<T: Copy + 'static>(of: impl Fn(&Golden) -> &'static [(&'static str, T)], name: &str) -> Option<T> {
+    MODELS.iter().flat_map(|model| of(model.golden)).find(|(known, _)| *known == name).map(|(_, answer)| *answer)
+}
+
+/// The tables of a noise schedule.
+fn tables(attributes: Attributes) -> Result<Computed, CaseError> {
+    let schedule = NoiseSchedule::new(&schedule(attributes)?);
+    let mut computed = Computed::default();
+    for (name, table) in [
+        ("betas", &schedule.betas),
+        ("alphas_cumprod", &schedule.alphas_cumprod),
+        ("sqrt_alphas_cumprod_prev", &schedule.sqrt_alphas_cumprod_prev),
+    ] {
+        let (dims, values) = (vec![table.len()], Values::F64(table.clone()));
+        computed.arrays.insert(format!("out.{name}_f64"), Array { dims, values });
+    }
+    for (name, buffer) in schedule.buffers() {
+        let (dims, values) = (vec![buffer.len()], Values::F32(buffer));
+        computed.arrays.insert(format!("out.buffer.{name}"), Array { dims, values });
+    }
+    Ok(computed)
 }
 
 /// The first entry that names what a case is about, and its value.
@@ -108,11 +133,12 @@ fn unknown(kind: &str, name: &str) -> String {
 }
 
 /// What an optimiser's case trains: a network, or weights whose gradients are given.
-fn optimised(config: &Map<String, Value>) -> Result<Run, CaseError> {
-    let networks: Vec<_> = TRAINED.iter().filter(|(key, _)| config.contains_key(*key)).collect();
+fn optimised(config: &Map<String, Value>) -> Result<Computation, CaseError> {
+    let trainings = MODELS.iter().flat_map(|model| model.golden.trainings);
+    let networks: Vec<_> = trainings.filter(|(key, _)| config.contains_key(*key)).collect();
     match networks[..] {
-        [] => Ok(training::run_optimiser),
-        [(_, run)] => Ok(*run),
+        [] => Ok(Computation::Optimiser),
+        [(_, train)] => Ok(Computation::Training(*train)),
         [..] => {
             let all: Vec<&str> = networks.iter().map(|(key, _)| *key).collect();
             Err(CaseError::Unknown(format!("the training of {} in one is not known", all.join(" and "))))

@@ -1,31 +1,24 @@
-//! Cases of training: losses, optimisers, and training steps of whole networks.
+//! Cases of training: optimisers, and training steps of whole networks.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::attributes::{AttributeError, Attributes};
-use super::case::{Array, Case, Values};
 use super::compare::{Comparison, Scale, Tolerance};
-use super::error::CaseError;
-use super::models::{head, lkc_config, params, schedule, unet_config, weights};
-use super::network::{Network, Results};
+use super::network::Results;
 use super::subject::Job;
 use super::{Outcome, compare};
 use crate::device::Device;
-use crate::diffusion::{NoiseSchedule, q_sample_batch};
 use crate::graph::{Graph, NodeId};
-use crate::models::dm_fnet::stage1;
-use crate::models::dm_fnet::stage2::fusion_loss;
-use crate::models::lkc_funet::training::{self as lkc, lkc_loss};
+use crate::models::golden::attributes::Attributes;
+use crate::models::golden::case::{Array, Case, Values};
+use crate::models::golden::error::CaseError;
+use crate::models::golden::{CaseGraph, Computed, NamedValues, Train, TrainingCase};
 use crate::models::training::LossGraph;
-use crate::models::training::loss::{FusionLossConfig, constants, local_variance};
 use crate::models::training::sections::{Optimiser, OptimiserKind};
-use crate::ops::pointwise::Pointwise;
 use crate::tensor::{Shape, Tensor};
 use crate::train::optim::{self, EXP_AVG, EXP_AVG_SQ, NUMBERS, NumberNodes, Update, WEIGHTS};
 use crate::train::step::{Layout, TrainStep};
-use crate::weights::is_buffer;
 
 /// How close the losses of training steps and the final weights must come, relative to them.
 const CLOSE: f64 = 1e-4;
@@ -33,93 +26,6 @@ const CLOSE: f64 = 1e-4;
 const TRIES: u16 = 32;
 /// A first gradient that is not this many times the reference's largest error of its tensor is of rounding size.
 const SURE: f64 = 100.0;
-
-/// What DM-FNet's parts of a loss weigh.
-#[derive(Clone, Copy, Deserialize)]
-struct LossEntries {
-    alpha: f32,
-    intensity_weight: f32,
-    ssim_weight: f32,
-}
-
-/// Computes the case of DM-FNet's loss: its parts, and their gradients with respect to the fused image.
-pub(super) fn run_dm_fnet_loss(job: Job) -> Result<Results, CaseError> {
-    let Job { case, attributes, device, .. } = job;
-    let entries: LossEntries = attributes.read()?;
-    let mut results = run_fusion_loss(case, device, entries, "", true)?;
-    if case.tensors.contains_key("out_clamped.total") {
-        results.arrays.extend(run_fusion_loss(case, device, entries, "_clamped", false)?.arrays);
-    }
-    let window = case.tensors.get("act.window").zip(constants().remove("loss.gaussian"));
-    if let Some((expected, window)) = window {
-        let array = Array { dims: expected.dims.clone(), values: Values::F32(window.into_data()) };
-        results.arrays.insert("act.window".into(), array);
-    }
-    Ok(results)
-}
-
-/// DM-FNet's loss, as `out{suffix}.*` and `grad{suffix}.*`.
-fn run_fusion_loss(
-    case: &Case,
-    device: &Device,
-    entries: LossEntries,
-    suffix: &str,
-    nan_switch: bool,
-) -> Result<Results, CaseError> {
-    let LossEntries { alpha: gradient, intensity_weight: intensity, ssim_weight: ssim } = entries;
-    let loss = FusionLossConfig { intensity, gradient, ssim, nan_switch, ..FusionLossConfig::default() };
-    let mut network = Network { params: constants(), ..Network::default() };
-    let (fused, other, mri) = (network.input(case, "fused")?, network.input(case, "vis")?, network.input(case, "ir")?);
-    let g = &mut network.graph;
-    let loss = fusion_loss(g, &loss, fused, mri, other)?;
-    let weight = entries.ssim_weight;
-    let lack = g.apply("lssim", Pointwise::build(|[ssim]| ssim.affine(-weight, weight)), &[loss.ssim])?;
-    let mut parts = vec![("total", loss.total), ("loss_in", loss.intensity), ("loss_grad", loss.gradient)];
-    parts.extend([("ssim", loss.ssim), ("lssim", lack), ("l_sobel", loss.edges)]);
-    for (name, image) in [("act.sigma_sq_ir", mri), ("act.sigma_sq_vis", other)] {
-        network.outputs.push((name.into(), local_variance(g, image)?));
-    }
-    run_parts(&mut network, case, device, fused, &parts, suffix)
-}
-
-/// What is read where there is nothing to read.
-#[derive(Deserialize)]
-struct NoEntries;
-
-/// Computes the case of LKC-FUNet's loss: its parts, and their gradients with respect to the fused image.
-pub(super) fn run_lkc_loss(job: Job) -> Result<Results, CaseError> {
-    let Job { case, attributes, device, .. } = job;
-    attributes.read::<NoEntries>()?;
-    let mut network = Network { params: constants(), ..Network::default() };
-    let fused = network.input(case, "fused")?;
-    let (mri, other) = (network.input(case, "mri")?, network.input(case, "other")?);
-    let loss = lkc_loss(&mut network.graph, &FusionLossConfig::lkc(), fused, mri, other)?;
-    let parts = [("total", loss.total), ("loss_in", loss.intensity), ("loss_grad", loss.gradient)];
-    run_parts(&mut network, case, device, fused, &[&parts[..], &[("loss_ssim", loss.ssim)]].concat(), "")
-}
-
-/// The parts of a loss, and the gradients with respect to `fused` of those parts of which the case has them.
-fn run_parts(
-    network: &mut Network,
-    case: &Case,
-    device: &Device,
-    fused: NodeId,
-    parts: &[(&str, NodeId)],
-    suffix: &str,
-) -> Result<Results, CaseError> {
-    network.outputs.extend(parts.iter().map(|(name, id)| (format!("out{suffix}.{name}"), *id)));
-    let mut results = network.run(case, device, Scale::Model)?;
-    for (part, id) in parts {
-        let name = format!("grad{suffix}.{part}");
-        if case.tensors.contains_key(&name) {
-            let found = network.gradients(device, &[(*id, vec![1.0])], &[fused])?.swap_remove(0);
-            if let Some(grad) = found {
-                results.insert(name, network.graph.shape(fused), grad);
-            }
-        }
-    }
-    Ok(results)
-}
 
 /// The entries that a case has of its optimiser.
 #[derive(Deserialize)]
@@ -139,7 +45,7 @@ enum OptimiserName {
 }
 
 /// The update of a case. The learning rate is the optimiser's.
-fn update(attributes: Attributes) -> Result<Update, AttributeError> {
+fn update(attributes: Attributes) -> Result<Update, CaseError> {
     let OptimiserEntries { optimizer, lr, betas: [beta1, beta2], eps, weight_decay } = attributes.read()?;
     let kind = match optimizer {
         OptimiserName::Adam => OptimiserKind::Adam,
@@ -165,7 +71,7 @@ pub(super) fn run_optimiser(job: Job) -> Result<Results, CaseError> {
     let norm = optim::update(&mut g, &update, &numbers, row, gradient)?;
     let executable = device.compile(&g, &[norm], &update.first_rows(layout.row(&first)?))?;
     let all = case.params("in.grad.");
-    let mut results = Results::new(Scale::Op);
+    let mut computed = Computed::default();
     for step in 0.. {
         let suffix = format!(".step{step}");
         let of_step = all.iter().filter_map(|(name, t)| Some((name.strip_suffix(&suffix)?.to_owned(), t.clone())));
@@ -178,97 +84,29 @@ pub(super) fn run_optimiser(job: Job) -> Result<Results, CaseError> {
         for (row, name) in [(WEIGHTS, "param"), (EXP_AVG, "exp_avg"), (EXP_AVG_SQ, "exp_avg_sq")] {
             for (key, tensor) in layout.tensors(&executable.weight(row)?) {
                 let (dims, values) = (tensor.dims().to_vec(), Values::F32(tensor.into_data()));
-                results.arrays.insert(format!("out.{name}.{key}{suffix}"), Array { dims, values });
+                computed.arrays.insert(format!("out.{name}.{key}{suffix}"), Array { dims, values });
             }
         }
     }
-    Ok(results)
+    Ok(Results::new(Scale::Op, computed))
 }
 
-/// Computes the case of stage I: the UNet learns from noisy images, whose noise is given.
-pub(super) fn run_stage1(job: Job) -> Result<Results, CaseError> {
+/// Computes the case of a network that is trained for some steps.
+pub(super) fn run_training(train: Train, job: Job) -> Result<Results, CaseError> {
     let Job { case, mut attributes, device, .. } = job;
-    let weights = weights(case, 1)?.swap_remove(0);
-    let config = unet_config(&weights, attributes.nested("unet", "UNet")?)?;
-    levels_are_of_steps(case, &mut attributes)?;
+    let TrainingCase { loss, params, is_trained, inputs, given, prediction, losses } = train(case, &mut attributes)?;
     let update = update(attributes)?;
-    let (shape, _) = case.nchw("in.x_start.step0")?;
-    let loss = stage1::loss_graph(&config, 0.0, shape.n(), shape.h())?;
-    let prediction = loss.graph.marks().iter().find(|(name, _)| name == "denoise_fn.final_conv").map(|(_, id)| *id);
-    let inputs = |step: usize| {
-        let of = |name: &str| case.f32(&format!("in.{name}.step{step}")).map(|(_, values)| values);
-        let (x_0, levels, noise) = (of("x_start")?, of("noise_level")?, of("noise")?);
-        let x_t = q_sample_batch(x_0, levels, noise);
-        Ok(vec![("x_0".to_owned(), x_0.to_vec()), ("x_t".to_owned(), x_t), ("level".to_owned(), levels.to_vec())])
+    let inputs = |step: usize| Ok([inputs(case, step)?, given.clone()].concat());
+    let network = CaseGraph {
+        graph: loss.graph.clone(),
+        inputs: inputs(0)?,
+        params,
+        outputs: prediction.map(|(name, id)| (name.to_owned(), id)).into_iter().collect(),
+        ..CaseGraph::default()
     };
-    let network = Network { graph: loss.graph.clone(), params: params(&weights), ..Network::default() };
-    Training { case, device, loss, network, update, losses: "out.loss", growth: 1.0 }.run(
-        "act.x_recon.step0",
-        prediction,
-        &inputs,
-    )
+    let layout = Layout::new(&loss, is_trained);
+    Training { case, device, loss, network, layout, update, losses, growth: 1.0 }.run(&inputs)
 }
-
-/// Checks the levels that a case gives against the steps `t` of the schedule that it says they were drawn at: a level is
-/// between that of the step before and that of its own.
-fn levels_are_of_steps(case: &Case, attributes: &mut Attributes) -> Result<(), CaseError> {
-    let steps = attributes.take("t").unwrap_or_default();
-    let tables = NoiseSchedule::new(&schedule(attributes.nested("schedule", "schedule")?)?).sqrt_alphas_cumprod_prev;
-    for (i, t) in steps.as_array().into_iter().flatten().enumerate() {
-        let ends = t.as_u64().and_then(|t| tables.get((t as usize).checked_sub(1)?..)?.first_chunk::<2>());
-        let name = format!("in.noise_level.step{i}");
-        let (_, levels) = case.f32(&name)?;
-        let within = |[before, own]: &[f64; 2]| levels.iter().all(|v| (*own as f32..=*before as f32).contains(v));
-        if !ends.is_some_and(within) {
-            return Err(CaseError::tensor(&name, format!("it is not of step {t} of the schedule")));
-        }
-    }
-    Ok(())
-}
-
-/// Computes the case of stage II: the fusion head learns from features that are given.
-pub(super) fn run_stage2(job: Job) -> Result<Results, CaseError> {
-    let Job { case, mut attributes, device, .. } = job;
-    let weights = weights(case, 1)?.swap_remove(0);
-    let features = case.features.as_deref().ok_or_else(|| attributes.error("the case names no features"))?;
-    let mut network = head(&weights, attributes.nested("head", "Fusion_Head")?, &Case::load(features)?)?;
-    let alpha = attributes.take("alpha").and_then(|alpha| alpha.as_f64());
-    let gradient = alpha.ok_or_else(|| attributes.error("alpha, the weight of the edges, is missing"))? as f32;
-    let update = update(attributes)?;
-    let fused = network.outputs[0].1;
-    let (other, mri) = (network.input(case, "vis")?, network.input(case, "ir")?);
-    let config = FusionLossConfig { gradient, ..FusionLossConfig::default() };
-    let loss = fusion_loss(&mut network.graph, &config, fused, mri, other)?;
-    let reports = vec![loss.intensity, loss.gradient];
-    let loss = LossGraph { graph: network.graph.clone(), loss: loss.total, reports, recompute: false };
-    let given = network.inputs.clone();
-    let training = Training { case, device, loss, network, update, losses: "out.losses", growth: 1.0 };
-    training.run("act.fused.step0", Some(fused), &|_| Ok(given.clone()))
-}
-
-/// Computes the case of LKC-FUNet's training: the network learns from pairs that are given.
-pub(super) fn run_lkc(job: Job) -> Result<Results, CaseError> {
-    let Job { case, mut attributes, device, .. } = job;
-    let weights = weights(case, 1)?.swap_remove(0);
-    let config = lkc_config(&weights, attributes.nested("net", "LKC-FUNet")?)?;
-    let update = update(attributes)?;
-    let (shape, _) = case.nchw("in.mri.step0")?;
-    let loss = lkc::loss_graph(&config, &FusionLossConfig::lkc(), 0.0, shape.n(), shape.h())?;
-    let prediction = loss.graph.marks().iter().find(|(name, _)| name == "model.final_conv").map(|(_, id)| *id);
-    let inputs = |step: usize| {
-        let of = |name: &str| Ok((name.to_owned(), case.f32(&format!("in.{name}.step{step}"))?.1.to_vec()));
-        ["mri", "other"].into_iter().map(of).collect()
-    };
-    let network = Network { graph: loss.graph.clone(), params: params(&weights), ..Network::default() };
-    Training { case, device, loss, network, update, losses: "out.losses", growth: 1.0 }.run(
-        "act.fused.step0",
-        prediction,
-        &inputs,
-    )
-}
-
-/// The inputs of a step by name.
-type Inputs = Result<Vec<(String, Vec<f32>)>, CaseError>;
 
 /// A training run of some steps.
 struct Training<'a> {
@@ -276,7 +114,9 @@ struct Training<'a> {
     device: &'a Device,
     loss: LossGraph,
     /// The loss's graph, with the first weights.
-    network: Network,
+    network: CaseGraph,
+    /// The trained weights.
+    layout: Layout,
     /// What a step does with the gradients.
     update: Update,
     /// The tensor with the losses of each step, and what else is reported.
@@ -285,28 +125,22 @@ struct Training<'a> {
     growth: f32,
 }
 
+/// The inputs of a step.
+type Inputs<'a> = &'a dyn Fn(usize) -> Result<NamedValues, CaseError>;
+
 /// Inputs times a factor.
-fn grown(mut inputs: Vec<(String, Vec<f32>)>, factor: f32) -> Vec<(String, Vec<f32>)> {
+fn grown(mut inputs: NamedValues, factor: f32) -> NamedValues {
     inputs.iter_mut().flat_map(|(_, values)| values).for_each(|v| *v *= factor);
     inputs
 }
 
 impl Training<'_> {
-    fn run(
-        mut self,
-        act: &str,
-        prediction: Option<NodeId>,
-        inputs: &dyn Fn(usize) -> Inputs,
-    ) -> Result<Results, CaseError> {
-        let layout = Layout::new(&self.loss, |name| self.network.params.contains_key(name) && !is_buffer(name));
-        self.network.params.extend(constants());
-        self.network.inputs = inputs(0)?;
-        self.network.outputs = prediction.map(|id| (act.to_owned(), id)).into_iter().collect();
-        let mut results = self.network.run(self.case, self.device, Scale::Model)?;
-        let first = self.begin(&layout, &mut results)?;
-        let weights = self.steps(&layout, inputs, &mut results)?;
+    fn run(mut self, inputs: Inputs) -> Result<Results, CaseError> {
+        let mut results = Results::new(Scale::Model, self.network.run(self.case, self.device)?);
+        let first = self.begin(&mut results)?;
+        let weights = self.steps(inputs, &mut results)?;
         let steps = self.step_count()?;
-        for (name, tensor) in layout.tensors(&weights) {
+        for (name, tensor) in self.layout.tensors(&weights) {
             if let Some(outcome) = self.final_weights(&name, &tensor, &first[&name], self.update.optimiser.lr, steps) {
                 let whole = format!("out.final.{name}");
                 let part = format!("out_first.final.{name}");
@@ -326,14 +160,14 @@ impl Training<'_> {
     /// is luck on which side of the jump a device is. If the gradients are not those of the reference, the inputs are made
     /// larger by one part in 2^23, and again, until they are: everything is rounded otherwise then. If that does not
     /// help, the inputs stay as they were given.
-    fn begin(&mut self, layout: &Layout, results: &mut Results) -> Result<BTreeMap<String, Tensor>, CaseError> {
+    fn begin(&mut self, results: &mut Results) -> Result<BTreeMap<String, Tensor>, CaseError> {
         let given = std::mem::take(&mut self.network.inputs);
         for growth in 0..TRIES {
             self.growth = 1.0 + f32::from(growth) * f32::EPSILON;
             self.network.inputs = grown(given.clone(), self.growth);
-            let first = self.first_gradients(layout, results)?;
+            let first = self.first_gradients(results)?;
             let of_case = |name: &String| self.case.tensors.get(name).filter(|_| name.starts_with("grad"));
-            let mut compared = results.arrays.keys().filter_map(|name| Some((name, of_case(name)?)));
+            let mut compared = results.computed.arrays.keys().filter_map(|name| Some((name, of_case(name)?)));
             if compared.all(|(name, expected)| !compare(self.case, name, expected, results).failed()) {
                 let said = format!("with inputs larger by {growth} parts in 2^23, see --help on ReLUs");
                 results.note = (growth > 0).then_some(said);
@@ -341,21 +175,21 @@ impl Training<'_> {
             }
         }
         (self.growth, self.network.inputs) = (1.0, given);
-        self.first_gradients(layout, results)
+        self.first_gradients(results)
     }
 
     /// The gradients of the first step, by name.
-    fn first_gradients(&self, layout: &Layout, results: &mut Results) -> Result<BTreeMap<String, Tensor>, CaseError> {
-        let wrt: Vec<NodeId> = layout.entries().iter().map(|(name, _)| self.loss.graph.params()[name]).collect();
+    fn first_gradients(&self, results: &mut Results) -> Result<BTreeMap<String, Tensor>, CaseError> {
+        let wrt: Vec<NodeId> = self.layout.entries().iter().map(|(name, _)| self.loss.graph.params()[name]).collect();
         let found = self.network.gradients(self.device, &[(self.loss.loss, vec![1.0])], &wrt)?;
         let mut gradients = BTreeMap::new();
-        for ((name, dims), values) in layout.entries().iter().zip(found) {
+        for ((name, dims), values) in self.layout.entries().iter().zip(found) {
             let values = values.unwrap_or_else(|| vec![0.0; dims.iter().product()]);
             let gradient = Tensor::new(dims.clone(), values);
             for prefix in ["grad", "grad_first"] {
                 let name = format!("{prefix}.step0.{name}");
                 if let Some(expected) = self.case.tensors.get(&name) {
-                    results.arrays.insert(name, first_rows(&gradient, expected));
+                    results.computed.arrays.insert(name, first_rows(&gradient, expected));
                 }
             }
             insert_norm(results, format!("grad_l2.step0.{name}"), &gradient);
@@ -366,13 +200,8 @@ impl Training<'_> {
 
     /// Trains for as many steps as the case has losses, compares those, and returns the row of weights. The results get the
     /// weights that the graph itself assigns.
-    fn steps(
-        &self,
-        layout: &Layout,
-        inputs: &dyn Fn(usize) -> Inputs,
-        results: &mut Results,
-    ) -> Result<Vec<f32>, CaseError> {
-        let update = &self.update;
+    fn steps(&self, inputs: Inputs, results: &mut Results) -> Result<Vec<f32>, CaseError> {
+        let (layout, update) = (&self.layout, &self.update);
         let first = update.first_rows(layout.row(&self.network.params)?);
         let step = TrainStep::new(self.device, &self.loss, layout, update.clone(), &first, &self.network.params)?;
         let (_, expected) = self.case.f32(self.losses)?;
@@ -395,7 +224,7 @@ impl Training<'_> {
             results.outcomes.insert(self.losses.to_owned(), Outcome::Compared(worst));
         }
         for (name, shape) in self.loss.assigned() {
-            results.insert(format!("out.final.{name}"), shape, step.row(name)?);
+            results.computed.insert(format!("out.final.{name}"), shape, step.row(name)?);
         }
         Ok(step.row(WEIGHTS)?)
     }
@@ -453,7 +282,7 @@ fn first_rows(tensor: &Tensor, expected: &Array) -> Array {
 /// Adds the norm of a tensor.
 fn insert_norm(results: &mut Results, name: String, tensor: &Tensor) {
     let norm = tensor.data().iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
-    results.insert(name, Shape::new(1, 1, 1, 1), vec![norm as f32]);
+    results.computed.insert(name, Shape::new(1, 1, 1, 1), vec![norm as f32]);
 }
 
 #[cfg(test)]

@@ -300,7 +300,7 @@ fn read_head(path: &Path, len: u64) -> Result<Vec<u8>, WeightsError> {
     let mut head = Vec::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(len).read_to_end(&mut head))
-        .map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })?;
+        .map_err(|reason| WeightsError::Io { path: path.to_path_buf(), reason })?;
     Ok(head)
 }
 

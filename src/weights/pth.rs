@@ -68,7 +68,7 @@ fn check_pickles(path: &Path, format: Format) -> Result<(), WeightsError> {
 
 /// The pickle of a zip checkpoint: of several entries `data.pkl` the one that the reader takes.
 fn data_pkl(path: &Path) -> Result<Vec<u8>, WeightsError> {
-    let io = |source| WeightsError::Io { path: path.to_path_buf(), source };
+    let io = |reason| WeightsError::Io { path: path.to_path_buf(), reason };
     let file = File::open(path).map_err(io)?;
     let mut archive = zip::ZipArchive::new(BufReader::new(file))
         .map_err(|e| damaged(path, format!("it begins as a zip archive that cannot be read to its end: {e}")))?;
@@ -129,7 +129,7 @@ fn count_tensors(value: &PickleValue) -> usize {
 
 /// Compares what the tensors declare with the length of the file before any of it is allocated.
 fn check_sizes(path: &Path, reader: &PytorchReader) -> Result<(), WeightsError> {
-    let file = std::fs::metadata(path).map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })?.len();
+    let file = std::fs::metadata(path).map_err(|reason| WeightsError::Io { path: path.to_path_buf(), reason })?.len();
     let mut total = 0u64;
     for (name, tensor) in reader.tensors() {
         let bytes = tensor.byte_len() as u64;
@@ -154,8 +154,8 @@ fn damaged(path: &Path, reason: impl Into<String>) -> WeightsError {
 
 fn read_error(path: &Path, error: PytorchError) -> WeightsError {
     match error {
-        PytorchError::Io(source) if source.raw_os_error().is_some() => {
-            WeightsError::Io { path: path.to_path_buf(), source }
+        PytorchError::Io(reason) if reason.raw_os_error().is_some() => {
+            WeightsError::Io { path: path.to_path_buf(), reason }
         }
         other => damaged(path, other.to_string()),
     }

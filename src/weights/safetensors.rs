@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 /// Reads a whole `.safetensors` file; the header is checked against the file's length before anything is
 /// converted.
 pub(super) fn load(path: &Path) -> Result<Weights, WeightsError> {
-    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })?;
+    let bytes = std::fs::read(path).map_err(|reason| WeightsError::Io { path: path.to_path_buf(), reason })?;
     parse(&bytes, path)
 }
 
@@ -103,11 +103,11 @@ pub(super) fn save(weights: &Weights, path: &Path, store: StoreType) -> Result<(
     }
     let tag = [("format".to_string(), "pt".to_string())].into_iter().collect();
     let file = ::safetensors::serialize(encoded, Some(tag)).map_err(|e| io_error(path, std::io::Error::other(e)))?;
-    write_whole(path, &file).map_err(|source| io_error(path, source))
+    write_whole(path, &file).map_err(|reason| io_error(path, reason))
 }
 
-fn io_error(path: &Path, source: std::io::Error) -> WeightsError {
-    WeightsError::Io { path: path.to_path_buf(), source }
+fn io_error(path: &Path, reason: std::io::Error) -> WeightsError {
+    WeightsError::Io { path: path.to_path_buf(), reason }
 }
 
 #[cfg(test)]

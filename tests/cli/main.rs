@@ -5,6 +5,7 @@ mod bad_images;
 mod bad_weights;
 mod compare;
 mod devices;
+mod errors;
 mod fuse;
 #[cfg(unix)]
 mod interrupt;

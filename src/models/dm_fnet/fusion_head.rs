@@ -4,6 +4,7 @@
 use crate::cpu::activation::Activation;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::models::blocks::{channel_attention, mean_and_max};
+use crate::models::checkpoint::ModelError;
 use crate::models::layers::{act, add, conv, reflect};
 use crate::ops::conv2d::{Conv2d, ConvSpec};
 use crate::ops::pointwise::Pointwise;
@@ -26,11 +27,6 @@ pub struct HeadConfig {
     pub out_channels: usize,
 }
 
-/// Why a checkpoint is not that of a fusion head.
-#[derive(Debug, thiserror::Error)]
-#[error("these weights are not a DM-FNet fusion head: {0}")]
-pub struct NotAHead(String);
-
 impl HeadConfig {
     /// The published size: 3,026,640 parameters.
     pub fn published() -> Self {
@@ -40,13 +36,14 @@ impl HeadConfig {
     /// Reads the size off a checkpoint with keys `decoder.*`, `rgb_decode1.*` and `rgb_decode2.*`.
     ///
     /// # Errors
-    /// [`NotAHead`] if layers are missing that every head has.
-    pub fn from_weights(weights: &Weights) -> Result<Self, NotAHead> {
+    /// [`ModelError::Architecture`] if layers are missing that every head has.
+    pub fn from_weights(weights: &Weights) -> Result<Self, ModelError> {
+        let fail = |reason: String| ModelError::not_of("a DM-FNet fusion head", weights, reason);
         let dims = |name: &str| {
             let tensor = weights.get(name).filter(|t| t.dims().len() == 4);
             tensor
                 .map(|t| [t.dims()[0], t.dims()[1]])
-                .ok_or_else(|| NotAHead(format!("{name} is missing or not a convolution")))
+                .ok_or_else(|| fail(format!("{name} is missing or not a convolution")))
         };
         let [decode_channels, _] = dims("rgb_decode2.conv.weight")?;
         let [out_channels, _] = dims("rgb_decode1.conv.weight")?;
@@ -55,11 +52,11 @@ impl HeadConfig {
             levels.push(level);
         }
         let Some(&[first, joined]) = levels.first() else {
-            return Err(NotAHead("decoder.0.block.0.weight is missing".into()));
+            return Err(fail("decoder.0.block.0.weight is missing".into()));
         };
         let time_steps = joined / first.max(1);
         if !levels.iter().all(|[out, joined]| *joined == out * time_steps && time_steps > 0) {
-            return Err(NotAHead("its levels take different numbers of noise steps".into()));
+            return Err(fail("its levels take different numbers of noise steps".into()));
         }
         Ok(Self { dims: levels.iter().map(|l| l[0]).collect(), time_steps, decode_channels, out_channels })
     }

@@ -2,6 +2,8 @@
 
 pub mod denoiser;
 pub mod fusion_head;
+#[cfg(feature = "verify")]
+mod golden;
 pub mod passes;
 #[cfg(feature = "train")]
 pub mod stage1;
@@ -57,6 +59,8 @@ pub static ROW: ModelRow = ModelRow {
     },
     #[cfg(feature = "train")]
     trainings: &[stage1::TRAINING, stage2::TRAINING],
+    #[cfg(feature = "verify")]
+    golden: &golden::GOLDEN,
 };
 
 /// Its name in `model.json` and on the command line.
@@ -149,11 +153,8 @@ impl DmFnet {
     /// # Errors
     /// [`ModelError`] if they do not fit the architecture or each other.
     pub fn new(unet_weights: Weights, head_weights: Weights, file: &ModelFile) -> Result<Self, ModelError> {
-        let path = |weights: &Weights| weights.path().display().to_string();
-        let unet = UnetConfig::from_weights(&unet_weights, file.norm_groups)
-            .map_err(|e| ModelError::Architecture { path: path(&unet_weights), source: e.into() })?;
-        let head = HeadConfig::from_weights(&head_weights)
-            .map_err(|e| ModelError::Architecture { path: path(&head_weights), source: e.into() })?;
+        let unet = UnetConfig::from_weights(&unet_weights, file.norm_groups)?;
+        let head = HeadConfig::from_weights(&head_weights)?;
         unet_weights.check_finite()?;
         head_weights.check_finite()?;
         let widths: Vec<usize> = unet.channel_mults.iter().rev().map(|m| m * unet.inner_channel).collect();

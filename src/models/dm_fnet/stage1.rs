@@ -11,12 +11,12 @@ use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleConfig, ScheduleKind,
 use crate::graph::{Graph, GraphError};
 use crate::imaging::Image;
 use crate::models::blocks::DropoutSeed;
-use crate::models::training::config::{ConfigError, Sections, TrainingConfig, configuration, decay, need, section};
-use crate::models::training::data::{Batches, DataError, Dataset, check_sizes};
+use crate::models::training::config::{Sections, TrainingConfig, configuration, decay, need, section};
+use crate::models::training::data::{Batches, Dataset, check_sizes};
 use crate::models::training::loss::mse;
 use crate::models::training::samples::{Figures, save_strip};
 use crate::models::training::sections::{Data, Optimiser, Rate, Run};
-use crate::models::training::{LossGraph, TaskError, TaskInputs, TrainTask, Training};
+use crate::models::training::{LossGraph, TaskError, TaskInputs, TrainTask, Training, TrainingError};
 use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights};
 
@@ -71,8 +71,8 @@ impl Unet {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         let (channels, groups) = (self.inner_channel, self.norm_groups);
         need("unet.norm_groups", (1..=1024).contains(&groups), "must be from 1 to 1024")?;
         let even = channels > 0 && channels.is_multiple_of(2) && channels.is_multiple_of(groups) && channels <= 4096;
@@ -109,8 +109,8 @@ impl Noise {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         let steps = (1..=MAX_TIMESTEPS).contains(&self.n_timestep);
         need("noise.n_timestep", steps, format!("must be from 1 to {MAX_TIMESTEPS}"))?;
         decay("noise.linear_start", self.linear_start)?;
@@ -137,7 +137,7 @@ configuration! {
 }
 
 impl TrainingConfig for Stage1Config {
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self) -> Result<(), TrainingError> {
         self.check_sections()?;
         let multiple = self.unet.size().multiple();
         let reason = format!("must be a multiple of {multiple}, for the UNet halves it at each level");
@@ -165,6 +165,11 @@ pub fn loss_graph(config: &UnetConfig, dropout: f32, batch: usize, side: usize) 
     let prediction = unet_with_dropout(&mut graph, config, x_t, level, dropout)?.x_final;
     let loss = mse(&mut graph, prediction, x_0)?;
     Ok(LossGraph { graph, loss, reports: Vec::new(), recompute: false })
+}
+
+/// Whether a weight is the UNet's.
+pub fn is_trained(name: &str) -> bool {
+    name.starts_with("denoise_fn.")
 }
 
 /// The graph's inputs for `images`, `[n, ...]`: one step of the schedule for all of them, and for each a level between
@@ -198,8 +203,8 @@ impl<'a> Stage1<'a> {
     /// The run on the data set's training pairs; `device` is where it validates.
     ///
     /// # Errors
-    /// [`DataError`] if there are none or they are smaller than the crop.
-    pub fn new(config: &'a Stage1Config, data: &'a Dataset, device: &'a Device) -> Result<Self, DataError> {
+    /// [`TrainingError`] if there are none or they are smaller than the crop.
+    pub fn new(config: &'a Stage1Config, data: &'a Dataset, device: &'a Device) -> Result<Self, TrainingError> {
         // These are cut to the crop's size as well.
         check_sizes(&data.validation, config.data.crop)?;
         Ok(Self {
@@ -254,7 +259,7 @@ impl TrainTask for Stage1<'_> {
     }
 
     fn is_trained(&self, name: &str) -> bool {
-        name.starts_with("denoise_fn.")
+        is_trained(name)
     }
 
     fn frozen(&self) -> &dyn ParamSource {

@@ -2,7 +2,7 @@
 //! of the reference).
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::fusion_head::{HeadConfig, MIN_COARSE_SIDE};
 use super::stage1::Noise;
@@ -13,16 +13,15 @@ use crate::diffusion::{NoiseSchedule, NoiseSource, ScheduleKind, q_sample};
 use crate::files::folder_of;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::hash::fnv1a;
-use crate::models::checkpoint::ModelError;
-use crate::models::training::config::{ConfigError, Sections, TrainingConfig, configuration, need, section};
-use crate::models::training::data::{Batch, Batches, DataError, Dataset};
+use crate::models::training::config::{Sections, TrainingConfig, configuration, need, section};
+use crate::models::training::data::{Batch, Batches, Dataset};
 use crate::models::training::loss::{FusionLossConfig, constants, structure_ssim};
 use crate::models::training::samples::{Figures, sample_fused};
 use crate::models::training::sections::{Data, LossParts, Optimiser, OptimiserKind, Rate, Run};
-use crate::models::training::{LossGraph, TaskError, TaskInputs, TrainTask, Training, TrainingFile};
+use crate::models::training::{LossGraph, TaskError, TaskInputs, TrainTask, Training, TrainingError, TrainingFile};
 use crate::ops::pointwise::Pointwise;
 use crate::tensor::{Shape, Tensor};
-use crate::weights::{StoreType, Weights, WeightsError};
+use crate::weights::{StoreType, Weights};
 
 /// Stage II as `medfuse train` offers it.
 pub const TRAINING: Training = Training {
@@ -50,8 +49,8 @@ impl Head {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         let steps = &self.time_steps;
         let distinct = (1..steps.len()).all(|i| !steps[..i].contains(&steps[i]));
         // With a single step the head's merging blocks would be part of the model and never trained.
@@ -93,8 +92,8 @@ impl LossWeights {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         self.parts().check()
     }
 }
@@ -122,7 +121,7 @@ configuration! {
 }
 
 impl TrainingConfig for Stage2Config {
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self) -> Result<(), TrainingError> {
         self.check_sections()?;
         let last = self.noise.n_timestep;
         let on_schedule = self.head.time_steps.iter().all(|t| (1..=last).contains(t));
@@ -130,7 +129,7 @@ impl TrainingConfig for Stage2Config {
     }
 
     fn task<'a>(&'a self, inputs: TaskInputs<'a>) -> Result<Box<dyn TrainTask + 'a>, TaskError> {
-        let unet = inputs.files.first().ok_or(Stage2Error::NoUnet)?;
+        let unet = inputs.files.first().ok_or(TrainingError::NoUnet)?;
         Ok(Box::new(Stage2::new(self, unet, inputs.data, inputs.device)?))
     }
 }
@@ -232,62 +231,14 @@ fn noisy(images: &Tensor, schedule: &NoiseSchedule, t: usize, noise: &mut NoiseS
     (x_t, levels)
 }
 
-/// Why stage II cannot begin.
-#[derive(Debug, thiserror::Error)]
-pub enum Stage2Error {
-    /// The pairs cannot be used.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// No UNet is given.
-    #[error("stage2 trains on the features of a UNet: --unet must name its weights")]
-    NoUnet,
-    /// The UNet's file cannot be read.
-    #[error("cannot read {}: {reason}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        reason: std::io::Error,
-    },
-    /// The UNet's weights cannot be loaded.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The `model.json` beside the UNet cannot be understood.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The `model.json` beside the UNet says something else than the configuration.
-    #[error("{} says norm_groups {found}, the configuration {wanted}: set head.norm_groups = {found}", file.display())]
-    NormGroups {
-        /// The `model.json`.
-        file: PathBuf,
-        /// The groups that it says.
-        found: usize,
-        /// Those of the configuration.
-        wanted: usize,
-    },
-    /// The UNet's checkpoint is not one, or not for a head.
-    #[error("the UNet's weights cannot be used: {0}")]
-    Unet(String),
-    /// The crop does not go with the UNet.
-    #[error("data.crop must be a multiple of {multiple} and at least {least} for this UNet, not {crop}")]
-    Crop {
-        /// The crop.
-        crop: usize,
-        /// What it must be a multiple of.
-        multiple: usize,
-        /// The smallest.
-        least: usize,
-    },
-}
-
 /// The hash of a UNet's file. Fails if the `model.json` beside it says another number of groups than is `wanted`.
-fn check_unet_file(unet: &Path, wanted: usize) -> Result<u64, Stage2Error> {
-    let bytes = std::fs::read(unet).map_err(|reason| Stage2Error::Read { path: unet.into(), reason })?;
+fn check_unet_file(unet: &Path, wanted: usize) -> Result<u64, TrainingError> {
+    let bytes = std::fs::read(unet).map_err(|reason| TrainingError::Read { path: unet.into(), reason })?;
     let file = folder_of(unet).join("model.json");
     if file.exists() {
         let found = read_model_file(&folder_of(unet))?.norm_groups;
         if found != wanted {
-            return Err(Stage2Error::NormGroups { file, found, wanted });
+            return Err(TrainingError::NormGroups { file, found, wanted });
         }
     }
     Ok(fnv1a(&bytes))
@@ -326,23 +277,23 @@ impl<'a> Stage2<'a> {
     /// validates.
     ///
     /// # Errors
-    /// [`Stage2Error`] if the pairs, the UNet's weights or the crop cannot be used.
+    /// [`TrainingError`] if the pairs, the UNet's weights or the crop cannot be used.
     pub fn new(
         config: &'a Stage2Config,
         unet: &Path,
         data: &'a Dataset,
         device: &'a Device,
-    ) -> Result<Self, Stage2Error> {
+    ) -> Result<Self, TrainingError> {
         let unet_hash = check_unet_file(unet, config.head.norm_groups)?;
         let unet = Weights::load(unet)?;
         let batches = Batches::new(&data.train, config.data.sampling(), config.run.seed)?;
         let size = UnetConfig::from_weights(&unet, config.head.norm_groups);
-        let size = size.map_err(|e| Stage2Error::Unet(e.to_string()))?;
-        unet.check_finite().map_err(|e| Stage2Error::Unet(e.to_string()))?;
+        let size = size.map_err(|e| TrainingError::Unet(e.to_string()))?;
+        unet.check_finite().map_err(|e| TrainingError::Unet(e.to_string()))?;
         let (crop, multiple) = (config.data.crop, size.multiple());
         let least = multiple * MIN_COARSE_SIDE;
         if crop < least || !crop.is_multiple_of(multiple) {
-            return Err(Stage2Error::Crop { crop, multiple, least });
+            return Err(TrainingError::Crop { crop, multiple, least });
         }
         let head = HeadConfig {
             dims: size.channel_mults.iter().rev().map(|m| m * size.inner_channel).collect(),
@@ -358,8 +309,8 @@ impl<'a> Stage2<'a> {
     }
 
     /// Fails if the UNet with a head of this size is not a model that can be loaded, before it is trained for hours.
-    fn check_model(&self) -> Result<(), Stage2Error> {
-        let unusable = |e: &dyn std::fmt::Display| Stage2Error::Unet(e.to_string());
+    fn check_model(&self) -> Result<(), TrainingError> {
+        let unusable = |e: &dyn std::fmt::Display| TrainingError::Unet(e.to_string());
         if self.unet.in_channel != 1 {
             return Err(unusable(&format!("it takes images of {} channels, pairs have 1", self.unet.in_channel)));
         }

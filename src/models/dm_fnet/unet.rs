@@ -3,6 +3,7 @@
 use crate::cpu::activation::Activation;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::models::blocks::{BlockKind, DropoutSeed, downsample, norm_act_conv, resnet_block, upsample};
+use crate::models::checkpoint::ModelError;
 use crate::models::layers::{act, add, conv, conv_without_bias, group_norm, linear};
 use crate::ops::attention::SelfAttention;
 use crate::ops::conv2d::ConvSpec;
@@ -28,11 +29,6 @@ pub struct UnetConfig {
     pub attention: Vec<bool>,
 }
 
-/// Why a checkpoint is not that of a UNet.
-#[derive(Debug, thiserror::Error)]
-#[error("these weights are not a DM-FNet UNet: {0}")]
-pub struct NotAUnet(String);
-
 impl UnetConfig {
     /// The published size: inner_channel 128, 20,670,081 parameters.
     pub fn published() -> Self {
@@ -50,12 +46,13 @@ impl UnetConfig {
     /// Reads the size off a checkpoint with keys `denoise_fn.*`. The number of norm groups is not in it.
     ///
     /// # Errors
-    /// [`NotAUnet`] if layers are missing that every UNet has.
-    pub fn from_weights(weights: &Weights, norm_groups: usize) -> Result<Self, NotAUnet> {
+    /// [`ModelError::Architecture`] if layers are missing that every UNet has.
+    pub fn from_weights(weights: &Weights, norm_groups: usize) -> Result<Self, ModelError> {
+        let fail = |reason: String| ModelError::not_of("a DM-FNet UNet", weights, reason);
         let dims = |name: &str| {
             let name = format!("denoise_fn.{name}");
             let tensor = weights.get(&name).filter(|t| t.dims().len() == 4);
-            tensor.map(|t| t.dims().to_vec()).ok_or_else(|| NotAUnet(format!("{name} is missing or not a convolution")))
+            tensor.map(|t| t.dims().to_vec()).ok_or_else(|| fail(format!("{name} is missing or not a convolution")))
         };
         let first = dims("init_conv.weight")?;
         let out_channel = dims("final_conv.block.3.weight")?[0];
@@ -76,7 +73,7 @@ impl UnetConfig {
             channels > 0 && blocks == res_blocks && channels % inner_channel == 0
         };
         if inner_channel == 0 || !levels.iter().all(even) {
-            return Err(NotAUnet("its levels are not even in their residual blocks".into()));
+            return Err(fail("its levels are not even in their residual blocks".into()));
         }
         Ok(Self {
             in_channel: first[1],

@@ -1,6 +1,8 @@
 //! LKC-FUNet (arXiv 2411.10036, `models/UNets/DFMNet_UNet_skl4.py` of its repository): fuses two images in one pass of a
 //! UNet with large kernels, dense and depthwise, and gated attention where the encoder's features come back.
 
+#[cfg(feature = "verify")]
+mod golden;
 #[cfg(feature = "train")]
 pub mod training;
 
@@ -60,6 +62,8 @@ pub static ROW: ModelRow = ModelRow {
     },
     #[cfg(feature = "train")]
     trainings: &[training::TRAINING],
+    #[cfg(feature = "verify")]
+    golden: &golden::GOLDEN,
 };
 
 /// Its name in `model.json` and on the command line.
@@ -94,11 +98,6 @@ pub struct LkcConfig {
     pub res_blocks: usize,
 }
 
-/// Why a checkpoint is not that of an LKC-FUNet.
-#[derive(Debug, thiserror::Error)]
-#[error("these weights are not an LKC-FUNet: {0}")]
-pub struct NotAnLkcFunet(String);
-
 impl LkcConfig {
     /// The published size: inner_channel 32, 41,174,438 parameters.
     pub fn published() -> Self {
@@ -116,12 +115,13 @@ impl LkcConfig {
     /// Reads the size off a checkpoint with keys `model.*`. The number of norm groups is not in it.
     ///
     /// # Errors
-    /// [`NotAnLkcFunet`] if layers are missing that every LKC-FUNet has.
-    pub fn from_weights(weights: &Weights, norm_groups: usize) -> Result<Self, NotAnLkcFunet> {
+    /// [`ModelError::Architecture`] if layers are missing that every LKC-FUNet has.
+    pub fn from_weights(weights: &Weights, norm_groups: usize) -> Result<Self, ModelError> {
+        let fail = |reason: String| ModelError::not_of("an LKC-FUNet", weights, reason);
         let dims = |name: &str| {
             let name = format!("model.{name}");
             let dims = weights.get(&name).and_then(|t| <[usize; 4]>::try_from(t.dims()).ok());
-            dims.ok_or_else(|| NotAnLkcFunet(format!("{name} is missing or not a convolution")))
+            dims.ok_or_else(|| fail(format!("{name} is missing or not a convolution")))
         };
         let [inner_channel, in_channel, ..] = dims("init_conv.weight")?;
         let [channels, ..] = dims("IN_conv.3.weight")?;
@@ -465,11 +465,9 @@ impl LkcFunet {
     /// # Errors
     /// [`ModelError`] if it does not fit the architecture or a weight is not finite.
     pub fn new(mut weights: Weights, file: &LkcFile) -> Result<Self, ModelError> {
-        let path = weights.path().display().to_string();
-        let fail = |e: NotAnLkcFunet| ModelError::Architecture { path: path.clone(), source: e.into() };
-        let config = LkcConfig::from_weights(&weights, file.norm_groups).map_err(fail)?;
+        let config = LkcConfig::from_weights(&weights, file.norm_groups)?;
         if (config.in_channel, config.out_channel) != (2, 1) {
-            return Err(fail(NotAnLkcFunet("it does not make one image of two".into())));
+            return Err(ModelError::not_of("an LKC-FUNet", &weights, "it does not make one image of two"));
         }
         weights.retain(|name| !name.ends_with(".num_batches_tracked"));
         weights.check_finite()?;

@@ -8,13 +8,13 @@ use crate::device::{Device, ParamSource};
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::models::blocks::DropoutSeed;
 use crate::models::checkpoint::save_model_json;
-use crate::models::training::config::{ConfigError, Sections, TrainingConfig, configuration, decay, need, section};
-use crate::models::training::data::{Batches, DataError, Dataset};
+use crate::models::training::config::{Sections, TrainingConfig, configuration, decay, need, section};
+use crate::models::training::data::{Batches, Dataset};
 use crate::models::training::init::pytorch_default;
 use crate::models::training::loss::{FusionLossConfig, constants, ssim};
 use crate::models::training::samples::{Figures, sample_fused};
 use crate::models::training::sections::{Data, LossParts, Optimiser, OptimiserKind, Rate, Run};
-use crate::models::training::{LossGraph, TaskError, TaskInputs, TrainTask, Training};
+use crate::models::training::{LossGraph, TaskError, TaskInputs, TrainTask, Training, TrainingError};
 use crate::ops::pointwise::Pointwise;
 use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights, is_buffer};
@@ -47,8 +47,8 @@ impl LkcNet {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         let (channels, groups) = (self.inner_channel, self.norm_groups);
         need("net.norm_groups", (1..=1024).contains(&groups), "must be from 1 to 1024")?;
         // The channel attention has an eighth of the levels' channels, the last block's norm five times as many as the first.
@@ -87,8 +87,8 @@ impl LkcLossWeights {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         self.parts().check()
     }
 }
@@ -113,7 +113,7 @@ configuration! {
 }
 
 impl TrainingConfig for LkcTrainConfig {
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self) -> Result<(), TrainingError> {
         self.check_sections()?;
         let multiple = self.net.size().multiple();
         let reason = format!("must be a multiple of {multiple}, for the network halves it twice");
@@ -194,6 +194,11 @@ pub fn loss_graph(
     Ok(LossGraph { graph, loss: loss.total, reports: vec![loss.gradient, loss.intensity, loss.ssim], recompute: false })
 }
 
+/// Whether a weight is trained: all are but the batch norms' running statistics.
+pub fn is_trained(name: &str) -> bool {
+    name.starts_with("model.") && !is_buffer(name)
+}
+
 /// The training of an LKC-FUNet on a data set.
 #[derive(Debug)]
 pub struct LkcTraining<'a> {
@@ -208,8 +213,8 @@ impl<'a> LkcTraining<'a> {
     /// The run on the data set's training pairs; `device` is where it validates.
     ///
     /// # Errors
-    /// [`DataError`] if there are none or they are smaller than the crop.
-    pub fn new(config: &'a LkcTrainConfig, data: &'a Dataset, device: &'a Device) -> Result<Self, DataError> {
+    /// [`TrainingError`] if there are none or they are smaller than the crop.
+    pub fn new(config: &'a LkcTrainConfig, data: &'a Dataset, device: &'a Device) -> Result<Self, TrainingError> {
         let batches = Batches::new(&data.train, config.data.sampling(), config.run.seed)?;
         Ok(Self { config, data, device, batches, constants: constants() })
     }
@@ -232,7 +237,7 @@ impl TrainTask for LkcTraining<'_> {
     }
 
     fn is_trained(&self, name: &str) -> bool {
-        name.starts_with("model.") && !is_buffer(name)
+        is_trained(name)
     }
 
     fn first_weights(&self, weights: &[(String, Vec<usize>)], seed: u64) -> Vec<f32> {

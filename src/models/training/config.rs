@@ -3,55 +3,10 @@
 //! A model declares its own sections with `section!` and the whole with `configuration!`; what all share are
 //! [`super::sections`]. Defaults are the values of the references, and PyTorch's own for what these leave out.
 
-use std::path::PathBuf;
-
 use toml::Table;
 
 use super::sections::{Data, Optimiser, Rate, Run};
-use super::{TaskError, TaskInputs, TrainTask};
-
-/// Why a configuration cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The text is not TOML.
-    #[error("the configuration is not TOML: {0}")]
-    Syntax(String),
-    /// A key that the configuration does not have.
-    #[error("the configuration has no key {key}; it has {}", known.join(", "))]
-    Unknown {
-        /// The key with its section.
-        key: String,
-        /// The keys at that place.
-        known: Vec<String>,
-    },
-    /// A value of the wrong type.
-    #[error("a value of the configuration is of the wrong kind: {0}")]
-    Type(String),
-    /// A value out of range.
-    #[error("{key} {reason}")]
-    Value {
-        /// The key with its section.
-        key: &'static str,
-        /// What it must be.
-        reason: String,
-    },
-}
-
-impl ConfigError {
-    /// The error of values that cannot be read or written, of which the library says `reason`.
-    pub fn of_type(reason: &dyn std::fmt::Display) -> Self {
-        Self::Type(reason.to_string().trim_end().replace('\n', " "))
-    }
-}
+use super::{TaskError, TaskInputs, TrainTask, TrainingError};
 
 /// The sections that all configurations have.
 #[derive(Clone, Copy, Debug)]
@@ -94,20 +49,20 @@ pub trait Sections {
     /// All values, a table for each section.
     ///
     /// # Errors
-    /// [`ConfigError::Type`] if a number is larger than TOML's, 2^63 - 1.
-    fn to_table(&self) -> Result<Table, ConfigError>;
+    /// [`TrainingError::Type`] if a number is larger than TOML's, 2^63 - 1.
+    fn to_table(&self) -> Result<Table, TrainingError>;
 
     /// Takes all values from such a table.
     ///
     /// # Errors
-    /// [`ConfigError::Type`] if a value is missing or of the wrong kind.
-    fn set(&mut self, table: Table) -> Result<(), ConfigError>;
+    /// [`TrainingError::Type`] if a value is missing or of the wrong kind.
+    fn set(&mut self, table: Table) -> Result<(), TrainingError>;
 
     /// Checks every section's ranges, and that the learning rate's warmup ends before the run.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    fn check_sections(&self) -> Result<(), ConfigError>;
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    fn check_sections(&self) -> Result<(), TrainingError>;
 
     /// The sections that all configurations have.
     fn common(&self) -> Common<'_>;
@@ -121,8 +76,8 @@ pub trait TrainingConfig: Sections {
     /// Checks every value's range, and the values that must go together.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    fn check(&self) -> Result<(), ConfigError>;
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    fn check(&self) -> Result<(), TrainingError>;
 
     /// The training of this configuration on a data set.
     ///
@@ -178,16 +133,16 @@ macro_rules! configuration {
                 &[$((stringify!($section), $type::DOCS)),+]
             }
 
-            fn to_table(&self) -> Result<toml::Table, ConfigError> {
-                toml::Table::try_from(self).map_err(|e| ConfigError::of_type(&e))
+            fn to_table(&self) -> Result<toml::Table, TrainingError> {
+                toml::Table::try_from(self).map_err(|e| TrainingError::of_type(&e))
             }
 
-            fn set(&mut self, table: toml::Table) -> Result<(), ConfigError> {
-                *self = table.try_into().map_err(|e: toml::de::Error| ConfigError::of_type(&e))?;
+            fn set(&mut self, table: toml::Table) -> Result<(), TrainingError> {
+                *self = table.try_into().map_err(|e: toml::de::Error| TrainingError::of_type(&e))?;
                 Ok(())
             }
 
-            fn check_sections(&self) -> Result<(), ConfigError> {
+            fn check_sections(&self) -> Result<(), TrainingError> {
                 $(self.$section.check()?;)+
                 need("rate.warmup", self.rate.warmup < self.run.steps, "must be less than run.steps")
             }
@@ -216,47 +171,47 @@ pub(crate) use configuration;
 /// The error of a value out of range, unless it is in it.
 ///
 /// # Errors
-/// [`ConfigError::Value`] with the reason.
-pub fn need(key: &'static str, in_range: bool, reason: impl Into<String>) -> Result<(), ConfigError> {
-    if in_range { Ok(()) } else { Err(ConfigError::Value { key, reason: reason.into() }) }
+/// [`TrainingError::Value`] with the reason.
+pub fn need(key: &'static str, in_range: bool, reason: impl Into<String>) -> Result<(), TrainingError> {
+    if in_range { Ok(()) } else { Err(TrainingError::Value { key, reason: reason.into() }) }
 }
 
 /// A share from 0 to 1.
 ///
 /// # Errors
-/// [`ConfigError::Value`] if it is not.
-pub fn share(key: &'static str, value: f64) -> Result<(), ConfigError> {
+/// [`TrainingError::Value`] if it is not.
+pub fn share(key: &'static str, value: f64) -> Result<(), TrainingError> {
     need(key, (0.0..=1.0).contains(&value), format!("must be from 0 to 1, not {value}"))
 }
 
 /// From 0 up to but not 1.
 ///
 /// # Errors
-/// [`ConfigError::Value`] if it is not.
-pub fn decay(key: &'static str, value: f64) -> Result<(), ConfigError> {
+/// [`TrainingError::Value`] if it is not.
+pub fn decay(key: &'static str, value: f64) -> Result<(), TrainingError> {
     need(key, (0.0..1.0).contains(&value), format!("must be at least 0 and less than 1, not {value}"))
 }
 
 /// A finite number over 0.
 ///
 /// # Errors
-/// [`ConfigError::Value`] if it is not.
-pub fn positive(key: &'static str, value: f64) -> Result<(), ConfigError> {
+/// [`TrainingError::Value`] if it is not.
+pub fn positive(key: &'static str, value: f64) -> Result<(), TrainingError> {
     need(key, value > 0.0 && value.is_finite(), format!("must be more than 0, not {value}"))
 }
 
 /// A finite number, 0 or more.
 ///
 /// # Errors
-/// [`ConfigError::Value`] if it is not.
-pub fn not_negative(key: &'static str, value: f64) -> Result<(), ConfigError> {
+/// [`TrainingError::Value`] if it is not.
+pub fn not_negative(key: &'static str, value: f64) -> Result<(), TrainingError> {
     need(key, value >= 0.0 && value.is_finite(), format!("must be 0 or more, not {value}"))
 }
 
 /// A whole number over 0.
 ///
 /// # Errors
-/// [`ConfigError::Value`] if it is not.
-pub fn at_least_one(key: &'static str, value: u64) -> Result<(), ConfigError> {
+/// [`TrainingError::Value`] if it is not.
+pub fn at_least_one(key: &'static str, value: u64) -> Result<(), TrainingError> {
     need(key, value > 0, "must be at least 1")
 }

@@ -11,6 +11,7 @@ use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, Uniform};
 use rayon::prelude::*;
 
+use super::TrainingError;
 use crate::hash::{FNV_PRIME, fnv1a};
 use crate::imaging::pairs::{Group, match_folders};
 use crate::imaging::{Image, ImagingError, Samples, format_for};
@@ -18,79 +19,10 @@ use crate::tensor::Tensor;
 
 /// Name of the folder that holds the first image of each pair.
 const MRI: &str = "MRI";
-/// Names that an error lists before it only counts.
-const LISTED: usize = 5;
 /// A pixel brighter than this in either image is content, not background.
 const CONTENT_LEVEL: u8 = 10;
 /// Positions that are tried for a crop with enough content; the fullest of them is taken if none has.
 const TRIES: usize = 20;
-
-/// Why folders cannot be trained on.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DataError {
-    /// A folder is not there.
-    #[error("there is no folder {}", .0.display())]
-    NoFolder(PathBuf),
-    /// Nothing in the folder is laid out as pairs.
-    #[error("{} has no pairs: put images of the same names into two folders such as MRI-CT/MRI and MRI-CT/CT", .0.display())]
-    NoPairs(PathBuf),
-    /// A list of pairs has none.
-    #[error("there are no pairs to train on")]
-    Empty,
-    /// A folder has an MRI folder, but not exactly one other folder of images beside it.
-    #[error("{} needs one folder of images beside MRI, not {}: {}", folder.display(), others.len(), list(others))]
-    NotTwoFolders {
-        /// The folder.
-        folder: PathBuf,
-        /// Names of the folders of images beside MRI.
-        others: Vec<String>,
-    },
-    /// Images have no partner.
-    #[error("images of {} lack their partner; pair or remove them: {}", folder.display(), list(names))]
-    Unpaired {
-        /// The folder of the other images.
-        folder: PathBuf,
-        /// The names, each with the reason.
-        names: Vec<String>,
-    },
-    /// A pair cannot be read or its images differ in size.
-    #[error("pair {name}: {source}")]
-    Pair {
-        /// Modality and name of the pair.
-        name: String,
-        /// What is wrong with it.
-        source: ImagingError,
-    },
-    /// Pairs are smaller than the crop.
-    #[error("pairs are smaller than the crop of {crop} pixels; choose a smaller crop or remove them: {}", list(names))]
-    SmallerThanCrop {
-        /// The pairs with their sizes.
-        names: Vec<String>,
-        /// The crop's side in pixels.
-        crop: usize,
-    },
-    /// Holding out the validation pairs leaves nothing to train on.
-    #[error("{modality} has {pairs} pairs: holding out {held_out} for validation (val_pairs) leaves none to train on")]
-    NoneLeft {
-        /// The modality.
-        modality: String,
-        /// Its pairs.
-        pairs: usize,
-        /// How many are to be held out.
-        held_out: usize,
-    },
-    /// A folder cannot be listed.
-    #[error(transparent)]
-    Imaging(#[from] ImagingError),
-}
-
-/// The first few of `names`, and how many more there are.
-fn list(names: &[String]) -> String {
-    let more = names.len().saturating_sub(LISTED);
-    let first = names[..names.len() - more].join(", ");
-    if more == 0 { first } else { format!("{first} and {more} more") }
-}
 
 /// Two registered images of one size as 8-bit grey (Pillow's `convert("L")`), row-major.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -193,8 +125,8 @@ fn name_of(folder: &Path) -> String {
 }
 
 /// The folders in a folder, sorted.
-fn subfolders(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let unreadable = |source| ImagingError::Unreadable { path: folder.into(), source };
+fn subfolders(folder: &Path) -> Result<Vec<PathBuf>, TrainingError> {
+    let unreadable = |reason| ImagingError::Unreadable { path: folder.into(), reason };
     let entries = std::fs::read_dir(folder).map_err(unreadable)?;
     let paths: Result<Vec<_>, _> = entries.map(|e| e.map(|e| e.path())).collect();
     let mut folders: Vec<PathBuf> = paths.map_err(unreadable)?.into_iter().filter(|p| p.is_dir()).collect();
@@ -207,18 +139,18 @@ fn has_images(folder: &Path) -> bool {
     entries.map(|e| e.path()).any(|path| path.is_file() && format_for(&path).is_ok())
 }
 
-fn load_pairs(modality: &str, mri: &Path, other: &Path) -> Result<Vec<Pair>, DataError> {
+fn load_pairs(modality: &str, mri: &Path, other: &Path) -> Result<Vec<Pair>, TrainingError> {
     let matched = match_folders([mri, other])?;
     if !matched.unmatched.is_empty() {
         let names = matched.unmatched.iter().map(ToString::to_string).collect();
-        return Err(DataError::Unpaired { folder: other.into(), names });
+        return Err(TrainingError::Unpaired { folder: other.into(), names });
     }
     if matched.groups.is_empty() {
-        return Err(DataError::NoPairs(other.into()));
+        return Err(TrainingError::NoPairs(other.into()));
     }
     let load = |group: &Group<2>| {
         let name = format!("{modality}/{}", group.name);
-        Pair::load(modality, group).map_err(|source| DataError::Pair { name, source })
+        Pair::load(modality, group).map_err(|reason| TrainingError::Pair { name, reason })
     };
     matched.groups.par_iter().map(load).collect()
 }
@@ -237,11 +169,11 @@ impl Dataset {
     /// one other folder of images, matched by file name without extension.
     ///
     /// # Errors
-    /// [`DataError`] if the folder is not there or has no pairs, a modality has not two folders, or images are without
+    /// [`TrainingError`] if the folder is not there or has no pairs, a modality has not two folders, or images are without
     /// partner, unreadable or of different sizes.
-    pub fn from_root(root: &Path) -> Result<Self, DataError> {
+    pub fn from_root(root: &Path) -> Result<Self, TrainingError> {
         if !root.is_dir() {
-            return Err(DataError::NoFolder(root.into()));
+            return Err(TrainingError::NoFolder(root.into()));
         }
         let mut pairs = Vec::new();
         for folder in std::iter::once(root.to_path_buf()).chain(subfolders(root)?) {
@@ -254,12 +186,12 @@ impl Dataset {
                 [other] => pairs.append(&mut load_pairs(&name_of(&folder), &mri, other)?),
                 others => {
                     let others = others.iter().map(|f| name_of(f)).collect();
-                    return Err(DataError::NotTwoFolders { folder, others });
+                    return Err(TrainingError::NotTwoFolders { folder, others });
                 }
             }
         }
         match pairs.is_empty() {
-            true => Err(DataError::NoPairs(root.into())),
+            true => Err(TrainingError::NoPairs(root.into())),
             false => Ok(Self::of(pairs)),
         }
     }
@@ -268,9 +200,9 @@ impl Dataset {
     ///
     /// # Errors
     /// Those of [`Dataset::from_root`].
-    pub fn from_folders(mri: &Path, other: &Path) -> Result<Self, DataError> {
+    pub fn from_folders(mri: &Path, other: &Path) -> Result<Self, TrainingError> {
         if let Some(missing) = [mri, other].into_iter().find(|folder| !folder.is_dir()) {
-            return Err(DataError::NoFolder(missing.into()));
+            return Err(TrainingError::NoFolder(missing.into()));
         }
         Ok(Self::of(load_pairs(&name_of(other), mri, other)?))
     }
@@ -285,8 +217,8 @@ impl Dataset {
     /// the names alone. A pair that shares an image with one held out is left out of both.
     ///
     /// # Errors
-    /// [`DataError::NoneLeft`] if that leaves a modality without pairs to train on.
-    pub fn hold_out(self, count: usize) -> Result<Self, DataError> {
+    /// [`TrainingError::NoneLeft`] if that leaves a modality without pairs to train on.
+    pub fn hold_out(self, count: usize) -> Result<Self, TrainingError> {
         let mut modalities: BTreeMap<String, Vec<Pair>> = BTreeMap::new();
         for pair in self.train {
             modalities.entry(pair.modality.clone()).or_default().push(pair);
@@ -302,7 +234,7 @@ impl Dataset {
         train.retain(|p: &Pair| !held.contains(&p.mri) && !held.contains(&p.other));
         for (modality, pairs) in sizes {
             if !train.iter().any(|p| p.modality == modality) {
-                return Err(DataError::NoneLeft { modality, pairs, held_out: count });
+                return Err(TrainingError::NoneLeft { modality, pairs, held_out: count });
             }
         }
         validation.sort_by(|a, b| (&a.modality, &a.name).cmp(&(&b.modality, &b.name)));
@@ -357,11 +289,11 @@ impl Batch {
 /// Fails if a pair is smaller than the crop.
 ///
 /// # Errors
-/// [`DataError::SmallerThanCrop`] with their names.
-pub fn check_sizes(pairs: &[Pair], crop: usize) -> Result<(), DataError> {
+/// [`TrainingError::SmallerThanCrop`] with their names.
+pub fn check_sizes(pairs: &[Pair], crop: usize) -> Result<(), TrainingError> {
     let small = pairs.iter().filter(|p| p.width.min(p.height) < crop);
     let names: Vec<String> = small.map(|p| format!("{} ({}x{})", p.label(), p.width, p.height)).collect();
-    if names.is_empty() { Ok(()) } else { Err(DataError::SmallerThanCrop { names, crop }) }
+    if names.is_empty() { Ok(()) } else { Err(TrainingError::SmallerThanCrop { names, crop }) }
 }
 
 /// The endless row of batches of random crops.
@@ -377,11 +309,11 @@ impl<'a> Batches<'a> {
     /// Batches of `pairs`.
     ///
     /// # Errors
-    /// [`DataError::SmallerThanCrop`] if any pair is, [`DataError::Empty`] if there is none.
-    pub fn new(pairs: &'a [Pair], sampling: Sampling, seed: u64) -> Result<Self, DataError> {
+    /// [`TrainingError::SmallerThanCrop`] if any pair is, [`TrainingError::Empty`] if there is none.
+    pub fn new(pairs: &'a [Pair], sampling: Sampling, seed: u64) -> Result<Self, TrainingError> {
         check_sizes(pairs, sampling.crop)?;
         if pairs.is_empty() {
-            return Err(DataError::Empty);
+            return Err(TrainingError::Empty);
         }
         let mut groups: BTreeMap<&str, Vec<&Pair>> = BTreeMap::new();
         for pair in pairs {

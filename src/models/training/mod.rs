@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod data;
+mod error;
 pub mod init;
 pub mod loss;
 pub mod samples;
@@ -19,6 +20,7 @@ use crate::graph::{Graph, GraphError, Kind, NodeId};
 use crate::tensor::{Shape, Tensor};
 use config::TrainingConfig;
 use data::Dataset;
+pub use error::TrainingError;
 use samples::Figures;
 
 /// A training of a model, as `medfuse train` offers it.
@@ -77,6 +79,12 @@ pub struct LossGraph {
 }
 
 impl LossGraph {
+    /// The node that the graph marks as the result of `module`.
+    #[cfg(feature = "verify")]
+    pub(super) fn marked(&self, module: &str) -> Option<NodeId> {
+        self.graph.marks().iter().find(|(name, _)| name == module).map(|(_, id)| *id)
+    }
+
     /// The weights that the graph itself assigns, such as running statistics, with their shapes.
     pub fn assigned(&self) -> impl Iterator<Item = (&str, Shape)> {
         let nodes = self.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign));

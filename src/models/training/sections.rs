@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{ConfigError, at_least_one, decay, need, not_negative, positive, section, share};
+use super::TrainingError;
+use super::config::{at_least_one, decay, need, not_negative, positive, section, share};
 use super::data::Sampling;
 use super::loss::{FusionLossConfig, FusionTarget};
 
@@ -127,8 +128,8 @@ impl Data {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         need("data.crop", (1..=4096).contains(&self.crop), "must be from 1 to 4096 pixels")?;
         need("data.batch", (1..=1024).contains(&self.batch), "must be from 1 to 1024")?;
         need("data.accumulate", (1..=4096).contains(&self.accumulate), "must be from 1 to 4096")?;
@@ -142,8 +143,8 @@ impl Optimiser {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         positive("optimiser.lr", self.lr)?;
         decay("optimiser.beta1", self.beta1)?;
         decay("optimiser.beta2", self.beta2)?;
@@ -158,8 +159,8 @@ impl Rate {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         share("rate.final_share", self.final_share)?;
         at_least_one("rate.every", self.every)?;
         share("rate.gamma", self.gamma)
@@ -170,8 +171,8 @@ impl Run {
     /// Checks every value's range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(&self) -> Result<(), TrainingError> {
         at_least_one("run.steps", self.steps)?;
         need("run.seed", i64::try_from(self.seed).is_ok(), "must be less than 2^63")?;
         at_least_one("run.log_every", self.log_every)?;
@@ -187,8 +188,8 @@ impl LossParts {
     /// Checks their ranges.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], which names the key and says what it must be.
-    pub fn check(self) -> Result<(), ConfigError> {
+    /// [`TrainingError::Value`], which names the key and says what it must be.
+    pub fn check(self) -> Result<(), TrainingError> {
         let Self([intensity, gradient, ssim, gradient_gain, overlap]) = self;
         not_negative("loss.intensity", intensity)?;
         not_negative("loss.gradient", gradient)?;

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::attributes::{AttributeError, Attributes};
-use crate::graph::Op;
-use crate::graph::{Graph, GraphError, NodeId};
+use super::attributes::Attributes;
+use super::error::CaseError;
+use crate::graph::{Graph, GraphError, NodeId, Op};
+use crate::ops::resize::UpsampleNearest2;
 
 /// An operation or a block that cases may be about.
-pub(super) struct Row {
+pub struct Row {
     /// Its name in configurations.
     pub name: &'static str,
     /// Its input tensors `in.*`, in the operation's order. A question mark says that it may be absent.
@@ -27,12 +28,35 @@ pub(super) struct Row {
     /// Whether it is a loss, which training alone has a use for.
     pub loss: bool,
     /// Deserialises its type: [`operation`] or [`block`].
-    pub read: fn(Attributes) -> Result<Box<dyn Block>, AttributeError>,
+    pub read: fn(Attributes) -> Result<Box<dyn Block>, CaseError>,
+}
+
+/// What most operations have: one input and neither weights nor attributes.
+pub const OF_X: Row = Row {
+    name: "",
+    inputs: &["x"],
+    weights: &[],
+    facts: &[],
+    layout: Layout::Nchw,
+    scope: "",
+    loss: false,
+    read: operation::<UpsampleNearest2>,
+};
+
+/// The channels of `x`.
+pub const DIM: Fact = implied(&["dim", "channels"], |t| t.dim("in.x", 1));
+
+/// The largest kernel, stride, padding and dilation of a convolution: padding grows a small input without end.
+const MAX_REACH: u64 = 1024;
+
+/// The limit of an attribute that is pixels of a convolution.
+pub const fn reach(name: &'static str) -> Fact {
+    Fact::Limit { name, limit: MAX_REACH }
 }
 
 /// A tensor as an operation of NCHW tensors takes it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
+pub enum Layout {
     /// As it is.
     Nchw,
     /// Any number of dimensions, as a row: the operation works on each element by itself.
@@ -44,7 +68,7 @@ pub(super) enum Layout {
 }
 
 /// What is known of an attribute that the type does not read, or not by itself.
-pub(super) enum Fact {
+pub enum Fact {
     /// The tensors imply its value.
     Implied {
         /// The names that configurations have for it.
@@ -73,7 +97,7 @@ pub(super) enum Fact {
 }
 
 /// A constant of JSON.
-pub(super) enum Literal {
+pub enum Literal {
     Flag(bool),
     Number(f64),
     Text(&'static str),
@@ -92,26 +116,22 @@ impl Literal {
 }
 
 /// An attribute that the tensors imply and the type has no field for.
-pub(super) const fn implied(names: &'static [&'static str], value: fn(&Tensors) -> Option<Value>) -> Fact {
+pub const fn implied(names: &'static [&'static str], value: fn(&Tensors) -> Option<Value>) -> Fact {
     Fact::Implied { names, value, field: None }
 }
 
 /// An attribute that the tensors imply, for the type's field `field`.
-pub(super) const fn given(
-    field: &'static str,
-    names: &'static [&'static str],
-    value: fn(&Tensors) -> Option<Value>,
-) -> Fact {
+pub const fn given(field: &'static str, names: &'static [&'static str], value: fn(&Tensors) -> Option<Value>) -> Fact {
     Fact::Implied { names, value, field: Some(field) }
 }
 
 /// An attribute that has only one value.
-pub(super) const fn fixed(name: &'static str, value: Literal) -> Fact {
+pub const fn fixed(name: &'static str, value: Literal) -> Fact {
     Fact::Fixed { name, value, required: false }
 }
 
 /// The dimensions of a case's tensors by name, for what they imply.
-pub(super) struct Tensors<'a>(pub BTreeMap<&'a str, &'a [usize]>);
+pub struct Tensors<'a>(pub BTreeMap<&'a str, &'a [usize]>);
 
 impl Tensors<'_> {
     /// The size of dimension `axis` of a tensor, counted from the last where it is negative.
@@ -135,7 +155,7 @@ impl Tensors<'_> {
 
 impl Fact {
     /// Checks the attributes that the fact is about and takes out those that the type does not read.
-    pub fn check(&self, attributes: &mut Attributes, tensors: &Tensors) -> Result<(), AttributeError> {
+    pub fn check(&self, attributes: &mut Attributes, tensors: &Tensors) -> Result<(), CaseError> {
         match self {
             Self::Implied { names, value, field } => {
                 let Some(value) = value(tensors) else {
@@ -161,7 +181,7 @@ impl Fact {
 }
 
 /// What an operation or a block may read of its case.
-pub(super) struct Site {
+pub struct Site {
     /// The tensors that the row lists and the case has, inputs before weights, by name.
     pub operands: Vec<(&'static str, NodeId)>,
     /// Whether the module was in training mode.
@@ -189,7 +209,7 @@ impl Site {
 }
 
 /// An operation or a block of layers. The fields of its type are its attributes.
-pub(super) trait Block {
+pub trait Block {
     /// Adds its layers to the graph and returns its output.
     fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError>;
 }
@@ -204,16 +224,12 @@ impl<O: Op + Clone> Block for Operation<O> {
 }
 
 /// [`Row::read`] of an operation on all tensors of its row.
-pub(super) fn operation<O: Op + Clone + DeserializeOwned>(
-    attributes: Attributes,
-) -> Result<Box<dyn Block>, AttributeError> {
+pub fn operation<O: Op + Clone + DeserializeOwned>(attributes: Attributes) -> Result<Box<dyn Block>, CaseError> {
     Ok(Box::new(Operation(attributes.read::<O>()?)))
 }
 
 /// [`Row::read`] of a block, and of an operation that is more than its attributes.
-pub(super) fn block<B: Block + DeserializeOwned + 'static>(
-    attributes: Attributes,
-) -> Result<Box<dyn Block>, AttributeError> {
+pub fn block<B: Block + DeserializeOwned + 'static>(attributes: Attributes) -> Result<Box<dyn Block>, CaseError> {
     Ok(Box::new(attributes.read::<B>()?))
 }
 
@@ -227,7 +243,9 @@ mod tests {
     fn check(fact: Fact, value: Value) -> (Result<(), String>, Option<Value>, Option<Value>) {
         let mut attributes = Attributes::new("op", json!({ "a": value }).as_object().unwrap().clone());
         let tensors = Tensors(BTreeMap::from([("in.x", &[2, 6, 5][..]), ("param.w", &[3][..])]));
-        let result = fact.check(&mut attributes, &tensors).map_err(|error| error.reason);
+        let result = fact
+            .check(&mut attributes, &tensors)
+            .map_err(|error| error.to_string().trim_start_matches("op: ").to_owned());
         (result, attributes.take("a"), attributes.take("field"))
     }
 

@@ -3,15 +3,10 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use super::attributes::AttributeError;
 use crate::device::RunError;
 use crate::graph::GraphError;
 use crate::imaging::ImagingError;
 use crate::models::checkpoint::ModelError;
-use crate::models::dm_fnet::fusion_head::NotAHead;
-use crate::models::dm_fnet::unet::NotAUnet;
-use crate::models::lkc_funet::NotAnLkcFunet;
-use crate::train::step::StepError;
 use crate::weights::WeightsError;
 
 /// Why a golden case cannot be run.
@@ -37,8 +32,13 @@ pub enum CaseError {
         reason: String,
     },
     /// The configuration lacks an attribute, has one that is not known or says something that cannot be.
-    #[error(transparent)]
-    Attribute(#[from] AttributeError),
+    #[error("{of}: {reason}")]
+    Attribute {
+        /// The operation, block or network.
+        of: String,
+        /// What is wrong, a sentence that names the attribute.
+        reason: String,
+    },
     /// The case is about something that medfuse does not compute; the sentence names it.
     #[error("{0}")]
     Unknown(String),
@@ -49,12 +49,12 @@ pub enum CaseError {
 
 impl CaseError {
     /// An error of the file or folder `path`.
-    pub(super) fn file(path: &Path, reason: impl ToString) -> Self {
+    pub(crate) fn file(path: &Path, reason: impl ToString) -> Self {
         Self::File { path: path.to_path_buf(), reason: reason.to_string() }
     }
 
     /// An error of the tensor `name`.
-    pub(super) fn tensor(name: &str, reason: impl Into<String>) -> Self {
+    pub(crate) fn tensor(name: &str, reason: impl Into<String>) -> Self {
         Self::Tensor { name: name.to_owned(), reason: reason.into() }
     }
 }
@@ -69,4 +69,4 @@ macro_rules! compute {
     };
 }
 
-compute!(WeightsError, ModelError, NotAUnet, NotAHead, NotAnLkcFunet, GraphError, RunError, StepError, ImagingError);
+compute!(WeightsError, ModelError, GraphError, RunError, ImagingError);

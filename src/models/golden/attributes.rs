@@ -11,23 +11,15 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 use serde_json::{Error, Map, Value};
 
+use super::error::CaseError;
+
 /// Attributes are channels, pixels, steps and small factors: a larger number is a mistake, and products of it could
 /// overflow.
 const MAX_COUNT: u64 = 1 << 17;
 
-/// An attribute of a case that is missing, not known or has a value that cannot be.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{of}: {reason}")]
-pub struct AttributeError {
-    /// The operation, block or network.
-    pub of: String,
-    /// What is wrong, a sentence that names the attribute.
-    pub reason: String,
-}
-
 /// The attributes of one subject. Methods take out what is checked by itself; [`Attributes::read`] takes all the rest.
 #[derive(Clone, Debug)]
-pub(super) struct Attributes {
+pub struct Attributes {
     of: String,
     entries: Map<String, Value>,
 }
@@ -47,7 +39,7 @@ impl Attributes {
     ///
     /// # Errors
     /// If it is missing or something else.
-    pub fn nested(&mut self, name: &str, of: &str) -> Result<Self, AttributeError> {
+    pub fn nested(&mut self, name: &str, of: &str) -> Result<Self, CaseError> {
         match self.take(name) {
             Some(Value::Object(entries)) => Ok(Self::new(of, entries)),
             _ => Err(self.error(format!("{name} must be there, with the attributes of {of}"))),
@@ -55,15 +47,15 @@ impl Attributes {
     }
 
     /// An error of these attributes.
-    pub fn error(&self, reason: impl Into<String>) -> AttributeError {
-        AttributeError { of: self.of.clone(), reason: reason.into() }
+    pub fn error(&self, reason: impl Into<String>) -> CaseError {
+        CaseError::Attribute { of: self.of.clone(), reason: reason.into() }
     }
 
     /// Adds an attribute that the case's tensors imply.
     ///
     /// # Errors
     /// If the configuration has one of that name, which then is none of this subject's.
-    pub fn give(&mut self, name: &str, value: Value) -> Result<(), AttributeError> {
+    pub fn give(&mut self, name: &str, value: Value) -> Result<(), CaseError> {
         match self.entries.insert(name.to_owned(), value) {
             Some(_) => Err(self.error(unknown(name))),
             None => Ok(()),
@@ -74,7 +66,7 @@ impl Attributes {
     ///
     /// # Errors
     /// If it is something else; `why` is said before what is expected.
-    pub fn expect(&mut self, name: &str, expected: &Value, why: &str) -> Result<bool, AttributeError> {
+    pub fn expect(&mut self, name: &str, expected: &Value, why: &str) -> Result<bool, CaseError> {
         match self.take(name) {
             Some(found) if !same(&found, expected) => {
                 Err(self.error(format!("{name} is {found}, but {why} {expected}")))
@@ -87,7 +79,7 @@ impl Attributes {
     ///
     /// # Errors
     /// Which number is.
-    pub fn at_most(&self, name: &str, limit: u64) -> Result<(), AttributeError> {
+    pub fn at_most(&self, name: &str, limit: u64) -> Result<(), CaseError> {
         let largest = self.entries.get(name).map_or(0.0, largest);
         if largest > limit as f64 {
             return Err(self.error(format!("{name} is {largest}, over the limit of {limit}")));
@@ -99,12 +91,12 @@ impl Attributes {
     ///
     /// # Errors
     /// If one is missing, not known or has a value that cannot be.
-    pub fn read<T: DeserializeOwned>(self) -> Result<T, AttributeError> {
+    pub fn read<T: DeserializeOwned>(self) -> Result<T, CaseError> {
         for name in self.entries.keys() {
             self.at_most(name, MAX_COUNT)?;
         }
         let of = self.of.clone();
-        T::deserialize(self).map_err(|e| AttributeError { of, reason: e.to_string() })
+        T::deserialize(self).map_err(|e| CaseError::Attribute { of, reason: e.to_string() })
     }
 
     fn known(&self, fields: &[&str]) -> Result<(), Error> {
@@ -242,7 +234,8 @@ mod tests {
 
     fn read<T: DeserializeOwned>(of: &str, entries: Value) -> Result<T, String> {
         let Value::Object(entries) = entries else { panic!("{entries} is no configuration") };
-        Attributes::new(of, entries).read().map_err(|error: AttributeError| error.reason)
+        let error = |error: CaseError| error.to_string().trim_start_matches(&format!("{of}: ")).to_owned();
+        Attributes::new(of, entries).read().map_err(error)
     }
 
     fn conv(name: &str, value: Value) -> Result<ConvSpec, String> {
@@ -291,8 +284,8 @@ mod tests {
     #[test]
     fn what_is_checked_by_itself_is_taken_out() {
         let mut all = Attributes::new("pool", json!({ "a": 1.0, "b": [2, 4] }).as_object().unwrap().clone());
-        assert_eq!(all.expect("a", &json!(1), "it is always"), Ok(true));
-        assert_eq!(all.expect("a", &json!(1), "it is always"), Ok(false));
+        assert!(all.expect("a", &json!(1), "it is always").unwrap());
+        assert!(!all.expect("a", &json!(1), "it is always").unwrap());
         assert!(all.at_most("b", 4).is_ok());
         assert_eq!(all.at_most("b", 3).unwrap_err().to_string(), "pool: b is 4, over the limit of 3");
         assert_eq!(all.give("b", json!(5)).unwrap_err().to_string(), "pool: it has no attribute b");
