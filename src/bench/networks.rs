@@ -16,7 +16,7 @@ use crate::tensor::{Shape, Tensor};
 ///
 /// # Errors
 /// None for an odd `kernel`.
-pub fn convolution(
+pub(crate) fn convolution(
     kernel: usize,
     channels: [usize; 2],
     side: usize,
@@ -30,7 +30,7 @@ pub fn convolution(
 }
 
 /// Inputs for a plan, in its order: noise levels near 1, everything else from N(0, 1).
-pub fn random_inputs(plan: &Plan) -> Vec<(String, Vec<f32>)> {
+pub(crate) fn random_inputs(plan: &Plan) -> Vec<(String, Vec<f32>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED + 1);
     let of = |(name, location): &(String, Location)| {
         let len = location.slot.shape.numel();

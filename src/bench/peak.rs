@@ -17,7 +17,7 @@ const CHAINS: usize = 12;
 ///
 /// Input: values near 0, of the result's shape.
 #[derive(Clone, Copy, Debug)]
-pub struct PeakFma {
+pub(crate) struct PeakFma {
     /// How many rounds of 64.
     pub rounds: usize,
 }
@@ -89,7 +89,7 @@ impl WithSimd for Chains {
 
 /// A copy of a contiguous tensor whose elements are a multiple of four.
 #[derive(Clone, Copy, Debug)]
-pub struct PeakCopy;
+pub(crate) struct PeakCopy;
 
 impl Op for PeakCopy {
     fn name(&self) -> &'static str {

@@ -7,7 +7,7 @@ use crate::tensor::Shape;
 
 /// What one step computes and moves.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Call {
+pub(crate) struct Call {
     /// The operation with the hyperparameters that its speed depends on.
     pub op: String,
     /// Its first input.
@@ -26,7 +26,7 @@ pub struct Call {
 
 impl Call {
     /// The call that a step of a plan makes.
-    pub fn of(step: &Step) -> Self {
+    pub(crate) fn of(step: &Step) -> Self {
         let kernels: Vec<&str> = match &step.work {
             Work::Cpu(_) => vec![step.method],
             Work::Gpu(launches) => launches.iter().map(|launch| launch.kernel.file).collect(),
@@ -96,7 +96,7 @@ pub struct Row {
 }
 
 /// Gathers calls and their seconds (`seconds[run][call]`) into rows, the longest first.
-pub fn gather(calls: &[Call], seconds: &[Vec<f64>], peak: Peak) -> Vec<Row> {
+pub(crate) fn gather(calls: &[Call], seconds: &[Vec<f64>], peak: Peak) -> Vec<Row> {
     let mut groups: Vec<(&Call, usize, f64)> = Vec::new();
     let mut total = 0.0;
     for (i, call) in calls.iter().enumerate() {
@@ -132,12 +132,12 @@ pub fn gather(calls: &[Call], seconds: &[Vec<f64>], peak: Peak) -> Vec<Row> {
 }
 
 /// `amount` in `seconds`, in 10^9 a second; zero where the clock saw no time pass.
-pub fn rate(amount: f64, seconds: f64) -> f64 {
+pub(crate) fn rate(amount: f64, seconds: f64) -> f64 {
     if seconds > 0.0 { amount / seconds * 1e-9 } else { 0.0 }
 }
 
 /// The middle value, the mean of the two middle ones of an even number; zero of none.
-pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     match values.len() {

@@ -52,7 +52,7 @@ struct Gauge<'a> {
 }
 
 /// The yardsticks of a device.
-pub struct Yardsticks<'a> {
+pub(crate) struct Yardsticks<'a> {
     gauges: Vec<Gauge<'a>>,
 }
 
@@ -68,7 +68,7 @@ impl<'a> Yardsticks<'a> {
     ///
     /// # Errors
     /// If the kernels do not run, or cannot be timed.
-    pub fn new(device: &'a Device) -> Result<Self, BenchError> {
+    pub(crate) fn new(device: &'a Device) -> Result<Self, BenchError> {
         let (macs, multiply_adds) = calibrated(device)?;
         let copy = Single::new(device, PeakCopy, COPY_ELEMENTS)?;
         copy.seconds()?;
@@ -98,7 +98,7 @@ impl<'a> Yardsticks<'a> {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn measure(&mut self) -> Result<(), BenchError> {
+    pub(crate) fn measure(&mut self) -> Result<(), BenchError> {
         for gauge in &mut self.gauges {
             let seconds = (gauge.measure)()?;
             gauge.rates.push(rate(gauge.amount, seconds));
@@ -107,18 +107,18 @@ impl<'a> Yardsticks<'a> {
     }
 
     /// How often they were measured so far.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.gauges[0].rates.len()
     }
 
     /// The peak over the measurements from number `first` on.
-    pub fn peak_since(&self, first: usize) -> Peak {
+    pub(crate) fn peak_since(&self, first: usize) -> Peak {
         let of = |i: usize| median(self.gauges[i].rates.iter().skip(first).copied());
         Peak { gflops: of(0), gb_per_s: of(1) }
     }
 
     /// What was measured so far.
-    pub fn report(&self) -> Vec<Yardstick> {
+    pub(crate) fn report(&self) -> Vec<Yardstick> {
         let of = |gauge: &Gauge| {
             let rates = gauge.rates.iter().copied();
             Yardstick {

@@ -23,7 +23,7 @@ pub struct DropoutSeed {
 
 impl DropoutSeed {
     /// The seed of batch `number` of a run: whole numbers that f32 holds.
-    pub fn values(run: u64, number: u64) -> Vec<f32> {
+    pub(crate) fn values(run: u64, number: u64) -> Vec<f32> {
         [run, number].map(|v| (v % (1 << 24)) as f32).to_vec()
     }
 
@@ -31,7 +31,7 @@ impl DropoutSeed {
     ///
     /// # Errors
     /// [`GraphError`] if the probability or the seed cannot be used.
-    pub fn apply(self, g: &mut Graph, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
+    pub(crate) fn apply(self, g: &mut Graph, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
         let layer = fnv1a(g.scoped(name).as_bytes()) as u32;
         g.apply(name, Dropout { p: self.p, layer }, &[x, self.seed])
     }
@@ -39,7 +39,7 @@ impl DropoutSeed {
 
 /// What the blocks of a UNet are made of.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct BlockKind {
+pub(crate) struct BlockKind {
     /// Groups of the norm.
     pub norm_groups: usize,
     /// What follows the norm.
@@ -52,7 +52,7 @@ pub struct BlockKind {
 
 impl BlockKind {
     /// The blocks of DM-FNet's UNet, without dropout.
-    pub fn swish(norm_groups: usize) -> Self {
+    pub(crate) fn swish(norm_groups: usize) -> Self {
         Self { norm_groups, activation: Activation::Silu, kernel: 3, dropout: None }
     }
 }
@@ -61,7 +61,7 @@ impl BlockKind {
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn norm_act_conv(g: &mut Graph, x: NodeId, out: usize, kind: BlockKind) -> Result<NodeId, GraphError> {
+pub(crate) fn norm_act_conv(g: &mut Graph, x: NodeId, out: usize, kind: BlockKind) -> Result<NodeId, GraphError> {
     g.scope("block", |g| {
         let h = group_norm(g, "0", x, kind.norm_groups)?;
         let mut h = act(g, h, kind.activation)?;
@@ -77,7 +77,7 @@ pub fn norm_act_conv(g: &mut Graph, x: NodeId, out: usize, kind: BlockKind) -> R
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn resnet_block(
+pub(crate) fn resnet_block(
     g: &mut Graph,
     x: NodeId,
     embedding: Option<NodeId>,
@@ -97,7 +97,7 @@ pub fn resnet_block(
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn feature_wise_affine(g: &mut Graph, x: NodeId, embedding: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn feature_wise_affine(g: &mut Graph, x: NodeId, embedding: NodeId) -> Result<NodeId, GraphError> {
     let shift = linear(g, "noise_func.0", embedding, g.shape(x).c())?;
     add(g, x, shift)
 }
@@ -106,7 +106,7 @@ pub fn feature_wise_affine(g: &mut Graph, x: NodeId, embedding: NodeId) -> Resul
 ///
 /// # Errors
 /// None for any shape; the signature is that of the other layers.
-pub fn upsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn upsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
     let up = g.apply("up", UpsampleNearest2, &[x])?;
     conv(g, "conv", up, g.shape(x).c(), ConvSpec::same(3))
 }
@@ -115,7 +115,7 @@ pub fn upsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
 ///
 /// # Errors
 /// None for any shape; the signature is that of the other layers.
-pub fn downsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn downsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
     let halved = ConvSpec { stride: [2, 2], ..ConvSpec::same(3) };
     conv(g, "conv", x, g.shape(x).c(), halved)
 }
@@ -124,7 +124,7 @@ pub fn downsample(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
 ///
 /// # Errors
 /// [`GraphError`] if `x` has fewer than eight channels.
-pub fn channel_attention(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn channel_attention(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
     let channels = g.shape(x).c();
     let h = g.apply("gap", GlobalAvgPool, &[x])?;
     let h = conv(g, "ca.0", h, channels / REDUCTION, ConvSpec::same(1))?;
@@ -136,7 +136,7 @@ pub fn channel_attention(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError>
 ///
 /// # Errors
 /// None for any shape; the signature is that of the other layers.
-pub fn mean_and_max(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn mean_and_max(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
     let mean = g.apply("mean", ChannelMean, &[x])?;
     let max = g.apply("max", ChannelMax, &[x])?;
     g.concat("both", &[mean, max])

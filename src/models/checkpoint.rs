@@ -84,7 +84,7 @@ impl ModelError {
 ///
 /// # Errors
 /// [`ModelError::MissingFile`] if neither is there.
-pub fn weights_file(folder: &Path, name: &'static str, all: &[&str]) -> Result<PathBuf, ModelError> {
+pub(crate) fn weights_file(folder: &Path, name: &'static str, all: &[&str]) -> Result<PathBuf, ModelError> {
     let mut paths = ["safetensors", "pth"].map(|e| folder.join(format!("{name}.{e}"))).into_iter();
     let missing = || ModelError::MissingFile { folder: folder.display().to_string(), name, all: all.join(" and ") };
     paths.find(|p| p.is_file()).ok_or_else(missing)
@@ -109,7 +109,7 @@ pub(super) use embedded;
 ///
 /// # Errors
 /// [`ModelError::ModelFile`] if it cannot be read or understood.
-pub fn read_model_json<T: Default>(
+pub(crate) fn read_model_json<T: Default>(
     folder: &Path,
     parse: impl FnOnce(&str, &str) -> Result<T, ModelError>,
 ) -> Result<T, ModelError> {
@@ -128,7 +128,7 @@ pub fn read_model_json<T: Default>(
 ///
 /// # Errors
 /// [`ModelError::ModelFile`] if it cannot be understood.
-pub fn parse_json<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, ModelError> {
+pub(crate) fn parse_json<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, ModelError> {
     serde_json::from_str(text).map_err(|e| ModelError::ModelFile { path: name.to_owned(), reason: e.to_string() })
 }
 
@@ -136,7 +136,7 @@ pub fn parse_json<T: DeserializeOwned>(text: &str, name: &str) -> Result<T, Mode
 ///
 /// # Errors
 /// [`ModelError::ModelFile`] if it is of another model than `wanted` or there are no groups.
-pub fn check_model_json(name: &str, model: &str, wanted: &str, norm_groups: usize) -> Result<(), ModelError> {
+pub(crate) fn check_model_json(name: &str, model: &str, wanted: &str, norm_groups: usize) -> Result<(), ModelError> {
     let fail = |reason: String| Err(ModelError::ModelFile { path: name.to_owned(), reason });
     match norm_groups {
         _ if model != wanted => fail(format!("it describes the model {model:?}, not {wanted}")),
@@ -149,7 +149,7 @@ pub fn check_model_json(name: &str, model: &str, wanted: &str, norm_groups: usiz
 ///
 /// # Errors
 /// No such folder, no permission, disk full.
-pub fn save_model_json(file: &impl Serialize, folder: &Path) -> std::io::Result<()> {
+pub(crate) fn save_model_json(file: &impl Serialize, folder: &Path) -> std::io::Result<()> {
     let text = serde_json::to_string_pretty(file).map_err(std::io::Error::other)?;
     write_whole(folder.join("model.json"), text.as_bytes())
 }
@@ -159,7 +159,7 @@ pub fn save_model_json(file: &impl Serialize, folder: &Path) -> std::io::Result<
 ///
 /// # Errors
 /// [`WeightsError::Mismatch`] with every missing, unexpected and misshapen tensor.
-pub fn check_names(
+pub(crate) fn check_names(
     weights: &Weights,
     graph: &Graph,
     belong: impl Fn(&str) -> bool,

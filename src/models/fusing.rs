@@ -21,14 +21,14 @@ type Planned = ((usize, usize), Arc<Executable>);
 
 /// The last plan and its size: a folder's images usually have one size.
 #[derive(Debug, Default)]
-pub struct PlanCache(Mutex<Option<Planned>>);
+pub(crate) struct PlanCache(Mutex<Option<Planned>>);
 
 impl PlanCache {
     /// The plan of `graph`, which has one output, for images of `height` x `width`, made at its first use.
     ///
     /// # Errors
     /// [`ModelError`] if the network does not take the size or does not fit the device.
-    pub fn executable(
+    pub(crate) fn executable(
         &self,
         [height, width]: [usize; 2],
         graph: impl FnOnce(usize, usize) -> Result<(Graph, NodeId), GraphError>,

@@ -9,13 +9,19 @@ use crate::ops::linear::Linear;
 use crate::ops::pointwise::Pointwise;
 
 /// PyTorch's epsilon of its norms.
-pub const NORM_EPS: f32 = 1e-5;
+pub(crate) const NORM_EPS: f32 = 1e-5;
 
 /// A convolution with bias under the scope `name`, weights `weight` and `bias`.
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn conv(g: &mut Graph, name: &str, x: NodeId, out_channels: usize, spec: ConvSpec) -> Result<NodeId, GraphError> {
+pub(crate) fn conv(
+    g: &mut Graph,
+    name: &str,
+    x: NodeId,
+    out_channels: usize,
+    spec: ConvSpec,
+) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let weight = conv_weight(g, x, out_channels, &spec)?;
         let bias = g.param("bias", [out_channels])?;
@@ -27,7 +33,7 @@ pub fn conv(g: &mut Graph, name: &str, x: NodeId, out_channels: usize, spec: Con
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn conv_without_bias(
+pub(crate) fn conv_without_bias(
     g: &mut Graph,
     name: &str,
     x: NodeId,
@@ -48,7 +54,7 @@ fn conv_weight(g: &mut Graph, x: NodeId, out_channels: usize, spec: &ConvSpec) -
 }
 
 /// A square convolution that reflects at the borders and keeps the size.
-pub fn reflect(kernel: usize) -> ConvSpec {
+pub(crate) fn reflect(kernel: usize) -> ConvSpec {
     ConvSpec { padding_mode: PaddingMode::Reflect, ..ConvSpec::same(kernel) }
 }
 
@@ -56,7 +62,7 @@ pub fn reflect(kernel: usize) -> ConvSpec {
 ///
 /// # Errors
 /// [`GraphError`] if the groups do not divide the channels.
-pub fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result<NodeId, GraphError> {
+pub(crate) fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let channels = [g.shape(x).c()];
         let weight = g.param("weight", channels)?;
@@ -71,7 +77,7 @@ pub fn group_norm(g: &mut Graph, name: &str, x: NodeId, groups: usize) -> Result
 ///
 /// # Errors
 /// [`GraphError`] in training if a channel has a single value.
-pub fn batch_norm(g: &mut Graph, name: &str, x: NodeId, training: bool) -> Result<NodeId, GraphError> {
+pub(crate) fn batch_norm(g: &mut Graph, name: &str, x: NodeId, training: bool) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let channels = [g.shape(x).c()];
         let weight = g.param("weight", channels)?;
@@ -94,7 +100,7 @@ pub fn batch_norm(g: &mut Graph, name: &str, x: NodeId, training: bool) -> Resul
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn linear(g: &mut Graph, name: &str, x: NodeId, out_features: usize) -> Result<NodeId, GraphError> {
+pub(crate) fn linear(g: &mut Graph, name: &str, x: NodeId, out_features: usize) -> Result<NodeId, GraphError> {
     g.scope(name, |g| {
         let weight = g.param("weight", [out_features, g.shape(x).c()])?;
         let bias = g.param("bias", [out_features])?;
@@ -106,7 +112,7 @@ pub fn linear(g: &mut Graph, name: &str, x: NodeId, out_features: usize) -> Resu
 ///
 /// # Errors
 /// None; the signature is that of the other layers.
-pub fn act(g: &mut Graph, x: NodeId, activation: Activation) -> Result<NodeId, GraphError> {
+pub(crate) fn act(g: &mut Graph, x: NodeId, activation: Activation) -> Result<NodeId, GraphError> {
     g.apply("act", Pointwise::act(activation), &[x])
 }
 
@@ -114,6 +120,6 @@ pub fn act(g: &mut Graph, x: NodeId, activation: Activation) -> Result<NodeId, G
 ///
 /// # Errors
 /// [`GraphError`] if they cannot be broadcast.
-pub fn add(g: &mut Graph, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn add(g: &mut Graph, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
     g.apply("", Pointwise::add(), &[a, b])
 }

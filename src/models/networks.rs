@@ -11,7 +11,7 @@ use crate::graph::{Graph, NodeId};
 use crate::tensor::Tensor;
 
 /// Seed of the weights.
-pub const SEED: u64 = 2;
+pub(crate) const SEED: u64 = 2;
 
 /// A graph and what is asked of it.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct Network {
 
 impl Network {
     /// A pair as `medfuse fuse` runs it, of a model's graph and its output.
-    pub fn whole_pair((graph, fused): (Graph, NodeId)) -> Self {
+    pub(crate) fn whole_pair((graph, fused): (Graph, NodeId)) -> Self {
         Self { name: "pair".into(), graph, outputs: vec![fused] }
     }
 }
@@ -62,7 +62,7 @@ pub struct BenchRow {
 }
 
 /// Weights for a graph: biases are 0, scales of norms 1, all else is drawn from N(0, 1 / fan-in).
-pub fn random_weights(graph: &Graph, rng: &mut ChaCha8Rng) -> BTreeMap<String, Tensor> {
+pub(crate) fn random_weights(graph: &Graph, rng: &mut ChaCha8Rng) -> BTreeMap<String, Tensor> {
     let mut draw = |(name, &id): (&String, &NodeId)| {
         let shape = graph.shape(id);
         let vector = shape.n() == 1 && shape.plane() == 1;
@@ -80,6 +80,6 @@ pub fn random_weights(graph: &Graph, rng: &mut ChaCha8Rng) -> BTreeMap<String, T
 }
 
 /// A standard normal number.
-pub fn normal(rng: &mut ChaCha8Rng) -> f32 {
+pub(crate) fn normal(rng: &mut ChaCha8Rng) -> f32 {
     StandardNormal.sample(rng)
 }

@@ -44,12 +44,12 @@ impl ModelOptions {
     }
 
     /// The names of those that are given.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 
     /// The numbers that the option `name` is given.
-    pub fn counts(&self, name: &str) -> Option<&[usize]> {
+    pub(crate) fn counts(&self, name: &str) -> Option<&[usize]> {
         match self.0.get(name) {
             Some(OptionValue::Counts(counts)) => Some(counts),
             _ => None,
@@ -57,7 +57,7 @@ impl ModelOptions {
     }
 
     /// The name that the option `name` is given.
-    pub fn name(&self, name: &str) -> Option<&str> {
+    pub(crate) fn name(&self, name: &str) -> Option<&str> {
         match self.0.get(name) {
             Some(OptionValue::Name(value)) => Some(value),
             _ => None,

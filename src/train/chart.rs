@@ -57,7 +57,7 @@ impl Axes {
 ///
 /// # Errors
 /// None that is not a bug: the picture's size is fixed.
-pub fn loss_chart(title: &str, train: &[(f64, f64)], validation: &[(f64, f64)]) -> Result<Image, ImagingError> {
+pub(crate) fn loss_chart(title: &str, train: &[(f64, f64)], validation: &[(f64, f64)]) -> Result<Image, ImagingError> {
     let usable = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
         let mut points = points.to_vec();
         points.retain(|(step, loss)| *step >= 0.0 && *loss > 0.0 && step.is_finite() && loss.is_finite());

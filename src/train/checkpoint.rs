@@ -17,7 +17,7 @@ use crate::tensor::Tensor;
 
 /// What a checkpoint says of its run besides the rows.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// `stage1` or `stage2`.
     pub stage: String,
     /// Steps done.
@@ -32,7 +32,7 @@ pub struct Progress {
 
 /// The state of a run after some steps.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// How far it is.
     pub progress: Progress,
     /// The weights and the optimiser's state by name, each a row `[1, 1, 1, len]`, and the weights that the network itself
@@ -45,7 +45,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`TrainError::Io`]: no such folder, no permission, disk full.
-    pub fn save(&self, path: &Path) -> Result<(), TrainError> {
+    pub(crate) fn save(&self, path: &Path) -> Result<(), TrainError> {
         let io = |reason| TrainError::Io { path: path.to_path_buf(), reason };
         let other = |e: &dyn std::fmt::Display| io(std::io::Error::other(e.to_string()));
         let progress = serde_json::to_string(&self.progress).map_err(|e| other(&e))?;
@@ -64,7 +64,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`TrainError`] if it cannot be read or is no checkpoint.
-    pub fn load(path: &Path) -> Result<Self, TrainError> {
+    pub(crate) fn load(path: &Path) -> Result<Self, TrainError> {
         let bytes = std::fs::read(path).map_err(|reason| TrainError::Io { path: path.to_path_buf(), reason })?;
         let format = |reason: String| TrainError::Format { path: path.to_path_buf(), reason };
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| format(e.to_string()))?;
@@ -89,7 +89,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`TrainError::Other`] saying what differs.
-    pub fn check(
+    pub(crate) fn check(
         &self,
         path: &Path,
         stage: &str,

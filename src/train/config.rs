@@ -13,7 +13,7 @@ use crate::models::training::sections::RateKind;
 ///
 /// # Errors
 /// [`TrainingError::Type`] if a number is larger than TOML's, 2^63 - 1.
-pub fn settings(config: &dyn TrainingConfig) -> Result<String, TrainingError> {
+pub(crate) fn settings(config: &dyn TrainingConfig) -> Result<String, TrainingError> {
     let table = config.to_table()?;
     let sections = table.iter().filter_map(|(name, section)| Some((name, section.as_table()?)));
     let lines = sections.flat_map(|(name, section)| section.iter().map(move |(k, v)| (format!("{name}.{k}"), v)));
@@ -30,7 +30,7 @@ pub fn settings(config: &dyn TrainingConfig) -> Result<String, TrainingError> {
 ///
 /// # Errors
 /// [`TrainingError`] if the text is not TOML, or has an unknown key or a value of the wrong kind.
-pub fn read(config: &mut dyn TrainingConfig, text: &str) -> Result<(), TrainingError> {
+pub(crate) fn read(config: &mut dyn TrainingConfig, text: &str) -> Result<(), TrainingError> {
     let given: Table = text.parse().map_err(|e: toml::de::Error| TrainingError::Syntax(e.to_string()))?;
     let mut all = config.to_table()?;
     merge(&mut all, given, "")?;
@@ -41,7 +41,7 @@ pub fn read(config: &mut dyn TrainingConfig, text: &str) -> Result<(), TrainingE
 ///
 /// # Errors
 /// [`TrainingError::Read`], and those of [`read`] as [`TrainingError::Config`].
-pub fn load(config: &mut dyn TrainingConfig, path: &Path) -> Result<(), TrainingError> {
+pub(crate) fn load(config: &mut dyn TrainingConfig, path: &Path) -> Result<(), TrainingError> {
     let text = std::fs::read_to_string(path).map_err(|reason| TrainingError::Read { path: path.into(), reason })?;
     read(config, &text).map_err(|reason| TrainingError::Config { path: path.into(), reason: Box::new(reason) })
 }
@@ -50,7 +50,7 @@ pub fn load(config: &mut dyn TrainingConfig, path: &Path) -> Result<(), Training
 ///
 /// # Errors
 /// [`TrainingError::Type`] if a number is larger than TOML's, 2^63 - 1.
-pub fn to_commented_toml(config: &dyn TrainingConfig) -> Result<String, TrainingError> {
+pub(crate) fn to_commented_toml(config: &dyn TrainingConfig) -> Result<String, TrainingError> {
     let table = config.to_table()?;
     let section = |name: &str, docs: &Docs| {
         let comments = |lines: &[&str]| lines.iter().map(|line| format!("#{line}\n")).collect::<String>();

@@ -9,7 +9,7 @@ use crate::files::write_whole;
 
 /// A log that is being written. Its first column is `step`.
 #[derive(Debug)]
-pub struct Log {
+pub(crate) struct Log {
     path: PathBuf,
     header: String,
     file: File,
@@ -21,7 +21,7 @@ impl Log {
     ///
     /// # Errors
     /// [`TrainError`] if the file cannot be written, or is there with other columns.
-    pub fn open(path: &Path, columns: &[&str], step: u64) -> Result<Self, TrainError> {
+    pub(crate) fn open(path: &Path, columns: &[&str], step: u64) -> Result<Self, TrainError> {
         let io = |reason| TrainError::Io { path: path.into(), reason };
         let header = format!("step,{}", columns.join(","));
         let old = match std::fs::read_to_string(path) {
@@ -43,7 +43,7 @@ impl Log {
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub fn columns(path: &Path) -> io::Result<Option<Vec<String>>> {
+    pub(crate) fn columns(path: &Path) -> io::Result<Option<Vec<String>>> {
         let text = match std::fs::read_to_string(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             text => text?,
@@ -55,7 +55,7 @@ impl Log {
     ///
     /// # Errors
     /// [`TrainError::Io`], such as for a full disk.
-    pub fn row(&mut self, step: u64, values: &[f64]) -> Result<(), TrainError> {
+    pub(crate) fn row(&mut self, step: u64, values: &[f64]) -> Result<(), TrainError> {
         let mut line = step.to_string();
         for value in values {
             // Losses are f32: their shortest digits, not those of the f64 they became.
@@ -70,7 +70,7 @@ impl Log {
     ///
     /// # Errors
     /// [`TrainError::Io`] if the file cannot be read.
-    pub fn series(&self, column: &str) -> Result<Vec<(f64, f64)>, TrainError> {
+    pub(crate) fn series(&self, column: &str) -> Result<Vec<(f64, f64)>, TrainError> {
         let text = std::fs::read_to_string(&self.path);
         let text = text.map_err(|reason| TrainError::Io { path: self.path.clone(), reason })?;
         let Some(place) = self.header.split(',').position(|name| name == column) else {

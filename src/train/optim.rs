@@ -9,20 +9,18 @@ use crate::ops::pointwise::Pointwise;
 use crate::ops::reduce_sum::ReduceSum;
 use crate::tensor::{Shape, Tensor};
 
-/// What the names of the update's layers begin with.
-pub const UPDATE: &str = "update.";
 /// The weight that holds all trained weights.
-pub const WEIGHTS: &str = "weights";
+pub(crate) const WEIGHTS: &str = "weights";
 /// Running mean of the gradients.
-pub const EXP_AVG: &str = "optimiser.exp_avg";
+pub(crate) const EXP_AVG: &str = "optimiser.exp_avg";
 /// Running mean of the squared gradients.
-pub const EXP_AVG_SQ: &str = "optimiser.exp_avg_sq";
+pub(crate) const EXP_AVG_SQ: &str = "optimiser.exp_avg_sq";
 /// Sum of the gradients of a step's batches.
-pub const ACCUMULATED: &str = "optimiser.accumulated";
+pub(crate) const ACCUMULATED: &str = "optimiser.accumulated";
 /// Exponential moving average of the weights.
-pub const EMA: &str = "ema";
+pub(crate) const EMA: &str = "ema";
 /// The input with the step's numbers, see [`numbers`].
-pub const NUMBERS: &str = "optimiser.numbers";
+pub(crate) const NUMBERS: &str = "optimiser.numbers";
 
 /// Added to the gradient's norm when clipping (`torch.nn.utils.clip_grad_norm_`).
 const CLIP_EPS: f32 = 1e-6;
@@ -43,13 +41,13 @@ impl Default for Update {
 }
 
 /// A row as the graph has it, `[1, 1, 1, len]`.
-pub fn row(values: Vec<f32>) -> Tensor {
+pub(crate) fn row(values: Vec<f32>) -> Tensor {
     Tensor::new(Shape::new(1, 1, 1, values.len()).0, values)
 }
 
 impl Update {
     /// The names of the rows that a run changes, all of one length: the trained weights and the optimiser's state.
-    pub fn rows(&self) -> Vec<&'static str> {
+    pub(crate) fn rows(&self) -> Vec<&'static str> {
         let mut names = vec![WEIGHTS, EXP_AVG, EXP_AVG_SQ];
         if self.accumulate > 1 {
             names.push(ACCUMULATED);
@@ -61,7 +59,7 @@ impl Update {
     }
 
     /// The rows before the first step: `weights`, from which their moving average begins, and zeros.
-    pub fn first_rows(&self, weights: Vec<f32>) -> BTreeMap<String, Tensor> {
+    pub(crate) fn first_rows(&self, weights: Vec<f32>) -> BTreeMap<String, Tensor> {
         let first = |name: &str| match name {
             WEIGHTS | EMA => weights.clone(),
             _ => vec![0.0; weights.len()],
@@ -75,7 +73,7 @@ const NUMBER_COUNT: usize = 10;
 
 /// The values of the graph's input [`NUMBERS`] for batch `batch` (of `accumulate`, from 0) of step `step`, which counts
 /// from 1, at learning rate `lr`, in the order of [`NumberNodes`].
-pub fn numbers(cfg: &Update, step: u64, batch: usize, lr: f64) -> Vec<f32> {
+pub(crate) fn numbers(cfg: &Update, step: u64, batch: usize, lr: f64) -> Vec<f32> {
     let seed = 1.0 / cfg.accumulate as f64;
     let keep = if batch == 0 { 0.0 } else { 1.0 };
     let Optimiser { beta1: b1, beta2: b2, .. } = cfg.optimiser;
@@ -98,7 +96,7 @@ pub fn numbers(cfg: &Update, step: u64, batch: usize, lr: f64) -> Vec<f32> {
 
 /// The nodes of [`numbers`].
 #[derive(Clone, Copy, Debug)]
-pub struct NumberNodes {
+pub(crate) struct NumberNodes {
     /// The gradient with respect to the loss itself: one over the batches of a step.
     pub seed: NodeId,
     keep: NodeId,
@@ -114,7 +112,7 @@ impl NumberNodes {
     ///
     /// # Errors
     /// None: the slices lie inside the input.
-    pub fn new(g: &mut Graph) -> Result<Self, GraphError> {
+    pub(crate) fn new(g: &mut Graph) -> Result<Self, GraphError> {
         let all = g.input(NUMBERS, Shape::new(1, NUMBER_COUNT, 1, 1));
         let mut next = 0;
         let mut take = |g: &mut Graph| {
@@ -138,7 +136,7 @@ impl NumberNodes {
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ.
-pub fn update(
+pub(crate) fn update(
     g: &mut Graph,
     cfg: &Update,
     numbers: &NumberNodes,
@@ -208,7 +206,7 @@ fn adam(
 }
 
 /// The learning rate of step `step`, 1 to `steps`.
-pub fn learning_rate(optimiser: &Optimiser, rate: &Rate, step: u64, steps: u64) -> f64 {
+pub(crate) fn learning_rate(optimiser: &Optimiser, rate: &Rate, step: u64, steps: u64) -> f64 {
     let lr = optimiser.lr;
     if step <= rate.warmup {
         return lr * step as f64 / rate.warmup as f64;

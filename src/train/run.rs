@@ -91,7 +91,7 @@ pub enum Ending {
 }
 
 /// The checkpoint's name in a run's folder.
-pub const CHECKPOINT: &str = "checkpoint.safetensors";
+pub(crate) const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// Trains `task` on `device`.
 ///

@@ -19,7 +19,7 @@ pub struct Layout(Vec<(String, Vec<usize>)>);
 
 impl Layout {
     /// Those weights of a graph that its loss depends on and that `trained` names.
-    pub fn new(graph: &LossGraph, trained: impl Fn(&str) -> bool) -> Self {
+    pub(crate) fn new(graph: &LossGraph, trained: impl Fn(&str) -> bool) -> Self {
         let (used, _) = prune(&graph.graph, &[graph.loss]);
         let weight = |node: &Node| match &node.kind {
             Kind::Param { dims } if trained(&node.name) => Some((node.name.clone(), dims.clone())),
@@ -31,29 +31,29 @@ impl Layout {
     }
 
     /// The layout of these names and dimensions.
-    pub fn from_entries(entries: Vec<(String, Vec<usize>)>) -> Self {
+    pub(crate) fn from_entries(entries: Vec<(String, Vec<usize>)>) -> Self {
         Self(entries)
     }
 
     /// The first weight that two layouts do not share.
-    pub fn first_difference<'a>(&'a self, other: &'a Self) -> Option<&'a str> {
+    pub(crate) fn first_difference<'a>(&'a self, other: &'a Self) -> Option<&'a str> {
         let longer = if self.0.len() >= other.0.len() { self } else { other };
         let differs = |i: &usize| self.0.get(*i) != other.0.get(*i);
         (0..longer.0.len()).find(differs).map(|i| longer.0[i].0.as_str())
     }
 
     /// Names and dimensions, in order.
-    pub fn entries(&self) -> &[(String, Vec<usize>)] {
+    pub(crate) fn entries(&self) -> &[(String, Vec<usize>)] {
         &self.0
     }
 
     /// Elements of the row.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.iter().map(|(_, dims)| dims.iter().product::<usize>()).sum()
     }
 
     /// Whether nothing is trained.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -61,7 +61,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`RunError::MissingWeight`] if one is not there or of another size.
-    pub fn row(&self, weights: &dyn ParamSource) -> Result<Vec<f32>, RunError> {
+    pub(crate) fn row(&self, weights: &dyn ParamSource) -> Result<Vec<f32>, RunError> {
         let mut row = Vec::with_capacity(self.len());
         for (name, dims) in &self.0 {
             let fits = |t: &&Tensor| t.data().len() == dims.iter().product::<usize>();
@@ -72,7 +72,7 @@ impl Layout {
     }
 
     /// The weights of a row by name.
-    pub fn tensors(&self, row: &[f32]) -> BTreeMap<String, Tensor> {
+    pub(crate) fn tensors(&self, row: &[f32]) -> BTreeMap<String, Tensor> {
         let mut rest = row;
         let mut take = |(name, dims): &(String, Vec<usize>)| {
             let (this, next) = rest.split_at(dims.iter().product());
@@ -108,7 +108,7 @@ impl TrainStep {
     ///
     /// # Errors
     /// [`RunError`] if an operation has no gradient or the step does not fit the device.
-    pub fn new(
+    pub(crate) fn new(
         device: &Device,
         graph: &LossGraph,
         layout: &Layout,
@@ -122,12 +122,12 @@ impl TrainStep {
     }
 
     /// The plan, for its memory.
-    pub fn plan(&self) -> &Plan {
+    pub(crate) fn plan(&self) -> &Plan {
         self.executable.plan()
     }
 
     /// What runs the plan, for timings of its operations.
-    pub fn executable(&self) -> &Executable {
+    pub(crate) fn executable(&self) -> &Executable {
         &self.executable
     }
 
@@ -135,7 +135,13 @@ impl TrainStep {
     ///
     /// # Errors
     /// [`RunError::NotFinite`] with the first layer whose result is not finite; the weights are as they were.
-    pub fn run(&self, step: u64, batch: usize, lr: f64, inputs: &[(&str, &[f32])]) -> Result<BatchReport, RunError> {
+    pub(crate) fn run(
+        &self,
+        step: u64,
+        batch: usize,
+        lr: f64,
+        inputs: &[(&str, &[f32])],
+    ) -> Result<BatchReport, RunError> {
         let numbers = optim::numbers(&self.update, step, batch, lr);
         let mut all: Vec<(&str, &[f32])> = inputs.to_vec();
         all.push((NUMBERS, &numbers));
@@ -149,7 +155,7 @@ impl TrainStep {
     ///
     /// # Errors
     /// [`RunError`] if there is no such row or the GPU fails.
-    pub fn row(&self, name: &str) -> Result<Vec<f32>, RunError> {
+    pub(crate) fn row(&self, name: &str) -> Result<Vec<f32>, RunError> {
         self.executable.weight(name)
     }
 }

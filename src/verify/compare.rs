@@ -51,7 +51,7 @@ impl Tolerance {
     /// a network had a part in may be off by one grey level, those that are integer arithmetic alone by none.
     /// Gradients, whatever of, are as models; where they are nothing but rounding, so that zeros would be close enough,
     /// each element may be off by 10 times the reference's largest error.
-    pub fn of(name: &str, expected: &Array, scale: Scale, floor: Option<NoiseFloor>) -> Self {
+    pub(crate) fn of(name: &str, expected: &Array, scale: Scale, floor: Option<NoiseFloor>) -> Self {
         let gradient = name.starts_with("grad");
         if let Some(floor) = floor.filter(|f| gradient && 10.0 * f.rel_l2 >= 1.0) {
             return Self::Absolute(10.0 * floor.max_abs_err);
@@ -88,7 +88,7 @@ impl Comparison {
     ///
     /// # Panics
     /// If there are not as many of one as of the other.
-    pub fn new(found: &[f64], expected: &[f64], tolerance: Tolerance, floor: Option<NoiseFloor>) -> Self {
+    pub(crate) fn new(found: &[f64], expected: &[f64], tolerance: Tolerance, floor: Option<NoiseFloor>) -> Self {
         assert_eq!(found.len(), expected.len());
         let (mut max, mut diff, mut norm, mut not_finite) = (0.0f64, 0.0, 0.0, 0);
         for (a, b) in found.iter().zip(expected) {
@@ -115,7 +115,7 @@ impl Comparison {
     }
 
     /// The error in the measure of the tolerance.
-    pub fn error(&self) -> f64 {
+    pub(crate) fn error(&self) -> f64 {
         match self.tolerance {
             Tolerance::RelativeL2(_) => self.relative_l2,
             Tolerance::Absolute(_) | Tolerance::GreyLevels(_) => self.max_abs_error,
@@ -128,7 +128,7 @@ impl Comparison {
     }
 
     /// The error as a share of the tolerance; NaN where there is no number.
-    pub fn share(&self) -> f64 {
+    pub(crate) fn share(&self) -> f64 {
         let error = self.error();
         if error == 0.0 { 0.0 } else { error / self.tolerance.limit() }
     }
@@ -136,7 +136,11 @@ impl Comparison {
 
 /// Compares the loss `sum(w * out)` over all outputs with the reference's. The sum cancels, so the tolerance is 1e-5 of
 /// `sum |w * out|`, or 10 times the noise floor where that is larger.
-pub fn compare_loss(products: impl Iterator<Item = f64>, expected: f64, floor: Option<NoiseFloor>) -> Comparison {
+pub(crate) fn compare_loss(
+    products: impl Iterator<Item = f64>,
+    expected: f64,
+    floor: Option<NoiseFloor>,
+) -> Comparison {
     let (sum, magnitude) = products.fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()));
     let floor_abs = floor.map_or(0.0, |f| 10.0 * f.max_abs_err);
     let tolerance = Tolerance::Absolute(floor_abs.max(1e-5 * magnitude));

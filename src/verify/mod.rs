@@ -17,10 +17,12 @@ use std::time::Instant;
 
 use crate::device::Device;
 use crate::models::golden::Computed;
-pub use crate::models::golden::case::{Array, Case, NoiseFloor, Values, find_cases};
+pub(crate) use crate::models::golden::case::{Array, Case};
+pub use crate::models::golden::case::{NoiseFloor, find_cases};
 pub use crate::models::golden::error::CaseError;
 use crate::tensor::Shape;
-pub use compare::{Comparison, Scale, Tolerance, compare_loss};
+pub(crate) use compare::compare_loss;
+pub use compare::{Comparison, Scale, Tolerance};
 use network::Results;
 use subject::{Job, Subject};
 

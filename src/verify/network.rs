@@ -27,7 +27,7 @@ pub(super) struct Results {
 
 impl Results {
     /// Results that are compared by the tolerance of `scale`.
-    pub fn new(scale: Scale, computed: Computed) -> Self {
+    pub(crate) fn new(scale: Scale, computed: Computed) -> Self {
         Self { scale, computed, outcomes: BTreeMap::new(), note: None }
     }
 }

@@ -50,7 +50,7 @@ impl Subject {
     ///
     /// # Errors
     /// [`CaseError::Unknown`] if that names nothing that is known here.
-    pub fn of(case: &Case) -> Result<Self, CaseError> {
+    pub(crate) fn of(case: &Case) -> Result<Self, CaseError> {
         let config = &case.config;
         if let Some((kind, name)) = named(config) {
             let computation = match kind {
@@ -78,7 +78,7 @@ impl Subject {
     }
 
     /// Computes the case.
-    pub fn run(self, case: &Case, device: &Device, forward_only: bool) -> Result<Results, CaseError> {
+    pub(crate) fn run(self, case: &Case, device: &Device, forward_only: bool) -> Result<Results, CaseError> {
         let job = Job { case, attributes: self.attributes, device, forward_only };
         match self.computation {
             Computation::Row(row) => ops::run(row, job),

@@ -70,14 +70,6 @@ pub enum WeightsError {
         /// The first such value.
         value: f32,
     },
-    /// One name was asked for and is not there.
-    #[error("{path} has no tensor `{name}`", path = .path.display())]
-    NoSuchTensor {
-        /// The file.
-        path: PathBuf,
-        /// The name asked for.
-        name: String,
-    },
     /// Two tensors of one file end up with one name.
     #[error("{path} names the tensor `{name}` twice", path = .path.display())]
     NameTwice {

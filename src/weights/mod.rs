@@ -17,7 +17,7 @@ use crate::tensor::Tensor;
 
 /// The buffers of the reference's `GaussianDiffusion`, saved beside the UNet's parameters. They follow from
 /// the noise schedule, so a model neither needs them nor trusts them.
-pub const SCHEDULE_BUFFERS: [&str; 12] = [
+pub(crate) const SCHEDULE_BUFFERS: [&str; 12] = [
     "betas",
     "alphas_cumprod",
     "alphas_cumprod_prev",
@@ -34,14 +34,14 @@ pub const SCHEDULE_BUFFERS: [&str; 12] = [
 
 /// Whether a tensor of this name is state that no optimiser updates: a table of the noise schedule or a
 /// running statistic of a batch norm.
-pub fn is_buffer(name: &str) -> bool {
+pub(crate) fn is_buffer(name: &str) -> bool {
     SCHEDULE_BUFFERS.contains(&name)
         || [".running_mean", ".running_var", ".num_batches_tracked"].iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// The container a checkpoint was read from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
+pub(crate) enum Format {
     /// `torch.save` since PyTorch 1.6: a zip archive.
     PthZip,
     /// `torch.save` of PyTorch 0.1.10 to 1.5: a row of pickles.
@@ -143,7 +143,7 @@ impl Weights {
     }
 
     /// The container of that file.
-    pub fn format(&self) -> Format {
+    pub(crate) fn format(&self) -> Format {
         self.format
     }
 
@@ -162,13 +162,9 @@ impl Weights {
         self.entries.get(name).map(|entry| &entry.tensor)
     }
 
-    /// The tensor of this name, or an error that says which file lacks it.
-    pub fn require(&self, name: &str) -> Result<&Tensor, WeightsError> {
-        self.get(name).ok_or_else(|| WeightsError::NoSuchTensor { path: self.path.clone(), name: name.to_string() })
-    }
-
     /// The element type that the file stored a tensor in.
-    pub fn stored(&self, name: &str) -> Option<StoredType> {
+    #[cfg(test)]
+    pub(crate) fn stored(&self, name: &str) -> Option<StoredType> {
         self.entries.get(name).map(|entry| entry.stored)
     }
 
@@ -183,7 +179,7 @@ impl Weights {
     }
 
     /// Names, tensors and the element types that the file stored them in, in the order of the names.
-    pub fn iter_stored(&self) -> impl Iterator<Item = (&str, &Tensor, StoredType)> {
+    pub(crate) fn iter_stored(&self) -> impl Iterator<Item = (&str, &Tensor, StoredType)> {
         self.entries.iter().map(|(name, entry)| (name.as_str(), &entry.tensor, entry.stored))
     }
 
@@ -191,7 +187,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`WeightsError::NameTwice`] when a shortened name is there already.
-    pub fn strip_prefix(self, prefix: &str) -> Result<Self, WeightsError> {
+    pub(crate) fn strip_prefix(self, prefix: &str) -> Result<Self, WeightsError> {
         let mut stripped = Self::empty(self.path, self.format);
         for (name, entry) in self.entries {
             let name = match name.strip_prefix(prefix) {
@@ -212,7 +208,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`WeightsError::Mismatch`] with every missing, unexpected and misshapen tensor.
-    pub fn check(&self, expected: &[(String, Vec<usize>)], ignored: &[&str]) -> Result<(), WeightsError> {
+    pub(crate) fn check(&self, expected: &[(String, Vec<usize>)], ignored: &[&str]) -> Result<(), WeightsError> {
         let mut mismatch = Mismatch::default();
         let mut known: BTreeMap<&str, &[usize]> = BTreeMap::new();
         for (name, dims) in expected {
@@ -241,7 +237,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`WeightsError::NotFinite`] with the first tensor that holds some, and how many.
-    pub fn check_finite(&self) -> Result<(), WeightsError> {
+    pub(crate) fn check_finite(&self) -> Result<(), WeightsError> {
         for (name, tensor) in self.iter() {
             let nan = tensor.data().iter().filter(|v| v.is_nan()).count();
             let infinite = tensor.data().iter().filter(|v| v.is_infinite()).count();

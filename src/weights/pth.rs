@@ -205,7 +205,7 @@ mod tests {
             let weights = Weights::load(fixture(file)).unwrap();
             assert_eq!(weights.format(), format, "{file}");
             let tensor = |name: &str| {
-                let tensor = weights.require(name).unwrap();
+                let tensor = weights.get(name).unwrap();
                 (tensor.dims().to_vec(), tensor.data().to_vec())
             };
             assert_eq!(weights.len(), 7, "{file}");

@@ -39,7 +39,7 @@ pub enum StoredType {
 
 impl StoredType {
     /// Bytes of one element.
-    pub const fn size(self) -> usize {
+    pub(crate) const fn size(self) -> usize {
         match self {
             Self::F64 | Self::I64 | Self::U64 => 8,
             Self::F32 | Self::I32 | Self::U32 => 4,
@@ -49,7 +49,7 @@ impl StoredType {
     }
 
     /// Whether the elements are floating-point numbers.
-    pub const fn is_float(self) -> bool {
+    pub(crate) const fn is_float(self) -> bool {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
     }
 

@@ -12,7 +12,7 @@ use crate::ops::resize::UpsampleBilinear2;
 use crate::weights::Weights;
 
 /// Shortest side of the coarsest features: the 7x7 reflection needs four pixels.
-pub const MIN_COARSE_SIDE: usize = 4;
+pub(crate) const MIN_COARSE_SIDE: usize = 4;
 
 /// The size of a fusion head.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -119,7 +119,7 @@ fn merge_steps(g: &mut Graph, cfg: &HeadConfig, features: &[Vec<NodeId>], level:
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn head_block(g: &mut Graph, x: NodeId, out: usize) -> Result<NodeId, GraphError> {
+pub(crate) fn head_block(g: &mut Graph, x: NodeId, out: usize) -> Result<NodeId, GraphError> {
     g.scope("block", |g| two_convs(g, x, out))
 }
 
@@ -135,7 +135,7 @@ fn two_convs(g: &mut Graph, x: NodeId, out: usize) -> Result<NodeId, GraphError>
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn attention_block(
+pub(crate) fn attention_block(
     g: &mut Graph,
     x: NodeId,
     y: NodeId,
@@ -165,7 +165,7 @@ pub fn attention_block(
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn three_att_block(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn three_att_block(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
     let gate = three_att_gate(g, x)?;
     g.apply("res", Pointwise::mul(), &[x, gate])
 }

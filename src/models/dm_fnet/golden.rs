@@ -25,7 +25,7 @@ use crate::tensor::Shape;
 use crate::weights::Weights;
 
 /// What DM-FNet answers of golden cases.
-pub static GOLDEN: Golden = Golden {
+pub(crate) static GOLDEN: Golden = Golden {
     blocks: BLOCKS,
     networks: &[("UNet", unet_case), ("Fusion_Head", head_case)],
     losses: &[("DM-FNet Fusionloss", loss_case)],

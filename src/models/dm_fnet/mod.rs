@@ -71,7 +71,7 @@ const FILES: [&str; 2] = ["unet", "head"];
 const STEPS: &str = "steps";
 
 /// The modalities in the order the reference passes them through the UNet at each step.
-pub const MODALITIES: [&str; 2] = ["MRI", "Other"];
+pub(crate) const MODALITIES: [&str; 2] = ["MRI", "Other"];
 
 /// Longest noise schedule that a model file or a training may ask for.
 const MAX_TIMESTEPS: usize = 100_000;
@@ -211,7 +211,7 @@ impl DmFnet {
     }
 
     /// Height and width of the network's input must be multiples of this.
-    pub fn multiple(&self) -> usize {
+    pub(crate) fn multiple(&self) -> usize {
         self.unet.multiple()
     }
 
@@ -273,7 +273,7 @@ impl FusionModel for DmFnet {
 ///
 /// # Errors
 /// [`GraphError`] if the size is not a multiple of the UNet's or too small.
-pub fn dm_fnet(
+pub(crate) fn dm_fnet(
     g: &mut Graph,
     unet_config: &UnetConfig,
     head: &HeadConfig,
@@ -321,7 +321,7 @@ impl ModelFile {
     ///
     /// # Errors
     /// No such folder, no permission, disk full.
-    pub fn save(&self, folder: &Path) -> std::io::Result<()> {
+    pub(crate) fn save(&self, folder: &Path) -> std::io::Result<()> {
         save_model_json(self, folder)
     }
 }
@@ -330,7 +330,7 @@ impl ModelFile {
 ///
 /// # Errors
 /// [`ModelError::ModelFile`] if it cannot be read or understood.
-pub fn read_model_file(folder: &Path) -> Result<ModelFile, ModelError> {
+pub(crate) fn read_model_file(folder: &Path) -> Result<ModelFile, ModelError> {
     read_model_json(folder, parse_model_file)
 }
 
@@ -378,16 +378,11 @@ impl Fuser {
         &self.model
     }
 
-    /// The device.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
     /// The plan for padded images of this size, made at its first use.
     ///
     /// # Errors
     /// [`ModelError`] if the network does not fit the device.
-    pub fn executable(&self, height: usize, width: usize) -> Result<Arc<Executable>, ModelError> {
+    pub(crate) fn executable(&self, height: usize, width: usize) -> Result<Arc<Executable>, ModelError> {
         self.plans.executable([height, width], |h, w| self.model.graph(h, w), &self.device, &self.model)
     }
 
@@ -413,7 +408,7 @@ impl Fuser {
     }
 
     /// How planes of this size are padded for the network.
-    pub fn padding(&self, height: usize, width: usize) -> Padding {
+    pub(crate) fn padding(&self, height: usize, width: usize) -> Padding {
         let multiple = self.model.multiple();
         Padding::new(height, width, multiple, multiple * MIN_COARSE_SIDE)
     }

@@ -12,7 +12,7 @@ use crate::models::networks::{Network, SEED, random_weights};
 use crate::tensor::Shape;
 
 /// The published sizes with another number of channels at the first level.
-pub fn configs(channels: usize) -> (UnetConfig, HeadConfig) {
+pub(crate) fn configs(channels: usize) -> (UnetConfig, HeadConfig) {
     let unet = UnetConfig { inner_channel: channels, ..UnetConfig::published() };
     let published = HeadConfig::published();
     let head = HeadConfig {
@@ -27,7 +27,7 @@ pub fn configs(channels: usize) -> (UnetConfig, HeadConfig) {
 ///
 /// # Errors
 /// [`ModelError`] if the channels are no multiple of the norms' 32 groups.
-pub fn random_model(channels: usize) -> Result<DmFnet, ModelError> {
+pub(crate) fn random_model(channels: usize) -> Result<DmFnet, ModelError> {
     let (unet, head) = configs(channels);
     let side = unet.multiple() * 4;
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
@@ -39,7 +39,7 @@ pub fn random_model(channels: usize) -> Result<DmFnet, ModelError> {
 
 /// The outputs that are requested of a UNet pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PassOutputs {
+pub(crate) enum PassOutputs {
     /// The decoder's features that the head reads: what `medfuse fuse` runs.
     Features,
     /// The prediction of x_0, which needs every layer.
@@ -52,7 +52,7 @@ pub enum PassOutputs {
 ///
 /// # Errors
 /// [`GraphError`] if the size is no multiple of [`UnetConfig::multiple`].
-pub fn unet_pass(config: &UnetConfig, size: usize, outputs: PassOutputs) -> Result<Network, GraphError> {
+pub(crate) fn unet_pass(config: &UnetConfig, size: usize, outputs: PassOutputs) -> Result<Network, GraphError> {
     let mut graph = Graph::new();
     let x = graph.input("x", Shape::new(1, config.in_channel, size, size));
     let level = graph.input("level", Shape::new(1, 1, 1, 1));
@@ -76,7 +76,7 @@ pub fn unet_pass(config: &UnetConfig, size: usize, outputs: PassOutputs) -> Resu
 ///
 /// # Errors
 /// [`GraphError`] if the coarsest features are too small.
-pub fn head_pass(config: &HeadConfig, size: usize) -> Result<Network, GraphError> {
+pub(crate) fn head_pass(config: &HeadConfig, size: usize) -> Result<Network, GraphError> {
     let mut graph = Graph::new();
     let coarsest = config.dims.len() - 1;
     let mut features = |modality: &str| -> Vec<Vec<NodeId>> {

@@ -21,7 +21,7 @@ use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights};
 
 /// Stage I as `medfuse train` offers it.
-pub const TRAINING: Training = Training {
+pub(crate) const TRAINING: Training = Training {
     name: NAME,
     about: "Train the diffusion UNet: it predicts an image from a noisy one",
     files: &[],
@@ -53,7 +53,7 @@ section! {
 
 impl Unet {
     /// The network's size: of one channel in and out.
-    pub fn size(&self) -> UnetConfig {
+    pub(crate) fn size(&self) -> UnetConfig {
         let attends = |level: usize| {
             self.attn_res.iter().any(|&side| self.image_size >> level == side && side << level == self.image_size)
         };
@@ -72,7 +72,7 @@ impl Unet {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         let (channels, groups) = (self.inner_channel, self.norm_groups);
         need("unet.norm_groups", (1..=1024).contains(&groups), "must be from 1 to 1024")?;
         let even = channels > 0 && channels.is_multiple_of(2) && channels.is_multiple_of(groups) && channels <= 4096;
@@ -101,7 +101,7 @@ section! {
 
 impl Noise {
     /// The schedule's configuration.
-    pub fn schedule(&self) -> ScheduleConfig {
+    pub(crate) fn schedule(&self) -> ScheduleConfig {
         let Self { schedule: kind, n_timestep, linear_start, linear_end } = *self;
         ScheduleConfig { kind, n_timestep, linear_start, linear_end }
     }
@@ -110,7 +110,7 @@ impl Noise {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         let steps = (1..=MAX_TIMESTEPS).contains(&self.n_timestep);
         need("noise.n_timestep", steps, format!("must be from 1 to {MAX_TIMESTEPS}"))?;
         decay("noise.linear_start", self.linear_start)?;
@@ -154,7 +154,12 @@ impl TrainingConfig for Stage1Config {
 ///
 /// # Errors
 /// [`GraphError`] if `side` is not a multiple of [`UnetConfig::multiple`].
-pub fn loss_graph(config: &UnetConfig, dropout: f32, batch: usize, side: usize) -> Result<LossGraph, GraphError> {
+pub(crate) fn loss_graph(
+    config: &UnetConfig,
+    dropout: f32,
+    batch: usize,
+    side: usize,
+) -> Result<LossGraph, GraphError> {
     let mut graph = Graph::new();
     let image = Shape::new(batch, config.in_channel, side, side);
     let x_0 = graph.input("x_0", image);
@@ -168,13 +173,13 @@ pub fn loss_graph(config: &UnetConfig, dropout: f32, batch: usize, side: usize) 
 }
 
 /// Whether a weight is the UNet's.
-pub fn is_trained(name: &str) -> bool {
+pub(crate) fn is_trained(name: &str) -> bool {
     name.starts_with("denoise_fn.")
 }
 
 /// The graph's inputs for `images`, `[n, ...]`: one step of the schedule for all of them, and for each a level between
 /// it and the step before, and its noise.
-pub fn inputs(images: &Tensor, schedule: &NoiseSchedule, noise: &mut NoiseSource) -> BTreeMap<String, Vec<f32>> {
+pub(crate) fn inputs(images: &Tensor, schedule: &NoiseSchedule, noise: &mut NoiseSource) -> BTreeMap<String, Vec<f32>> {
     let count = images.dims()[0];
     let t = noise.step(schedule);
     let levels: Vec<f32> = (0..count).map(|_| noise.level(schedule, t)).collect();
@@ -189,7 +194,7 @@ const VALIDATION_SEED: u64 = 0x5eed;
 
 /// The run of stage I on a data set.
 #[derive(Debug)]
-pub struct Stage1<'a> {
+pub(crate) struct Stage1<'a> {
     config: &'a Stage1Config,
     data: &'a Dataset,
     device: &'a Device,
@@ -204,7 +209,7 @@ impl<'a> Stage1<'a> {
     ///
     /// # Errors
     /// [`TrainingError`] if there are none or they are smaller than the crop.
-    pub fn new(config: &'a Stage1Config, data: &'a Dataset, device: &'a Device) -> Result<Self, TrainingError> {
+    pub(crate) fn new(config: &'a Stage1Config, data: &'a Dataset, device: &'a Device) -> Result<Self, TrainingError> {
         // These are cut to the crop's size as well.
         check_sizes(&data.validation, config.data.crop)?;
         Ok(Self {

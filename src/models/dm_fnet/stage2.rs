@@ -24,7 +24,7 @@ use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights};
 
 /// Stage II as `medfuse train` offers it.
-pub const TRAINING: Training = Training {
+pub(crate) const TRAINING: Training = Training {
     name: NAME,
     about: "Train the fusion head on the features of a UNet of stage1, which stays as it is",
     files: &[TrainingFile { name: "unet", about: "The UNet's weights (.safetensors or .pth)" }],
@@ -50,7 +50,7 @@ impl Head {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         let steps = &self.time_steps;
         let distinct = (1..steps.len()).all(|i| !steps[..i].contains(&steps[i]));
         // With a single step the head's merging blocks would be part of the model and never trained.
@@ -85,7 +85,7 @@ impl LossWeights {
     }
 
     /// What the loss is made by.
-    pub fn config(&self) -> FusionLossConfig {
+    pub(crate) fn config(&self) -> FusionLossConfig {
         FusionLossConfig { nan_switch: self.nan_switch, ..self.parts().config([-1.0, 1.0]) }
     }
 
@@ -93,7 +93,7 @@ impl LossWeights {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         self.parts().check()
     }
 }
@@ -136,7 +136,7 @@ impl TrainingConfig for Stage2Config {
 
 /// The nodes of the fusion loss, each `[1, 1, 1, 1]`.
 #[derive(Clone, Copy, Debug)]
-pub struct FusionLoss {
+pub(crate) struct FusionLoss {
     /// The sum of the weighted parts.
     pub total: NodeId,
     /// The weighted distance to the brighter source (`loss_in`).
@@ -153,7 +153,7 @@ pub struct FusionLoss {
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ.
-pub fn fusion_loss(
+pub(crate) fn fusion_loss(
     g: &mut Graph,
     cfg: &FusionLossConfig,
     fused: NodeId,
@@ -171,14 +171,14 @@ pub fn fusion_loss(
 }
 
 /// Names of the loss's parts, in the order of the graph's reports.
-pub const REPORTS: [&str; 3] = ["loss_intensity", "loss_gradient", "ssim"];
+pub(crate) const REPORTS: [&str; 3] = ["loss_intensity", "loss_gradient", "ssim"];
 
 /// The head's loss on a batch of pairs of `side` x `side`. Inputs: those of [`dm_fnet`], and the images `mri` and `other`
 /// `[n, 1, side, side]`.
 ///
 /// # Errors
 /// [`GraphError`] if `side` is not a multiple of the UNet's or too small.
-pub fn loss_graph(
+pub(crate) fn loss_graph(
     unet: &UnetConfig,
     head: &HeadConfig,
     time_steps: &[usize],
@@ -195,12 +195,12 @@ pub fn loss_graph(
 }
 
 /// Whether a weight is the head's, which stage II trains.
-pub fn is_trained(name: &str) -> bool {
+pub(crate) fn is_trained(name: &str) -> bool {
     ["decoder.", "rgb_decode1.", "rgb_decode2."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The graph's inputs for a batch of pairs: each image at each noise step, with a level and noise of its own.
-pub fn inputs(
+pub(crate) fn inputs(
     batch: &Batch,
     schedule: &NoiseSchedule,
     time_steps: &[usize],
@@ -259,7 +259,7 @@ impl ParamSource for Frozen {
 
 /// The run of stage II on a data set.
 #[derive(Debug)]
-pub struct Stage2<'a> {
+pub(crate) struct Stage2<'a> {
     config: &'a Stage2Config,
     data: &'a Dataset,
     device: &'a Device,
@@ -278,7 +278,7 @@ impl<'a> Stage2<'a> {
     ///
     /// # Errors
     /// [`TrainingError`] if the pairs, the UNet's weights or the crop cannot be used.
-    pub fn new(
+    pub(crate) fn new(
         config: &'a Stage2Config,
         unet: &Path,
         data: &'a Dataset,

@@ -113,7 +113,7 @@ pub fn unet(g: &mut Graph, cfg: &UnetConfig, x: NodeId, level: NodeId) -> Result
 ///
 /// # Errors
 /// Those of [`unet`].
-pub fn unet_with_dropout(
+pub(crate) fn unet_with_dropout(
     g: &mut Graph,
     cfg: &UnetConfig,
     x: NodeId,
@@ -143,7 +143,7 @@ pub fn unet_with_dropout(
 ///
 /// # Errors
 /// [`GraphError`] if `level` is not `[n, 1, 1, 1]`.
-pub fn noise_level_mlp(g: &mut Graph, inner_channel: usize, level: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn noise_level_mlp(g: &mut Graph, inner_channel: usize, level: NodeId) -> Result<NodeId, GraphError> {
     g.scope("noise_level_mlp", |g| {
         let t = g.apply("0", PositionalEncoding { dim: inner_channel }, &[level])?;
         let t = linear(g, "1", t, 4 * inner_channel)?;
@@ -157,7 +157,7 @@ pub fn noise_level_mlp(g: &mut Graph, inner_channel: usize, level: NodeId) -> Re
 ///
 /// # Errors
 /// [`GraphError`] if the groups do not divide the channels.
-pub fn self_attention(g: &mut Graph, x: NodeId, norm_groups: usize) -> Result<NodeId, GraphError> {
+pub(crate) fn self_attention(g: &mut Graph, x: NodeId, norm_groups: usize) -> Result<NodeId, GraphError> {
     let channels = g.shape(x).c();
     let h = group_norm(g, "norm", x, norm_groups)?;
     let qkv = conv_without_bias(g, "qkv", h, 3 * channels, ConvSpec::same(1))?;

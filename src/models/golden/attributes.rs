@@ -19,19 +19,19 @@ const MAX_COUNT: u64 = 1 << 17;
 
 /// The attributes of one subject. Methods take out what is checked by itself; [`Attributes::read`] takes all the rest.
 #[derive(Clone, Debug)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     of: String,
     entries: Map<String, Value>,
 }
 
 impl Attributes {
     /// The attributes of what is called `of`, such as `conv2d`.
-    pub fn new(of: &str, entries: Map<String, Value>) -> Self {
+    pub(crate) fn new(of: &str, entries: Map<String, Value>) -> Self {
         Self { of: of.to_owned(), entries }
     }
 
     /// Takes out the attribute `name`.
-    pub fn take(&mut self, name: &str) -> Option<Value> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.entries.remove(name)
     }
 
@@ -39,7 +39,7 @@ impl Attributes {
     ///
     /// # Errors
     /// If it is missing or something else.
-    pub fn nested(&mut self, name: &str, of: &str) -> Result<Self, CaseError> {
+    pub(crate) fn nested(&mut self, name: &str, of: &str) -> Result<Self, CaseError> {
         match self.take(name) {
             Some(Value::Object(entries)) => Ok(Self::new(of, entries)),
             _ => Err(self.error(format!("{name} must be there, with the attributes of {of}"))),
@@ -47,7 +47,7 @@ impl Attributes {
     }
 
     /// An error of these attributes.
-    pub fn error(&self, reason: impl Into<String>) -> CaseError {
+    pub(crate) fn error(&self, reason: impl Into<String>) -> CaseError {
         CaseError::Attribute { of: self.of.clone(), reason: reason.into() }
     }
 
@@ -55,7 +55,7 @@ impl Attributes {
     ///
     /// # Errors
     /// If the configuration has one of that name, which then is none of this subject's.
-    pub fn give(&mut self, name: &str, value: Value) -> Result<(), CaseError> {
+    pub(crate) fn give(&mut self, name: &str, value: Value) -> Result<(), CaseError> {
         match self.entries.insert(name.to_owned(), value) {
             Some(_) => Err(self.error(unknown(name))),
             None => Ok(()),
@@ -66,7 +66,7 @@ impl Attributes {
     ///
     /// # Errors
     /// If it is something else; `why` is said before what is expected.
-    pub fn expect(&mut self, name: &str, expected: &Value, why: &str) -> Result<bool, CaseError> {
+    pub(crate) fn expect(&mut self, name: &str, expected: &Value, why: &str) -> Result<bool, CaseError> {
         match self.take(name) {
             Some(found) if !same(&found, expected) => {
                 Err(self.error(format!("{name} is {found}, but {why} {expected}")))
@@ -79,7 +79,7 @@ impl Attributes {
     ///
     /// # Errors
     /// Which number is.
-    pub fn at_most(&self, name: &str, limit: u64) -> Result<(), CaseError> {
+    pub(crate) fn at_most(&self, name: &str, limit: u64) -> Result<(), CaseError> {
         let largest = self.entries.get(name).map_or(0.0, largest);
         if largest > limit as f64 {
             return Err(self.error(format!("{name} is {largest}, over the limit of {limit}")));
@@ -91,7 +91,7 @@ impl Attributes {
     ///
     /// # Errors
     /// If one is missing, not known or has a value that cannot be.
-    pub fn read<T: DeserializeOwned>(self) -> Result<T, CaseError> {
+    pub(crate) fn read<T: DeserializeOwned>(self) -> Result<T, CaseError> {
         for name in self.entries.keys() {
             self.at_most(name, MAX_COUNT)?;
         }

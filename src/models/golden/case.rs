@@ -12,7 +12,7 @@ use crate::tensor::{Shape, Tensor};
 
 /// The elements of a case's tensor.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Values {
+pub(crate) enum Values {
     /// Numbers.
     F32(Vec<f32>),
     /// Numbers whose names end in `_f64`.
@@ -25,7 +25,7 @@ pub enum Values {
 
 impl Values {
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(v) => v.len(),
             Self::F64(v) => v.len(),
@@ -35,12 +35,12 @@ impl Values {
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// All of them, which float64 holds exactly (counters up to 2^53).
-    pub fn to_f64(&self) -> Vec<f64> {
+    pub(crate) fn to_f64(&self) -> Vec<f64> {
         match self {
             Self::F32(v) => v.iter().map(|&x| f64::from(x)).collect(),
             Self::F64(v) => v.clone(),
@@ -62,7 +62,7 @@ impl Values {
 
 /// A tensor of a case, row-major, with its own dimensions.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Array {
+pub(crate) struct Array {
     /// The dimensions, outermost first.
     pub dims: Vec<usize>,
     /// The elements.
@@ -206,7 +206,7 @@ impl Case {
     ///
     /// # Errors
     /// [`CaseError`] if one is missing, is no such file, or they do not agree on the tensors.
-    pub fn load(path: &Path) -> Result<Self, CaseError> {
+    pub(crate) fn load(path: &Path) -> Result<Self, CaseError> {
         let json = with_ending(path, ".json");
         let mut sidecar: Sidecar = serde_json::from_slice(&read(&json)?).map_err(|e| CaseError::file(&json, e))?;
         if is_weights(path) {
@@ -242,7 +242,7 @@ impl Case {
     ///
     /// # Errors
     /// [`CaseError::Tensor`] if it is missing or of another type.
-    pub fn f32(&self, name: &str) -> Result<(&[usize], &[f32]), CaseError> {
+    pub(crate) fn f32(&self, name: &str) -> Result<(&[usize], &[f32]), CaseError> {
         match self.tensors.get(name) {
             Some(Array { dims, values: Values::F32(values) }) => Ok((dims, values)),
             Some(_) => Err(CaseError::tensor(name, "it must be float32")),
@@ -254,7 +254,7 @@ impl Case {
     ///
     /// # Errors
     /// [`CaseError::Tensor`] if it is missing or of another type.
-    pub fn u8(&self, name: &str) -> Result<(&[usize], &[u8]), CaseError> {
+    pub(crate) fn u8(&self, name: &str) -> Result<(&[usize], &[u8]), CaseError> {
         match self.tensors.get(name) {
             Some(Array { dims, values: Values::U8(values) }) => Ok((dims, values)),
             Some(_) => Err(CaseError::tensor(name, "it must be uint8")),
@@ -266,14 +266,14 @@ impl Case {
     ///
     /// # Errors
     /// [`CaseError::Tensor`] if it is missing, of another type, or its dimensions have no NCHW reading.
-    pub fn nchw(&self, name: &str) -> Result<(Shape, &[f32]), CaseError> {
+    pub(crate) fn nchw(&self, name: &str) -> Result<(Shape, &[f32]), CaseError> {
         let (dims, values) = self.f32(name)?;
         let shape = Shape::from_dims(dims).ok_or_else(|| CaseError::tensor(name, format!("{dims:?} is not NCHW")))?;
         Ok((shape, values))
     }
 
     /// The float32 tensors whose names begin with `prefix`, by the rest of their names.
-    pub fn params(&self, prefix: &str) -> BTreeMap<String, Tensor> {
+    pub(crate) fn params(&self, prefix: &str) -> BTreeMap<String, Tensor> {
         let of = |(name, array): (&String, &Array)| match &array.values {
             Values::F32(values) => {
                 let key = name.strip_prefix(prefix)?.to_owned();

@@ -37,15 +37,15 @@ pub struct Golden {
 }
 
 /// Writes the graph of a case. The attributes are all that its configuration says of the network or the loss.
-pub type Write = fn(&Case, Attributes) -> Result<CaseGraph, CaseError>;
+pub(crate) type Write = fn(&Case, Attributes) -> Result<CaseGraph, CaseError>;
 /// Computes the case of a pipeline.
-pub type RunPipeline = fn(&Case, Attributes, &Device) -> Result<Computed, CaseError>;
+pub(crate) type RunPipeline = fn(&Case, Attributes, &Device) -> Result<Computed, CaseError>;
 /// Writes the loss of a case. It takes the attributes out that are not the optimiser's.
-pub type Train = fn(&Case, &mut Attributes) -> Result<TrainingCase, CaseError>;
+pub(crate) type Train = fn(&Case, &mut Attributes) -> Result<TrainingCase, CaseError>;
 
 /// A graph with all that it needs to run, and its outputs under the case's names.
 #[derive(Debug, Default)]
-pub struct CaseGraph {
+pub(crate) struct CaseGraph {
     /// The graph.
     pub graph: Graph,
     /// The values of its inputs.
@@ -65,11 +65,11 @@ pub struct CaseGraph {
 }
 
 /// Float32 values by name.
-pub type NamedValues = Vec<(String, Vec<f32>)>;
+pub(crate) type NamedValues = Vec<(String, Vec<f32>)>;
 
 impl CaseGraph {
     /// An empty graph with these weights.
-    pub fn new(weights: &Weights) -> Self {
+    pub(crate) fn new(weights: &Weights) -> Self {
         Self { params: params(weights), ..Self::default() }
     }
 
@@ -77,20 +77,20 @@ impl CaseGraph {
     ///
     /// # Errors
     /// [`CaseError::Tensor`] if the case lacks it or it has no NCHW reading.
-    pub fn input(&mut self, case: &Case, name: &str) -> Result<NodeId, CaseError> {
+    pub(crate) fn input(&mut self, case: &Case, name: &str) -> Result<NodeId, CaseError> {
         let (shape, values) = case.nchw(&format!("in.{name}"))?;
         Ok(self.input_as(name, shape, values))
     }
 
     /// Adds an input of these values.
-    pub fn input_as(&mut self, name: &str, shape: Shape, values: &[f32]) -> NodeId {
+    pub(crate) fn input_as(&mut self, name: &str, shape: Shape, values: &[f32]) -> NodeId {
         self.inputs.push((name.to_owned(), values.to_vec()));
         self.graph.input(name, shape)
     }
 
     /// Adds the parts of a loss as the outputs `out{suffix}.PART`, and their gradients with respect to `image` as
     /// `grad{suffix}.PART`.
-    pub fn loss_parts(&mut self, suffix: &str, parts: &[(&str, NodeId)], image: NodeId) {
+    pub(crate) fn loss_parts(&mut self, suffix: &str, parts: &[(&str, NodeId)], image: NodeId) {
         for (part, id) in parts {
             self.outputs.push((format!("out{suffix}.{part}"), *id));
             self.gradients.push((format!("grad{suffix}.{part}"), *id, image));
@@ -100,7 +100,7 @@ impl CaseGraph {
 
 /// What was computed of a case, under the names that it has for them.
 #[derive(Debug, Default)]
-pub struct Computed {
+pub(crate) struct Computed {
     /// The results: `out.*`, `act.*`, `grad.*` and so on, and `in.*` that were derived from others.
     pub arrays: BTreeMap<String, Array>,
     /// The activations' names, in the order in which they are computed.
@@ -109,19 +109,19 @@ pub struct Computed {
 
 impl Computed {
     /// Adds a float32 result of this shape.
-    pub fn insert(&mut self, name: impl Into<String>, shape: Shape, values: Vec<f32>) {
+    pub(crate) fn insert(&mut self, name: impl Into<String>, shape: Shape, values: Vec<f32>) {
         self.arrays.insert(name.into(), Array { dims: shape.0.to_vec(), values: Values::F32(values) });
     }
 
     /// Adds an activation after those that are there.
-    pub fn insert_activation(&mut self, name: String, shape: Shape, values: Vec<f32>) {
+    pub(crate) fn insert_activation(&mut self, name: String, shape: Shape, values: Vec<f32>) {
         self.order.push(name.clone());
         self.insert(name, shape, values);
     }
 }
 
 /// A case that trains a network for some steps.
-pub struct TrainingCase {
+pub(crate) struct TrainingCase {
     /// The loss, whose inputs are [`TrainingCase::inputs`].
     pub loss: LossGraph,
     /// All that the graph reads: the weights at the beginning, and constants.
@@ -142,7 +142,7 @@ pub struct TrainingCase {
 ///
 /// # Errors
 /// [`CaseError`] if the case names more or fewer, or one cannot be read.
-pub fn load_weights<const N: usize>(case: &Case) -> Result<[Weights; N], CaseError> {
+pub(crate) fn load_weights<const N: usize>(case: &Case) -> Result<[Weights; N], CaseError> {
     let Ok(paths) = <&[_; N]>::try_from(&case.weights[..]) else {
         let reason = format!("{N} files of weights are needed, it names {}", case.weights.len());
         return Err(CaseError::tensor("weights", reason));
@@ -152,7 +152,7 @@ pub fn load_weights<const N: usize>(case: &Case) -> Result<[Weights; N], CaseErr
 }
 
 /// Weights by name.
-pub fn params(weights: &Weights) -> BTreeMap<String, Tensor> {
+pub(crate) fn params(weights: &Weights) -> BTreeMap<String, Tensor> {
     weights.iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
@@ -163,7 +163,7 @@ const MAX_TIMESTEPS: u64 = 100_000;
 ///
 /// # Errors
 /// [`CaseError::Attribute`] if an attribute is missing, not known or has a value that cannot be.
-pub fn schedule(attributes: Attributes) -> Result<ScheduleConfig, CaseError> {
+pub(crate) fn schedule(attributes: Attributes) -> Result<ScheduleConfig, CaseError> {
     attributes.at_most("n_timestep", MAX_TIMESTEPS)?;
     attributes.read()
 }
@@ -172,7 +172,7 @@ pub fn schedule(attributes: Attributes) -> Result<ScheduleConfig, CaseError> {
 ///
 /// # Errors
 /// [`CaseError::Attribute`] if one is something else.
-pub fn expect_all(attributes: &mut Attributes, implied: &[(&str, Value)]) -> Result<(), CaseError> {
+pub(crate) fn expect_all(attributes: &mut Attributes, implied: &[(&str, Value)]) -> Result<(), CaseError> {
     for (name, value) in implied {
         attributes.expect(name, value, "the weights say")?;
     }

@@ -12,7 +12,7 @@ use crate::graph::{Graph, GraphError, NodeId, Op};
 use crate::ops::resize::UpsampleNearest2;
 
 /// An operation or a block that cases may be about.
-pub struct Row {
+pub(crate) struct Row {
     /// Its name in configurations.
     pub name: &'static str,
     /// Its input tensors `in.*`, in the operation's order. A question mark says that it may be absent.
@@ -32,7 +32,7 @@ pub struct Row {
 }
 
 /// What most operations have: one input and neither weights nor attributes.
-pub const OF_X: Row = Row {
+pub(crate) const OF_X: Row = Row {
     name: "",
     inputs: &["x"],
     weights: &[],
@@ -44,19 +44,19 @@ pub const OF_X: Row = Row {
 };
 
 /// The channels of `x`.
-pub const DIM: Fact = implied(&["dim", "channels"], |t| t.dim("in.x", 1));
+pub(crate) const DIM: Fact = implied(&["dim", "channels"], |t| t.dim("in.x", 1));
 
 /// The largest kernel, stride, padding and dilation of a convolution: padding grows a small input without end.
 const MAX_REACH: u64 = 1024;
 
 /// The limit of an attribute that is pixels of a convolution.
-pub const fn reach(name: &'static str) -> Fact {
+pub(crate) const fn reach(name: &'static str) -> Fact {
     Fact::Limit { name, limit: MAX_REACH }
 }
 
 /// A tensor as an operation of NCHW tensors takes it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
+pub(crate) enum Layout {
     /// As it is.
     Nchw,
     /// Any number of dimensions, as a row: the operation works on each element by itself.
@@ -68,7 +68,7 @@ pub enum Layout {
 }
 
 /// What is known of an attribute that the type does not read, or not by itself.
-pub enum Fact {
+pub(crate) enum Fact {
     /// The tensors imply its value.
     Implied {
         /// The names that configurations have for it.
@@ -97,7 +97,7 @@ pub enum Fact {
 }
 
 /// A constant of JSON.
-pub enum Literal {
+pub(crate) enum Literal {
     Flag(bool),
     Number(f64),
     Text(&'static str),
@@ -116,46 +116,50 @@ impl Literal {
 }
 
 /// An attribute that the tensors imply and the type has no field for.
-pub const fn implied(names: &'static [&'static str], value: fn(&Tensors) -> Option<Value>) -> Fact {
+pub(crate) const fn implied(names: &'static [&'static str], value: fn(&Tensors) -> Option<Value>) -> Fact {
     Fact::Implied { names, value, field: None }
 }
 
 /// An attribute that the tensors imply, for the type's field `field`.
-pub const fn given(field: &'static str, names: &'static [&'static str], value: fn(&Tensors) -> Option<Value>) -> Fact {
+pub(crate) const fn given(
+    field: &'static str,
+    names: &'static [&'static str],
+    value: fn(&Tensors) -> Option<Value>,
+) -> Fact {
     Fact::Implied { names, value, field: Some(field) }
 }
 
 /// An attribute that has only one value.
-pub const fn fixed(name: &'static str, value: Literal) -> Fact {
+pub(crate) const fn fixed(name: &'static str, value: Literal) -> Fact {
     Fact::Fixed { name, value, required: false }
 }
 
 /// The dimensions of a case's tensors by name, for what they imply.
-pub struct Tensors<'a>(pub BTreeMap<&'a str, &'a [usize]>);
+pub(crate) struct Tensors<'a>(pub BTreeMap<&'a str, &'a [usize]>);
 
 impl Tensors<'_> {
     /// The size of dimension `axis` of a tensor, counted from the last where it is negative.
-    pub fn dim(&self, tensor: &str, axis: isize) -> Option<Value> {
+    pub(crate) fn dim(&self, tensor: &str, axis: isize) -> Option<Value> {
         let dims = self.0.get(tensor)?;
         let axis = if axis < 0 { dims.len().checked_add_signed(axis)? } else { axis.unsigned_abs() };
         dims.get(axis).map(|&size| size.into())
     }
 
     /// How many times the first size is the second, if it is a multiple.
-    pub fn ratio(&self, a: (&str, isize), b: (&str, isize)) -> Option<Value> {
+    pub(crate) fn ratio(&self, a: (&str, isize), b: (&str, isize)) -> Option<Value> {
         let (a, b) = (self.dim(a.0, a.1)?.as_u64()?, self.dim(b.0, b.1)?.as_u64()?);
         (b > 0 && a.is_multiple_of(b)).then(|| (a / b).into())
     }
 
     /// Whether a tensor is there.
-    pub fn has(&self, tensor: &str) -> bool {
+    pub(crate) fn has(&self, tensor: &str) -> bool {
         self.0.contains_key(tensor)
     }
 }
 
 impl Fact {
     /// Checks the attributes that the fact is about and takes out those that the type does not read.
-    pub fn check(&self, attributes: &mut Attributes, tensors: &Tensors) -> Result<(), CaseError> {
+    pub(crate) fn check(&self, attributes: &mut Attributes, tensors: &Tensors) -> Result<(), CaseError> {
         match self {
             Self::Implied { names, value, field } => {
                 let Some(value) = value(tensors) else {
@@ -181,7 +185,7 @@ impl Fact {
 }
 
 /// What an operation or a block may read of its case.
-pub struct Site {
+pub(crate) struct Site {
     /// The tensors that the row lists and the case has, inputs before weights, by name.
     pub operands: Vec<(&'static str, NodeId)>,
     /// Whether the module was in training mode.
@@ -190,7 +194,7 @@ pub struct Site {
 
 impl Site {
     /// The tensor `name`, if the case has it.
-    pub fn find(&self, name: &str) -> Option<NodeId> {
+    pub(crate) fn find(&self, name: &str) -> Option<NodeId> {
         self.operands.iter().find(|(known, _)| *known == name).map(|(_, id)| *id)
     }
 
@@ -198,18 +202,18 @@ impl Site {
     ///
     /// # Panics
     /// If the row does not list it as one that must be there.
-    pub fn tensor(&self, name: &str) -> NodeId {
+    pub(crate) fn tensor(&self, name: &str) -> NodeId {
         self.find(name).expect("the row lists what its block reads")
     }
 
     /// All operands.
-    pub fn ids(&self) -> Vec<NodeId> {
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
         self.operands.iter().map(|(_, id)| *id).collect()
     }
 }
 
 /// An operation or a block of layers. The fields of its type are its attributes.
-pub trait Block {
+pub(crate) trait Block {
     /// Adds its layers to the graph and returns its output.
     fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError>;
 }
@@ -224,12 +228,14 @@ impl<O: Op + Clone> Block for Operation<O> {
 }
 
 /// [`Row::read`] of an operation on all tensors of its row.
-pub fn operation<O: Op + Clone + DeserializeOwned>(attributes: Attributes) -> Result<Box<dyn Block>, CaseError> {
+pub(crate) fn operation<O: Op + Clone + DeserializeOwned>(attributes: Attributes) -> Result<Box<dyn Block>, CaseError> {
     Ok(Box::new(Operation(attributes.read::<O>()?)))
 }
 
 /// [`Row::read`] of a block, and of an operation that is more than its attributes.
-pub fn block<B: Block + DeserializeOwned + 'static>(attributes: Attributes) -> Result<Box<dyn Block>, CaseError> {
+pub(crate) fn block<B: Block + DeserializeOwned + 'static>(
+    attributes: Attributes,
+) -> Result<Box<dyn Block>, CaseError> {
     Ok(Box::new(attributes.read::<B>()?))
 }
 

@@ -16,7 +16,7 @@ use crate::models::training::loss::{FusionLossConfig, constants};
 use crate::weights::Weights;
 
 /// What LKC-FUNet answers of golden cases.
-pub static GOLDEN: Golden = Golden {
+pub(crate) static GOLDEN: Golden = Golden {
     blocks: BLOCKS,
     networks: &[("LKC-FUNet", network_case)],
     losses: &[("LKC-FUNet Fusionloss (losses/DMFNet_loss.py)", loss_case)],

@@ -218,13 +218,13 @@ fn ones(g: &mut Graph, x: NodeId) -> Built {
 
 /// Stochastic depth (Huang et al. 2016, timm's `DropPath`): a one for each batch item, `[n, 1, 1, 1]`, and with which
 /// probability and seed a branch is dropped for it.
-pub type DropPath = (NodeId, DropoutSeed);
+pub(crate) type DropPath = (NodeId, DropoutSeed);
 
 /// Pointwise and depthwise convolutions with norms over all channels, added to their input (`RepLKBlock`).
 ///
 /// # Errors
 /// [`GraphError`] if the shapes do not fit.
-pub fn replk_block(g: &mut Graph, x: NodeId, kernel: usize, drop_path: Option<DropPath>) -> Built {
+pub(crate) fn replk_block(g: &mut Graph, x: NodeId, kernel: usize, drop_path: Option<DropPath>) -> Built {
     let channels = g.shape(x).c();
     let wide = channels + channels / 2;
     let h = group_norm(g, "prelkb_bn", x, 1)?;
@@ -249,7 +249,7 @@ pub fn replk_block(g: &mut Graph, x: NodeId, kernel: usize, drop_path: Option<Dr
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ or `x` has fewer than eight channels.
-pub fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, mode: Mode) -> Built {
+pub(crate) fn multi_scale_gated_attn(g: &mut Graph, x: NodeId, skip: NodeId, mode: Mode) -> Built {
     let channels = g.shape(x).c();
     let both = g.scope("multi", |g| {
         let by_channel = g.scope("local", |g| channel_attention(g, x))?;
@@ -381,7 +381,7 @@ impl ValueRange {
     }
 
     /// The scale and the shift that bring -1 and 1 to the range's ends.
-    pub fn from_signed(self) -> [f32; 2] {
+    pub(crate) fn from_signed(self) -> [f32; 2] {
         match self {
             Self::Unit => [0.5, 0.5],
             Self::Signed => [1.0, 0.0],
@@ -389,7 +389,7 @@ impl ValueRange {
     }
 
     /// Black and white.
-    pub fn ends(self) -> [f32; 2] {
+    pub(crate) fn ends(self) -> [f32; 2] {
         let [scale, shift] = self.from_signed();
         [shift - scale, shift + scale]
     }

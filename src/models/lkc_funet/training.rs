@@ -20,7 +20,7 @@ use crate::tensor::{Shape, Tensor};
 use crate::weights::{StoreType, Weights, is_buffer};
 
 /// The training as `medfuse train` offers it.
-pub const TRAINING: Training =
+pub(crate) const TRAINING: Training =
     Training { name: NAME, about: "Train an LKC-FUNet", files: &[], config: || Box::new(LkcTrainConfig::default()) };
 
 section! {
@@ -39,7 +39,7 @@ section! {
 
 impl LkcNet {
     /// The network's size, of the published one's kernels and blocks.
-    pub fn size(&self) -> LkcConfig {
+    pub(crate) fn size(&self) -> LkcConfig {
         let Self { inner_channel, norm_groups, .. } = *self;
         LkcConfig { inner_channel, norm_groups, ..LkcConfig::published() }
     }
@@ -48,7 +48,7 @@ impl LkcNet {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         let (channels, groups) = (self.inner_channel, self.norm_groups);
         need("net.norm_groups", (1..=1024).contains(&groups), "must be from 1 to 1024")?;
         // The channel attention has an eighth of the levels' channels, the last block's norm five times as many as the first.
@@ -80,7 +80,7 @@ impl LkcLossWeights {
     }
 
     /// What the loss is made by, of images in `range`.
-    pub fn config(&self, range: ValueRange) -> FusionLossConfig {
+    pub(crate) fn config(&self, range: ValueRange) -> FusionLossConfig {
         self.parts().config(range.ends())
     }
 
@@ -88,7 +88,7 @@ impl LkcLossWeights {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         self.parts().check()
     }
 }
@@ -127,14 +127,14 @@ impl TrainingConfig for LkcTrainConfig {
 
 impl FusionLossConfig {
     /// LKC-FUNet's of the reference (`losses/DMFNet_loss.py`): every part counts alike.
-    pub fn lkc() -> Self {
+    pub(crate) fn lkc() -> Self {
         Self { intensity: 1.0, gradient: 1.0, ssim: 1.0, ..Self::default() }
     }
 }
 
 /// The nodes of LKC-FUNet's loss, each `[1, 1, 1, 1]`.
 #[derive(Clone, Copy, Debug)]
-pub struct LkcLoss {
+pub(crate) struct LkcLoss {
     /// The sum of the parts.
     pub total: NodeId,
     /// The distance to the brighter source (`loss_in`).
@@ -149,7 +149,7 @@ pub struct LkcLoss {
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ.
-pub fn lkc_loss(
+pub(crate) fn lkc_loss(
     g: &mut Graph,
     cfg: &FusionLossConfig,
     fused: NodeId,
@@ -168,7 +168,7 @@ pub fn lkc_loss(
 }
 
 /// The names of the loss's parts.
-pub const REPORTS: &[&str] = &["gradient", "intensity", "ssim"];
+pub(crate) const REPORTS: &[&str] = &["gradient", "intensity", "ssim"];
 
 /// The network's loss on a batch of pairs `[n, 1, side, side]`, which it moves the batch norms' running statistics with
 /// (weights that the graph assigns). Inputs: `mri`, `other` and, with `dropout`, its seed `dropout` `[1, 2, 1, 1]`. Reports:
@@ -176,7 +176,7 @@ pub const REPORTS: &[&str] = &["gradient", "intensity", "ssim"];
 ///
 /// # Errors
 /// [`GraphError`] if `side` is not a multiple of [`LkcConfig::multiple`].
-pub fn loss_graph(
+pub(crate) fn loss_graph(
     config: &LkcConfig,
     loss: &FusionLossConfig,
     dropout: f32,
@@ -195,13 +195,13 @@ pub fn loss_graph(
 }
 
 /// Whether a weight is trained: all are but the batch norms' running statistics.
-pub fn is_trained(name: &str) -> bool {
+pub(crate) fn is_trained(name: &str) -> bool {
     name.starts_with("model.") && !is_buffer(name)
 }
 
 /// The training of an LKC-FUNet on a data set.
 #[derive(Debug)]
-pub struct LkcTraining<'a> {
+pub(crate) struct LkcTraining<'a> {
     config: &'a LkcTrainConfig,
     data: &'a Dataset,
     device: &'a Device,
@@ -214,7 +214,11 @@ impl<'a> LkcTraining<'a> {
     ///
     /// # Errors
     /// [`TrainingError`] if there are none or they are smaller than the crop.
-    pub fn new(config: &'a LkcTrainConfig, data: &'a Dataset, device: &'a Device) -> Result<Self, TrainingError> {
+    pub(crate) fn new(
+        config: &'a LkcTrainConfig,
+        data: &'a Dataset,
+        device: &'a Device,
+    ) -> Result<Self, TrainingError> {
         let batches = Batches::new(&data.train, config.data.sampling(), config.run.seed)?;
         Ok(Self { config, data, device, batches, constants: constants() })
     }

@@ -97,7 +97,7 @@ macro_rules! section {
 
         impl $name {
             /// The texts of the section and its keys.
-            pub const DOCS: $crate::models::training::config::Docs = $crate::models::training::config::Docs {
+            pub(crate) const DOCS: $crate::models::training::config::Docs = $crate::models::training::config::Docs {
                 about: &[$($about),+],
                 keys: &[$((stringify!($key), &[$($doc),+])),+],
             };
@@ -172,7 +172,7 @@ pub(crate) use configuration;
 ///
 /// # Errors
 /// [`TrainingError::Value`] with the reason.
-pub fn need(key: &'static str, in_range: bool, reason: impl Into<String>) -> Result<(), TrainingError> {
+pub(crate) fn need(key: &'static str, in_range: bool, reason: impl Into<String>) -> Result<(), TrainingError> {
     if in_range { Ok(()) } else { Err(TrainingError::Value { key, reason: reason.into() }) }
 }
 
@@ -180,7 +180,7 @@ pub fn need(key: &'static str, in_range: bool, reason: impl Into<String>) -> Res
 ///
 /// # Errors
 /// [`TrainingError::Value`] if it is not.
-pub fn share(key: &'static str, value: f64) -> Result<(), TrainingError> {
+pub(crate) fn share(key: &'static str, value: f64) -> Result<(), TrainingError> {
     need(key, (0.0..=1.0).contains(&value), format!("must be from 0 to 1, not {value}"))
 }
 
@@ -188,7 +188,7 @@ pub fn share(key: &'static str, value: f64) -> Result<(), TrainingError> {
 ///
 /// # Errors
 /// [`TrainingError::Value`] if it is not.
-pub fn decay(key: &'static str, value: f64) -> Result<(), TrainingError> {
+pub(crate) fn decay(key: &'static str, value: f64) -> Result<(), TrainingError> {
     need(key, (0.0..1.0).contains(&value), format!("must be at least 0 and less than 1, not {value}"))
 }
 
@@ -196,7 +196,7 @@ pub fn decay(key: &'static str, value: f64) -> Result<(), TrainingError> {
 ///
 /// # Errors
 /// [`TrainingError::Value`] if it is not.
-pub fn positive(key: &'static str, value: f64) -> Result<(), TrainingError> {
+pub(crate) fn positive(key: &'static str, value: f64) -> Result<(), TrainingError> {
     need(key, value > 0.0 && value.is_finite(), format!("must be more than 0, not {value}"))
 }
 
@@ -204,7 +204,7 @@ pub fn positive(key: &'static str, value: f64) -> Result<(), TrainingError> {
 ///
 /// # Errors
 /// [`TrainingError::Value`] if it is not.
-pub fn not_negative(key: &'static str, value: f64) -> Result<(), TrainingError> {
+pub(crate) fn not_negative(key: &'static str, value: f64) -> Result<(), TrainingError> {
     need(key, value >= 0.0 && value.is_finite(), format!("must be 0 or more, not {value}"))
 }
 
@@ -212,6 +212,6 @@ pub fn not_negative(key: &'static str, value: f64) -> Result<(), TrainingError> 
 ///
 /// # Errors
 /// [`TrainingError::Value`] if it is not.
-pub fn at_least_one(key: &'static str, value: u64) -> Result<(), TrainingError> {
+pub(crate) fn at_least_one(key: &'static str, value: u64) -> Result<(), TrainingError> {
     need(key, value > 0, "must be at least 1")
 }

@@ -43,7 +43,7 @@ pub struct Pair {
 
 /// A square of a pair, flipped after it is cut out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Crop {
+pub(crate) struct Crop {
     /// First column.
     pub left: usize,
     /// First row.
@@ -69,12 +69,12 @@ impl Pair {
     }
 
     /// Modality and name, as messages say it.
-    pub fn label(&self) -> String {
+    pub(crate) fn label(&self) -> String {
         format!("{}/{}", self.modality, self.name)
     }
 
     /// The crop in the middle.
-    pub fn centre(&self, side: usize) -> Crop {
+    pub(crate) fn centre(&self, side: usize) -> Crop {
         let (left, top) = (self.width.saturating_sub(side) / 2, self.height.saturating_sub(side) / 2);
         Crop { left, top, side, flip_horizontal: false, flip_vertical: false }
     }
@@ -83,7 +83,7 @@ impl Pair {
     ///
     /// # Panics
     /// If the crop does not lie within the pair.
-    pub fn cut(&self, crop: Crop) -> [Vec<f32>; 2] {
+    pub(crate) fn cut(&self, crop: Crop) -> [Vec<f32>; 2] {
         [&self.mri, &self.other].map(|plane| {
             let mut cut = Vec::with_capacity(crop.side * crop.side);
             for y in 0..crop.side {
@@ -242,7 +242,7 @@ impl Dataset {
     }
 
     /// A number that differs when any pixel, name or the split does: a resumed run compares it.
-    pub fn fingerprint(&self) -> u64 {
+    pub(crate) fn fingerprint(&self) -> u64 {
         let bytes = |pair: &Pair| [pair.label().as_bytes(), &pair.mri, &pair.other].map(fnv1a);
         let pairs = self.train.iter().chain(&self.validation);
         pairs.flat_map(bytes).fold(self.train.len() as u64, |all, one| (all ^ one).wrapping_mul(FNV_PRIME))
@@ -251,7 +251,7 @@ impl Dataset {
 
 /// How batches are drawn.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Sampling {
+pub(crate) struct Sampling {
     /// Side of the crops in pixels.
     pub crop: usize,
     /// Pairs a batch.
@@ -269,7 +269,7 @@ pub struct Sampling {
 
 /// Crops of several pairs, each `[n, 1, crop, crop]` in [-1, 1].
 #[derive(Clone, PartialEq, Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// The MRIs.
     pub mri: Tensor,
     /// The other images.
@@ -279,7 +279,7 @@ pub struct Batch {
 impl Batch {
     /// Both images of every pair as `[2 n, 1, crop, crop]`, the other images before the MRIs, as the reference's stage I
     /// takes them (`train_ddpm.py`: `cat([vis, ir])`).
-    pub fn images(&self) -> Tensor {
+    pub(crate) fn images(&self) -> Tensor {
         let mut dims = self.mri.dims().to_vec();
         dims[0] *= 2;
         Tensor::new(dims, [self.other.data(), self.mri.data()].concat())
@@ -290,7 +290,7 @@ impl Batch {
 ///
 /// # Errors
 /// [`TrainingError::SmallerThanCrop`] with their names.
-pub fn check_sizes(pairs: &[Pair], crop: usize) -> Result<(), TrainingError> {
+pub(crate) fn check_sizes(pairs: &[Pair], crop: usize) -> Result<(), TrainingError> {
     let small = pairs.iter().filter(|p| p.width.min(p.height) < crop);
     let names: Vec<String> = small.map(|p| format!("{} ({}x{})", p.label(), p.width, p.height)).collect();
     if names.is_empty() { Ok(()) } else { Err(TrainingError::SmallerThanCrop { names, crop }) }
@@ -298,7 +298,7 @@ pub fn check_sizes(pairs: &[Pair], crop: usize) -> Result<(), TrainingError> {
 
 /// The endless row of batches of random crops.
 #[derive(Clone, Debug)]
-pub struct Batches<'a> {
+pub(crate) struct Batches<'a> {
     /// The pairs of each modality, or all of them in one group.
     groups: Vec<Vec<&'a Pair>>,
     sampling: Sampling,
@@ -310,7 +310,7 @@ impl<'a> Batches<'a> {
     ///
     /// # Errors
     /// [`TrainingError::SmallerThanCrop`] if any pair is, [`TrainingError::Empty`] if there is none.
-    pub fn new(pairs: &'a [Pair], sampling: Sampling, seed: u64) -> Result<Self, TrainingError> {
+    pub(crate) fn new(pairs: &'a [Pair], sampling: Sampling, seed: u64) -> Result<Self, TrainingError> {
         check_sizes(pairs, sampling.crop)?;
         if pairs.is_empty() {
             return Err(TrainingError::Empty);
@@ -324,7 +324,7 @@ impl<'a> Batches<'a> {
     }
 
     /// Batch `number`, the same whenever it is asked for.
-    pub fn batch(&self, number: u64) -> Batch {
+    pub(crate) fn batch(&self, number: u64) -> Batch {
         let Sampling { batch, crop, .. } = self.sampling;
         let (mut mri, mut other) = (Vec::new(), Vec::new());
         for i in 0..batch as u64 {

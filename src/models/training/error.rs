@@ -141,7 +141,7 @@ pub enum TrainingError {
 
 impl TrainingError {
     /// The error of values that cannot be read or written, of which the library says `reason`.
-    pub fn of_type(reason: &dyn std::fmt::Display) -> Self {
+    pub(crate) fn of_type(reason: &dyn std::fmt::Display) -> Self {
         Self::Type(reason.to_string().trim_end().replace('\n', " "))
     }
 }

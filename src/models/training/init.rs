@@ -10,7 +10,7 @@ use crate::tensor::{Shape, Tensor};
 /// First values by the reference's rule (`weights_init_orthogonal`): orthogonal matrices for convolutions and linear
 /// layers (dimensions of at least two), zero for biases, one for the scales of norms, which are the only vectors called
 /// `weight`. Each weight has its own generator, so that none depends on the others.
-pub fn orthogonal(name: &str, dims: &[usize], seed: u64) -> Tensor {
+pub(crate) fn orthogonal(name: &str, dims: &[usize], seed: u64) -> Tensor {
     let len: usize = dims.iter().product();
     if dims.len() < 2 {
         let value = if name.ends_with("weight") { 1.0 } else { 0.0 };
@@ -45,7 +45,7 @@ pub fn orthogonal(name: &str, dims: &[usize], seed: u64) -> Tensor {
 /// First values by PyTorch's own rule, of weights whose names and dimensions are given, one after the other: weights of
 /// convolutions and their biases are uniform in plus and minus one over the root of the number of inputs; norms begin
 /// as the identity. Each weight has its own generator.
-pub fn pytorch_default(weights: &[(String, Vec<usize>)], seed: u64) -> Vec<f32> {
+pub(crate) fn pytorch_default(weights: &[(String, Vec<usize>)], seed: u64) -> Vec<f32> {
     let inputs = |name: &str| {
         let entry = weights.iter().find(|(n, dims)| n == name && dims.len() > 1);
         entry.map(|(_, dims)| dims[1..].iter().product::<usize>())
@@ -67,7 +67,7 @@ pub fn pytorch_default(weights: &[(String, Vec<usize>)], seed: u64) -> Vec<f32> 
 }
 
 /// The first value of a running statistic: means of zero, variances of one.
-pub fn statistic(name: &str, shape: Shape) -> Tensor {
+pub(crate) fn statistic(name: &str, shape: Shape) -> Tensor {
     let value = if name.ends_with(".running_var") { 1.0 } else { 0.0 };
     Tensor::new([shape.numel()], vec![value; shape.numel()])
 }

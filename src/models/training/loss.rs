@@ -21,7 +21,7 @@ const SOBEL: &str = "loss.sobel";
 const GAUSSIAN: &str = "loss.gaussian";
 
 /// The weights that the losses read: Sobel's kernels and SSIM's window (`create_window` of the reference).
-pub fn constants() -> BTreeMap<String, Tensor> {
+pub(crate) fn constants() -> BTreeMap<String, Tensor> {
     let sobel = [-1., 0., 1., -2., 0., 2., -1., 0., 1., 1., 2., 1., 0., 0., 0., -1., -2., -1.];
     let centre = (WINDOW / 2) as f64;
     let bell: Vec<f64> = (0..WINDOW).map(|i| (-(i as f64 - centre).powi(2) / (2.0 * SIGMA * SIGMA)).exp()).collect();
@@ -39,7 +39,7 @@ pub fn constants() -> BTreeMap<String, Tensor> {
 ///
 /// # Errors
 /// [`GraphError`] if `x` is empty.
-pub fn mean(g: &mut Graph, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn mean(g: &mut Graph, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
     let scale = 1.0 / g.shape(x).numel() as f32;
     let sum = g.apply(name, ReduceSum::ALL, &[x])?;
     g.apply(name, Pointwise::build(|[x]| x.affine(scale, 0.0)), &[sum])
@@ -49,7 +49,7 @@ pub fn mean(g: &mut Graph, name: &str, x: NodeId) -> Result<NodeId, GraphError> 
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ.
-pub fn mse(g: &mut Graph, prediction: NodeId, target: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn mse(g: &mut Graph, prediction: NodeId, target: NodeId) -> Result<NodeId, GraphError> {
     let square = Pointwise::build(|[a, b]| {
         let d = a - b;
         d.clone() * d
@@ -62,7 +62,7 @@ pub fn mse(g: &mut Graph, prediction: NodeId, target: NodeId) -> Result<NodeId, 
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ.
-pub fn l1(g: &mut Graph, name: &str, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn l1(g: &mut Graph, name: &str, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
     let distance = g.apply(name, Pointwise::build(|[a, b]| (a - b).abs()), &[a, b])?;
     mean(g, name, distance)
 }
@@ -71,7 +71,7 @@ pub fn l1(g: &mut Graph, name: &str, a: NodeId, b: NodeId) -> Result<NodeId, Gra
 ///
 /// # Errors
 /// [`GraphError`] if `x` has more than one channel.
-pub fn sobel_abs(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn sobel_abs(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
     let kernels = g.param(SOBEL, Shape::new(2, 1, 3, 3))?;
     let both = g.apply("sobel", Conv2d::new(ConvSpec::same(3)), &[x, kernels])?;
     let across = g.slice("sobel_x", both, 0, 1)?;
@@ -96,7 +96,7 @@ fn covariance(g: &mut Graph, [a, mean_a]: [NodeId; 2], [b, mean_b]: [NodeId; 2])
 ///
 /// # Errors
 /// [`GraphError`] if `x` has more than one channel.
-pub fn local_variance(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn local_variance(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
     let x = [x, blur(g, x)?];
     covariance(g, x, x)
 }
@@ -106,7 +106,7 @@ pub fn local_variance(g: &mut Graph, x: NodeId) -> Result<NodeId, GraphError> {
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ.
-pub fn ssim(g: &mut Graph, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
+pub(crate) fn ssim(g: &mut Graph, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
     let a = [a, blur(g, a)?];
     let b = [b, blur(g, b)?];
     let (var_a, var_b, cov) = (covariance(g, a, a)?, covariance(g, b, b)?, covariance(g, a, b)?);
@@ -127,7 +127,7 @@ pub fn ssim(g: &mut Graph, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
 ///
 /// # Errors
 /// [`GraphError`] if the shapes differ.
-pub fn structure_ssim(
+pub(crate) fn structure_ssim(
     g: &mut Graph,
     fused: NodeId,
     mri: NodeId,
@@ -158,7 +158,7 @@ pub fn structure_ssim(
 /// Both references' own images are brighter and sharper than that. [`FusionTarget::overlap`] adds what both sources show,
 /// which is where contrast and what is common to both come from; [`FusionTarget::gradient_gain`] sharpens.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct FusionTarget {
+pub(crate) struct FusionTarget {
     /// Share of the darker source, above black, that is added to the brighter, up to white.
     pub overlap: f32,
     /// What the stronger edges are multiplied by.
@@ -178,7 +178,11 @@ impl FusionTarget {
     ///
     /// # Errors
     /// [`GraphError`] if the shapes differ.
-    pub fn intensity_distance(&self, g: &mut Graph, [fused, mri, other]: [NodeId; 3]) -> Result<NodeId, GraphError> {
+    pub(crate) fn intensity_distance(
+        &self,
+        g: &mut Graph,
+        [fused, mri, other]: [NodeId; 3],
+    ) -> Result<NodeId, GraphError> {
         let Self { overlap, range: [black, white], .. } = *self;
         let target = Pointwise::build(|[a, b]| {
             let brighter = a.clone().max(b.clone());
@@ -196,7 +200,7 @@ impl FusionTarget {
     ///
     /// # Errors
     /// [`GraphError`] if the shapes differ.
-    pub fn edge_distance(&self, g: &mut Graph, [fused, mri, other]: [NodeId; 3]) -> Result<NodeId, GraphError> {
+    pub(crate) fn edge_distance(&self, g: &mut Graph, [fused, mri, other]: [NodeId; 3]) -> Result<NodeId, GraphError> {
         let (edges_m, edges_o, edges_f) = (sobel_abs(g, mri)?, sobel_abs(g, other)?, sobel_abs(g, fused)?);
         let gain = self.gradient_gain;
         let target = Pointwise::build(|[a, b]| if gain == 1.0 { a.max(b) } else { a.max(b).affine(gain, 0.0) });
@@ -207,7 +211,7 @@ impl FusionTarget {
 
 /// What the parts of a fusion loss weigh and are held to; the default is stage II's of the reference (`Fusionloss`).
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct FusionLossConfig {
+pub(crate) struct FusionLossConfig {
     /// Of the distance to the brighter source, pixel by pixel.
     pub intensity: f32,
     /// Of the distance of the edges to the stronger source's.

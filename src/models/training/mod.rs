@@ -86,7 +86,7 @@ impl LossGraph {
     }
 
     /// The weights that the graph itself assigns, such as running statistics, with their shapes.
-    pub fn assigned(&self) -> impl Iterator<Item = (&str, Shape)> {
+    pub(crate) fn assigned(&self) -> impl Iterator<Item = (&str, Shape)> {
         let nodes = self.graph.nodes().iter().filter(|node| matches!(node.kind, Kind::Assign));
         nodes.map(|node| (node.name.as_str(), node.shape))
     }

@@ -9,14 +9,14 @@ use crate::metrics::{Grey, Metrics, evaluate};
 use crate::models::fusing::PairFuser;
 
 /// Named figures of a validation.
-pub type Figures = Vec<(String, f64)>;
+pub(crate) type Figures = Vec<(String, f64)>;
 
 /// Writes `samples/step-NNNNNNNN.png` in `folder`: pictures side by side under their labels, nothing if
 /// there are none.
 ///
 /// # Errors
 /// Pictures of different sizes, a file that cannot be written.
-pub fn save_strip(folder: &Path, step: u64, pictures: &[(String, Image)]) -> Result<(), TaskError> {
+pub(crate) fn save_strip(folder: &Path, step: u64, pictures: &[(String, Image)]) -> Result<(), TaskError> {
     if pictures.is_empty() {
         return Ok(());
     }
@@ -33,7 +33,12 @@ const VALIDATION_SEED: u64 = 0;
 ///
 /// # Errors
 /// Pairs that cannot be fused or measured, a file that cannot be written.
-pub fn sample_fused(folder: &Path, step: u64, pairs: &[Pair], fuser: &dyn PairFuser) -> Result<Figures, TaskError> {
+pub(crate) fn sample_fused(
+    folder: &Path,
+    step: u64,
+    pairs: &[Pair],
+    fuser: &dyn PairFuser,
+) -> Result<Figures, TaskError> {
     let (mut all, mut strip, mut shown) = (Vec::new(), Vec::new(), "");
     let plane =
         |pair: &Pair, levels: &[u8]| Image::new(pair.width, pair.height, Channels::Grey, Samples::U8(levels.to_vec()));

@@ -114,7 +114,7 @@ pub enum RateKind {
 
 impl Data {
     /// How batches are drawn.
-    pub fn sampling(&self) -> Sampling {
+    pub(crate) fn sampling(&self) -> Sampling {
         Sampling {
             crop: self.crop,
             batch: self.batch,
@@ -129,7 +129,7 @@ impl Data {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         need("data.crop", (1..=4096).contains(&self.crop), "must be from 1 to 4096 pixels")?;
         need("data.batch", (1..=1024).contains(&self.batch), "must be from 1 to 1024")?;
         need("data.accumulate", (1..=4096).contains(&self.accumulate), "must be from 1 to 4096")?;
@@ -144,7 +144,7 @@ impl Optimiser {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         positive("optimiser.lr", self.lr)?;
         decay("optimiser.beta1", self.beta1)?;
         decay("optimiser.beta2", self.beta2)?;
@@ -160,7 +160,7 @@ impl Rate {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         share("rate.final_share", self.final_share)?;
         at_least_one("rate.every", self.every)?;
         share("rate.gamma", self.gamma)
@@ -172,7 +172,7 @@ impl Run {
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(&self) -> Result<(), TrainingError> {
+    pub(crate) fn check(&self) -> Result<(), TrainingError> {
         at_least_one("run.steps", self.steps)?;
         need("run.seed", i64::try_from(self.seed).is_ok(), "must be less than 2^63")?;
         at_least_one("run.log_every", self.log_every)?;
@@ -182,14 +182,14 @@ impl Run {
 
 /// The values that the `loss` sections of fusion models share, in this order: the weights of intensity, gradient and
 /// similarity, the gain of the gradients and the overlap.
-pub struct LossParts(pub [f64; 5]);
+pub(crate) struct LossParts(pub [f64; 5]);
 
 impl LossParts {
     /// Checks their ranges.
     ///
     /// # Errors
     /// [`TrainingError::Value`], which names the key and says what it must be.
-    pub fn check(self) -> Result<(), TrainingError> {
+    pub(crate) fn check(self) -> Result<(), TrainingError> {
         let Self([intensity, gradient, ssim, gradient_gain, overlap]) = self;
         not_negative("loss.intensity", intensity)?;
         not_negative("loss.gradient", gradient)?;
@@ -200,7 +200,7 @@ impl LossParts {
     }
 
     /// What a loss of images from black to white, `range`, is made by.
-    pub fn config(self, range: [f32; 2]) -> FusionLossConfig {
+    pub(crate) fn config(self, range: [f32; 2]) -> FusionLossConfig {
         let [intensity, gradient, ssim, gradient_gain, overlap] = self.0.map(|value| value as f32);
         let target = FusionTarget { overlap, gradient_gain, range };
         FusionLossConfig { intensity, gradient, ssim, target, ..FusionLossConfig::default() }
