@@ -294,7 +294,7 @@ fn axis_shape(dims: &[usize], attributes: &mut Attributes) -> Result<Shape, Case
         dim.and_then(|dim| if dim < 0 { dims.len().checked_add_signed(dim) } else { Some(dim.unsigned_abs()) });
     let Some(dim) = counted.filter(|dim| *dim < dims.len()) else {
         let dim = given.map_or("missing".into(), |value| value.to_string());
-        return Err(attributes.error(format!("dim is {dim}, which is no dimension of {dims:?}")).into());
+        return Err(attributes.error(format!("dim is {dim}, which is no dimension of {dims:?}")));
     };
     let product = |dims: &[usize]| dims.iter().product::<usize>();
     let (outer, inner) = (product(&dims[..dim]), product(&dims[dim + 1..]));

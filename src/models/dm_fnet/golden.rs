@@ -214,7 +214,7 @@ fn unet_config(weights: &Weights, mut attributes: Attributes) -> Result<UnetConf
         if stated != config.attention {
             let reason =
                 format!("attn_res gives attention to levels {stated:?}, the weights to {:?}", config.attention);
-            return Err(attributes.error(reason).into());
+            return Err(attributes.error(reason));
         }
     }
     config.norm_groups = entries.norm_groups;
@@ -285,7 +285,7 @@ fn head(weights: &Weights, mut attributes: Attributes, features: &Case) -> Resul
     attributes.take("img_size");
     let entries: HeadEntries = attributes.clone().read()?;
     if let Some(reason) = entries.contradiction(&config) {
-        return Err(attributes.error(reason).into());
+        return Err(attributes.error(reason));
     }
     let mut scales = entries.feat_scales;
     // The largest index is the coarsest map, which comes first.
