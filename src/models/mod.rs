@@ -1,6 +1,6 @@
 //! The networks: pure functions that write a graph, named as the checkpoints' keys are, and the table of the models.
 //!
-//! A model is a file or a folder here and a row of [`MODELS`]. The commands, the benchmark and the training loop iterate
+//! A model is a file or a folder here and a row of [`MODELS`]. Commands, benchmark, verification and training loop iterate
 //! over the table and know no model by name.
 
 pub mod blocks;

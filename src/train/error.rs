@@ -36,7 +36,7 @@ pub enum TrainError {
         /// The step.
         step: u64,
         /// What the layer is.
-        reason: RunError,
+        reason: Box<RunError>,
         /// The last checkpoint.
         kept: PathBuf,
     },

@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
         if !matches!(reason, RunError::NotFinite { .. }) {
             return TrainError::Run { step, reason };
         }
-        TrainError::NotFinite { step, reason, kept: self.config.out.join(CHECKPOINT) }
+        TrainError::NotFinite { step, reason: Box::new(reason), kept: self.config.out.join(CHECKPOINT) }
     }
 
     fn save(&mut self) -> Result<(), TrainError> {

@@ -49,7 +49,7 @@ impl Tolerance {
     /// The tolerance of the tensor `name`: relative L2 1e-5 for operations and blocks, 1e-4 for models and pipelines,
     /// or 10 times the noise floor where that is larger; 1e-12 (float64) and 1e-6 (float32) for schedules. Images that
     /// a network had a part in may be off by one grey level, those that are integer arithmetic alone by none.
-    /// Gradients, whatever of, are as models; where they are nothing but rounding, so that zeros would be close enough,
+    /// Gradients have the tolerance of models; where they are nothing but rounding, so that zeros would be close enough,
     /// each element may be off by 10 times the reference's largest error.
     pub(crate) fn of(name: &str, expected: &Array, scale: Scale, floor: Option<NoiseFloor>) -> Self {
         let gradient = name.starts_with("grad");

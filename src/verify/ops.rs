@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::Job;
@@ -17,7 +16,7 @@ use crate::models::golden::attributes::Attributes;
 use crate::models::golden::case::Case;
 use crate::models::golden::error::CaseError;
 use crate::models::golden::row::{
-    Block, Fact, Layout, Literal, OF_X, Row, Site, Tensors, block, fixed, given, implied, operation, reach,
+    Block, Fact, Layout, Literal, OF_X, Row, Site, Tensors, block, fixed, given, implied, operation, plain, reach,
 };
 use crate::models::training::loss;
 use crate::ops::batch_norm::BatchNorm;
@@ -139,7 +138,7 @@ static OPERATIONS: &[Row] = &[
             Literal::Text("x=[-1 0 1;-2 0 2;-1 0 1] y=[1 2 1;0 0 0;-1 -2 -1], zero padding 1, |gx|+|gy|"),
         )],
         loss: true,
-        read: block::<SobelAbs>,
+        read: |a| plain(a, |g, site| loss::sobel_abs(g, site.tensor("x"))),
         ..OF_X
     },
     Row {
@@ -153,7 +152,7 @@ static OPERATIONS: &[Row] = &[
             fixed("C2", Literal::Number(9e-4)),
         ],
         loss: true,
-        read: block::<Ssim>,
+        read: |a| plain(a, |g, site| loss::ssim(g, site.tensor("a"), site.tensor("b"))),
         ..OF_X
     },
 ];
@@ -194,24 +193,6 @@ impl Block for BatchNorm {
         g.assign(inputs[3], trained.running_mean)?;
         g.assign(inputs[4], trained.running_var)?;
         Ok(trained.y)
-    }
-}
-
-#[derive(Deserialize)]
-struct SobelAbs;
-
-impl Block for SobelAbs {
-    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
-        loss::sobel_abs(g, site.tensor("x"))
-    }
-}
-
-#[derive(Deserialize)]
-struct Ssim;
-
-impl Block for Ssim {
-    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
-        loss::ssim(g, site.tensor("a"), site.tensor("b"))
     }
 }
 
@@ -294,7 +275,7 @@ fn axis_shape(dims: &[usize], attributes: &mut Attributes) -> Result<Shape, Case
         dim.and_then(|dim| if dim < 0 { dims.len().checked_add_signed(dim) } else { Some(dim.unsigned_abs()) });
     let Some(dim) = counted.filter(|dim| *dim < dims.len()) else {
         let dim = given.map_or("missing".into(), |value| value.to_string());
-        return Err(attributes.error(format!("dim is {dim}, which is no dimension of {dims:?}")).into());
+        return Err(attributes.error(format!("dim is {dim}, which is no dimension of {dims:?}")));
     };
     let product = |dims: &[usize]| dims.iter().product::<usize>();
     let (outer, inner) = (product(&dims[..dim]), product(&dims[dim + 1..]));

@@ -152,3 +152,23 @@ pub(super) fn is_training(case: &Case) -> bool {
     let has = |key: &str| case.config.contains_key(key);
     case.train || ["loss", "training", "optimizer"].into_iter().any(has) || case.config.get("op").is_some_and(loss)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_the_models_have_names_of_their_own() {
+        fn names<T: 'static>(of: impl Fn(&Golden) -> &'static [(&'static str, T)]) {
+            let mut names: Vec<&str> = MODELS.iter().flat_map(|row| of(row.golden)).map(|(name, _)| *name).collect();
+            names.sort_unstable();
+            let count = names.len();
+            names.dedup();
+            assert_eq!(names.len(), count, "{names:?}");
+        }
+        names(|golden| golden.networks);
+        names(|golden| golden.losses);
+        names(|golden| golden.pipelines);
+        names(|golden| golden.trainings);
+    }
+}

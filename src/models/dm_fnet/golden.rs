@@ -16,7 +16,7 @@ use crate::models::blocks::{BlockKind, downsample, feature_wise_affine, resnet_b
 use crate::models::golden::attributes::Attributes;
 use crate::models::golden::case::{Array, Case, Values};
 use crate::models::golden::error::CaseError;
-use crate::models::golden::row::{Block, DIM, Literal, OF_X, Row, Site, block, fixed, given, implied};
+use crate::models::golden::row::{Block, DIM, Literal, OF_X, Row, Site, block, fixed, given, implied, plain};
 use crate::models::golden::{CaseGraph, Computed, Golden, TrainingCase, expect_all, load_weights, params, schedule};
 use crate::models::training::LossGraph;
 use crate::models::training::loss::{FusionLossConfig, constants, local_variance};
@@ -51,7 +51,7 @@ static BLOCKS: &[Row] = &[
         name: "feature_wise_affine",
         inputs: &["x", "emb"],
         facts: &[fixed("use_affine_level", Literal::Flag(false))],
-        read: block::<FeatureWiseAffine>,
+        read: |a| plain(a, |g, site| feature_wise_affine(g, site.tensor("x"), site.tensor("emb"))),
         ..OF_X
     },
     Row { name: "resnet_block", inputs: &["x", "emb?"], facts: &[DIM], read: block::<ResnetBlock>, ..OF_X },
@@ -61,8 +61,13 @@ static BLOCKS: &[Row] = &[
         read: block::<SelfAttention>,
         ..OF_X
     },
-    Row { name: "unet_upsample", facts: &[DIM], read: block::<Upsample>, ..OF_X },
-    Row { name: "unet_downsample", facts: &[DIM], read: block::<Downsample>, ..OF_X },
+    Row { name: "unet_upsample", facts: &[DIM], read: |a| plain(a, |g, site| upsample(g, site.tensor("x"))), ..OF_X },
+    Row {
+        name: "unet_downsample",
+        facts: &[DIM],
+        read: |a| plain(a, |g, site| downsample(g, site.tensor("x"))),
+        ..OF_X
+    },
     // DM-FNet's fusion head.
     Row {
         name: "head_block",
@@ -73,7 +78,7 @@ static BLOCKS: &[Row] = &[
     Row {
         name: "three_att_block",
         facts: &[DIM, fixed("reduction", Literal::Number(8.0))],
-        read: block::<ThreeAttBlock>,
+        read: |a| plain(a, |g, site| three_att_block(g, site.tensor("x"))),
         ..OF_X
     },
     Row {
@@ -98,15 +103,6 @@ struct NoiseLevelMlp {
 impl Block for NoiseLevelMlp {
     fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
         noise_level_mlp(g, self.dim, site.tensor("noise_level"))
-    }
-}
-
-#[derive(Deserialize)]
-struct FeatureWiseAffine;
-
-impl Block for FeatureWiseAffine {
-    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
-        feature_wise_affine(g, site.tensor("x"), site.tensor("emb"))
     }
 }
 
@@ -137,24 +133,6 @@ impl Block for SelfAttention {
 }
 
 #[derive(Deserialize)]
-struct Upsample;
-
-impl Block for Upsample {
-    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
-        upsample(g, site.tensor("x"))
-    }
-}
-
-#[derive(Deserialize)]
-struct Downsample;
-
-impl Block for Downsample {
-    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
-        downsample(g, site.tensor("x"))
-    }
-}
-
-#[derive(Deserialize)]
 struct HeadBlock {
     dim: usize,
 }
@@ -162,15 +140,6 @@ struct HeadBlock {
 impl Block for HeadBlock {
     fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
         head_block(g, site.tensor("x"), self.dim)
-    }
-}
-
-#[derive(Deserialize)]
-struct ThreeAttBlock;
-
-impl Block for ThreeAttBlock {
-    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
-        three_att_block(g, site.tensor("x"))
     }
 }
 
@@ -214,7 +183,7 @@ fn unet_config(weights: &Weights, mut attributes: Attributes) -> Result<UnetConf
         if stated != config.attention {
             let reason =
                 format!("attn_res gives attention to levels {stated:?}, the weights to {:?}", config.attention);
-            return Err(attributes.error(reason).into());
+            return Err(attributes.error(reason));
         }
     }
     config.norm_groups = entries.norm_groups;
@@ -285,7 +254,7 @@ fn head(weights: &Weights, mut attributes: Attributes, features: &Case) -> Resul
     attributes.take("img_size");
     let entries: HeadEntries = attributes.clone().read()?;
     if let Some(reason) = entries.contradiction(&config) {
-        return Err(attributes.error(reason).into());
+        return Err(attributes.error(reason));
     }
     let mut scales = entries.feat_scales;
     // The largest index is the coarsest map, which comes first.

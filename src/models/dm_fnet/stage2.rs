@@ -129,7 +129,8 @@ impl TrainingConfig for Stage2Config {
     }
 
     fn task<'a>(&'a self, inputs: TaskInputs<'a>) -> Result<Box<dyn TrainTask + 'a>, TaskError> {
-        let unet = inputs.files.first().ok_or(TrainingError::NoUnet)?;
+        let none = "stage2 trains on the features of a UNet: --unet must name its weights";
+        let unet = inputs.files.first().ok_or_else(|| TrainingError::Unusable(none.into()))?;
         Ok(Box::new(Stage2::new(self, unet, inputs.data, inputs.device)?))
     }
 }
@@ -238,10 +239,17 @@ fn check_unet_file(unet: &Path, wanted: usize) -> Result<u64, TrainingError> {
     if file.exists() {
         let found = read_model_file(&folder_of(unet))?.norm_groups;
         if found != wanted {
-            return Err(TrainingError::NormGroups { file, found, wanted });
+            let file = file.display();
+            return Err(TrainingError::Unusable(format!(
+                "{file} says norm_groups {found}, the configuration {wanted}: set head.norm_groups = {found}"
+            )));
         }
     }
     Ok(fnv1a(&bytes))
+}
+
+fn unusable(reason: impl std::fmt::Display) -> TrainingError {
+    TrainingError::Unusable(format!("the UNet's weights cannot be used: {reason}"))
 }
 
 /// What the head's graph reads and does not train.
@@ -288,12 +296,14 @@ impl<'a> Stage2<'a> {
         let unet = Weights::load(unet)?;
         let batches = Batches::new(&data.train, config.data.sampling(), config.run.seed)?;
         let size = UnetConfig::from_weights(&unet, config.head.norm_groups);
-        let size = size.map_err(|e| TrainingError::Unet(e.to_string()))?;
-        unet.check_finite().map_err(|e| TrainingError::Unet(e.to_string()))?;
+        let size = size.map_err(unusable)?;
+        unet.check_finite().map_err(unusable)?;
         let (crop, multiple) = (config.data.crop, size.multiple());
         let least = multiple * MIN_COARSE_SIDE;
         if crop < least || !crop.is_multiple_of(multiple) {
-            return Err(TrainingError::Crop { crop, multiple, least });
+            return Err(TrainingError::Unusable(format!(
+                "data.crop must be a multiple of {multiple} and at least {least} for this UNet, not {crop}"
+            )));
         }
         let head = HeadConfig {
             dims: size.channel_mults.iter().rev().map(|m| m * size.inner_channel).collect(),
@@ -310,14 +320,13 @@ impl<'a> Stage2<'a> {
 
     /// Fails if the UNet with a head of this size is not a model that can be loaded, before it is trained for hours.
     fn check_model(&self) -> Result<(), TrainingError> {
-        let unusable = |e: &dyn std::fmt::Display| TrainingError::Unet(e.to_string());
         if self.unet.in_channel != 1 {
-            return Err(unusable(&format!("it takes images of {} channels, pairs have 1", self.unet.in_channel)));
+            return Err(unusable(format!("it takes images of {} channels, pairs have 1", self.unet.in_channel)));
         }
-        let graph = self.graph().map_err(|e| unusable(&e))?.graph;
+        let graph = self.graph().map_err(unusable)?.graph;
         let head = graph.params().iter().filter(|(name, _)| is_trained(name));
         let head = head.map(|(name, id)| (name.clone(), Tensor::zeros(graph.shape(*id).0)));
-        self.fuser(&head.collect()).map_err(|e| unusable(&e))?;
+        self.fuser(&head.collect()).map_err(unusable)?;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer, MapAccess,
     VariantAccess, Visitor,
 };
-use serde::forward_to_deserialize_any;
+use serde::{Deserialize, forward_to_deserialize_any};
 use serde_json::{Error, Map, Value};
 
 use super::error::CaseError;
@@ -16,6 +16,10 @@ use super::error::CaseError;
 /// Attributes are channels, pixels, steps and small factors: a larger number is a mistake, and products of it could
 /// overflow.
 const MAX_COUNT: u64 = 1 << 17;
+
+/// The type of what has no attributes.
+#[derive(Deserialize)]
+pub struct NoAttributes;
 
 /// The attributes of one subject. Methods take out what is checked by itself; [`Attributes::read`] takes all the rest.
 #[derive(Clone, Debug)]

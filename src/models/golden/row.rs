@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::attributes::Attributes;
+use super::attributes::{Attributes, NoAttributes};
 use super::error::CaseError;
 use crate::graph::{Graph, GraphError, NodeId, Op};
 use crate::ops::resize::UpsampleNearest2;
@@ -230,6 +230,21 @@ impl<O: Op + Clone> Block for Operation<O> {
 /// [`Row::read`] of an operation on all tensors of its row.
 pub(crate) fn operation<O: Op + Clone + DeserializeOwned>(attributes: Attributes) -> Result<Box<dyn Block>, CaseError> {
     Ok(Box::new(Operation(attributes.read::<O>()?)))
+}
+
+impl<F: Fn(&mut Graph, &Site) -> Result<NodeId, GraphError>> Block for F {
+    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
+        self(g, site)
+    }
+}
+
+/// [`Row::read`] of a block that has no attributes.
+pub fn plain<F: Fn(&mut Graph, &Site) -> Result<NodeId, GraphError> + 'static>(
+    attributes: Attributes,
+    build: F,
+) -> Result<Box<dyn Block>, CaseError> {
+    attributes.read::<NoAttributes>()?;
+    Ok(Box::new(build))
 }
 
 /// [`Row::read`] of a block, and of an operation that is more than its attributes.

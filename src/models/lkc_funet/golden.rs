@@ -7,10 +7,10 @@ use super::{LkcConfig, Mode, lkc_funet, multi_scale_gated_attn, replk_block};
 use crate::cpu::activation::Activation;
 use crate::graph::{Graph, GraphError, NodeId};
 use crate::models::blocks::{BlockKind, resnet_block};
-use crate::models::golden::attributes::Attributes;
+use crate::models::golden::attributes::{Attributes, NoAttributes};
 use crate::models::golden::case::Case;
 use crate::models::golden::error::CaseError;
-use crate::models::golden::row::{Block, DIM, Literal, OF_X, Row, Site, block, fixed, reach};
+use crate::models::golden::row::{Block, DIM, Literal, OF_X, Row, Site, block, fixed, plain, reach};
 use crate::models::golden::{CaseGraph, Golden, TrainingCase, expect_all, load_weights, params};
 use crate::models::training::loss::{FusionLossConfig, constants};
 use crate::weights::Weights;
@@ -36,7 +36,12 @@ static BLOCKS: &[Row] = &[
         name: "multi_scale_gated_attn",
         inputs: &["x", "g"],
         facts: &[DIM],
-        read: block::<MultiScaleGatedAttn>,
+        read: |a| {
+            plain(a, |g, site| {
+                let mode = if site.training { Mode::Training(None) } else { Mode::Inference };
+                multi_scale_gated_attn(g, site.tensor("x"), site.tensor("g"), mode)
+            })
+        },
         ..OF_X
     },
 ];
@@ -64,16 +69,6 @@ struct RepLkBlock {
 impl Block for RepLkBlock {
     fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
         replk_block(g, site.tensor("x"), self.kernel, None)
-    }
-}
-
-#[derive(Deserialize)]
-struct MultiScaleGatedAttn;
-
-impl Block for MultiScaleGatedAttn {
-    fn build(&self, g: &mut Graph, site: &Site) -> Result<NodeId, GraphError> {
-        let mode = if site.training { Mode::Training(None) } else { Mode::Inference };
-        multi_scale_gated_attn(g, site.tensor("x"), site.tensor("g"), mode)
     }
 }
 
@@ -115,13 +110,9 @@ fn network_case(case: &Case, attributes: Attributes) -> Result<CaseGraph, CaseEr
     Ok(network)
 }
 
-/// What is read where there is nothing to read.
-#[derive(Deserialize)]
-struct NoEntries;
-
 /// The loss: its parts, and their gradients with respect to the fused image.
 fn loss_case(case: &Case, attributes: Attributes) -> Result<CaseGraph, CaseError> {
-    attributes.read::<NoEntries>()?;
+    attributes.read::<NoAttributes>()?;
     let mut network = CaseGraph { params: constants(), ..CaseGraph::default() };
     let fused = network.input(case, "fused")?;
     let (mri, other) = (network.input(case, "mri")?, network.input(case, "other")?);

@@ -97,9 +97,6 @@ pub enum TrainingError {
     /// A folder or an image cannot be read.
     #[error(transparent)]
     Imaging(#[from] ImagingError),
-    /// Stage II is given no UNet.
-    #[error("stage2 trains on the features of a UNet: --unet must name its weights")]
-    NoUnet,
     /// A file cannot be read.
     #[error("cannot read {}: {reason}", path.display())]
     Read {
@@ -114,29 +111,9 @@ pub enum TrainingError {
     /// A model cannot be loaded, or not be run.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The `model.json` beside the UNet says something else than the configuration.
-    #[error("{} says norm_groups {found}, the configuration {wanted}: set head.norm_groups = {found}", file.display())]
-    NormGroups {
-        /// The `model.json`.
-        file: PathBuf,
-        /// The groups that it says.
-        found: usize,
-        /// Those of the configuration.
-        wanted: usize,
-    },
-    /// The UNet's checkpoint is not one, or not for a head.
-    #[error("the UNet's weights cannot be used: {0}")]
-    Unet(String),
-    /// The crop does not go with the UNet.
-    #[error("data.crop must be a multiple of {multiple} and at least {least} for this UNet, not {crop}")]
-    Crop {
-        /// The crop.
-        crop: usize,
-        /// What it must be a multiple of.
-        multiple: usize,
-        /// The smallest.
-        least: usize,
-    },
+    /// What a training is given beside the pairs cannot be used; the sentence says what and why.
+    #[error("{0}")]
+    Unusable(String),
 }
 
 impl TrainingError {
