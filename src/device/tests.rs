@@ -95,6 +95,29 @@ fn nested_concatenations_and_slices_are_views() {
 }
 
 #[test]
+fn a_reshaped_tensor_is_a_view_unless_its_items_lie_apart() {
+    let mut g = Graph::new();
+    let x = g.input("x", SHAPE);
+    let a = g.apply("a", double(), &[x]).unwrap();
+    let b = g.apply("b", Pointwise::act(Activation::Relu), &[x]).unwrap();
+    let whole = g.concat("whole", &[a, b]).unwrap();
+    // The items of `b` lie apart, inside `whole`: other planes can be seen there, another number of items cannot.
+    let planes = g.reshape("planes", b, Shape::new(2, 5, 12, 1)).unwrap();
+    let items = g.reshape("items", b, Shape::new(6, 1, 4, 5)).unwrap();
+    let channel = g.slice("channel", planes, 3, 1).unwrap();
+    let read = g.apply("read", double(), &[channel]).unwrap();
+    let second = g.apply("second", double(), &[items]).unwrap();
+    let data = random(SHAPE.numel(), 4);
+    let relu: Vec<f32> = data.iter().map(|v| v.max(0.0)).collect();
+    let fourth: Vec<f32> = relu.chunks(60).flat_map(|item| doubled(&item[36..48])).collect();
+    let expected = [fourth, doubled(&relu), joined(&doubled(&data), &relu)];
+    assert_eq!(run(&g, &[read, second, whole], &data), expected);
+    assert_eq!(Plan::new(&g, &[read, whole], Target::Cpu).unwrap().steps.len(), 3, "no copy");
+    assert_eq!(Plan::new(&g, &[read, second, whole], Target::Cpu).unwrap().steps.len(), 5, "one copy");
+    assert!(g.reshape("too few", b, Shape::new(2, 3, 4, 4)).is_err());
+}
+
+#[test]
 fn what_no_output_needs_is_pruned_and_chains_share_two_buffers() {
     let mut g = Graph::new();
     let mut x = g.input("x", SHAPE);

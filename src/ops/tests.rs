@@ -22,9 +22,11 @@ use crate::gpu::{Launch, check, kernel_names};
 use crate::graph::{Graph, NodeId, Op, Plan, Target, Work};
 use crate::tensor::Shape;
 
+type Apply = dyn Fn(&mut Graph, &[NodeId]) -> NodeId;
+
 /// An operation on inputs of these shapes, with its gradients with respect to those that have one.
 struct Case {
-    op: Box<dyn Fn(&mut Graph, &[NodeId]) -> NodeId>,
+    op: Box<Apply>,
     shapes: Vec<Shape>,
     differentiated: usize,
 }

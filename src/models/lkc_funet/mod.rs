@@ -381,7 +381,7 @@ impl ValueRange {
     }
 
     /// The scale and the shift that bring -1 and 1 to the range's ends.
-    pub(crate) fn from_signed(self) -> [f32; 2] {
+    pub(crate) fn scale_and_shift(self) -> [f32; 2] {
         match self {
             Self::Unit => [0.5, 0.5],
             Self::Signed => [1.0, 0.0],
@@ -390,7 +390,7 @@ impl ValueRange {
 
     /// Black and white.
     pub(crate) fn ends(self) -> [f32; 2] {
-        let [scale, shift] = self.from_signed();
+        let [scale, shift] = self.scale_and_shift();
         [shift - scale, shift + scale]
     }
 }
@@ -594,7 +594,7 @@ impl PairFuser for LkcFuser {
         let padding = Padding::new(pair.height(), pair.width(), multiple, multiple);
         let pad = |plane: Vec<f32>| pad_to_multiple(&plane, pair.height(), pair.width(), multiple, multiple).0;
         let mut img_cat = [pad(pair.other_input()), pad(pair.mri_input())].concat();
-        let [scale, shift] = model.range.from_signed();
+        let [scale, shift] = model.range.scale_and_shift();
         img_cat.iter_mut().for_each(|v| *v = scale * *v + shift);
         let size = [padding.padded_height, padding.padded_width];
         let executable = self.plans.executable(size, |h, w| model.graph(h, w), &self.device, &model.weights)?;

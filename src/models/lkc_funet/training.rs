@@ -259,7 +259,7 @@ impl TrainTask for LkcTraining<'_> {
     fn inputs(&self, number: u64) -> BTreeMap<String, Vec<f32>> {
         let batch = self.batches.batch(number);
         let mut images = [batch.mri.into_data(), batch.other.into_data()];
-        let [scale, shift] = self.config.net.range.from_signed();
+        let [scale, shift] = self.config.net.range.scale_and_shift();
         images.iter_mut().flatten().for_each(|v| *v = scale * *v + shift);
         let [mri, other] = images;
         let seed = DropoutSeed::values(self.config.run.seed, number);
