@@ -18,6 +18,11 @@
 //!
 //! `ARCHITECTURE.md` says how it is built; the rooms of the crate are the modules below.
 #![deny(missing_docs)]
+// The crate's own rooms share parts that only some features use. All features together show what nobody uses.
+#![cfg_attr(
+    not(all(feature = "cli", feature = "train", feature = "verify", feature = "bench", feature = "shipped-weights")),
+    allow(dead_code, unused_imports)
+)]
 
 #[cfg(feature = "bench")]
 pub mod bench;

@@ -99,7 +99,7 @@ pub struct Lowered {
     /// Elements of each scratch buffer of the launches.
     pub scratch: Vec<usize>,
     /// Loop rounds of the busiest invocation of the kernels, all loops together. Software adapters end an invocation's
-    /// loops after [`MAX_LOOP_ROUNDS`], so the plan refuses more there; an upper bound will do.
+    /// loops after `MAX_LOOP_ROUNDS`, so the plan refuses more there; an upper bound will do.
     pub rounds: usize,
     /// The algorithm, where there is a choice.
     pub method: &'static str,

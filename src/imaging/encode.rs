@@ -26,7 +26,7 @@ pub(crate) fn format_for(path: &Path) -> Result<ImageFormat, ImagingError> {
 }
 
 impl Image {
-    /// Writes the picture in the format of `path`'s extension, whole or not at all (see [`write_whole`]).
+    /// Writes the picture in the format of `path`'s extension, whole or not at all (see `write_whole`).
     ///
     /// PNG and TIFF keep 16 bits, JPEG (at `quality` 1 to 100) and BMP hold 8: deeper samples are rounded there.
     ///

@@ -76,7 +76,7 @@ pub enum ImagingError {
         /// The file.
         path: PathBuf,
     },
-    /// A side is shorter than [`MIN_SIDE`].
+    /// A side is shorter than `MIN_SIDE`.
     #[error("an image of {width} x {height} pixels is too small to fuse: each side needs at least {MIN_SIDE} pixels")]
     TooSmall {
         /// Width in pixels.

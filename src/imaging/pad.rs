@@ -3,7 +3,7 @@
 /// Shortest side that reflection can extend, in pixels.
 pub(crate) const MIN_SIDE: usize = 2;
 
-/// The size of a plane before and after [`pad_to_multiple`].
+/// The size of a plane before and after `pad_to_multiple`.
 ///
 /// All padding is at the right and at the bottom, so pixel (0, 0) keeps its place in the network's strides and a
 /// plane that needs no padding passes unchanged.

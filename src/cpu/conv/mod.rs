@@ -1,7 +1,7 @@
 //! Convolution on the CPU: Winograd tiles for 3x3, Fourier transforms for large kernels, implicit GEMM for the rest, a
 //! direct loop for few channels.
 //!
-//! Weights are packed once into one flat buffer whose length follows from the shapes ([`Algorithm::packed_len`]). The order in
+//! Weights are packed once into one flat buffer whose length follows from the shapes (`Algorithm::packed_len`). The order in
 //! which an output's products are summed depends on shapes alone, so the number of threads does not change a single
 //! bit.
 

@@ -215,10 +215,10 @@ impl DmFnet {
         self.unet.multiple()
     }
 
-    /// The whole network for images of `height` x `width` and its output, see [`dm_fnet`].
+    /// The whole network for images of `height` x `width` and its output, see `dm_fnet`.
     ///
     /// # Errors
-    /// [`GraphError`] if the size is not a multiple of [`DmFnet::multiple`] or too small.
+    /// [`GraphError`] if the size is not a multiple of `DmFnet::multiple` or too small.
     pub fn graph(&self, height: usize, width: usize) -> Result<(Graph, NodeId), GraphError> {
         let mut g = Graph::new();
         let fused = dm_fnet(&mut g, &self.unet, &self.head, &self.time_steps, [1, height, width])?;
