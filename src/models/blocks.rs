@@ -8,6 +8,7 @@ use crate::ops::conv2d::ConvSpec;
 use crate::ops::dropout::Dropout;
 use crate::ops::reduce::{ChannelMax, ChannelMean, GlobalAvgPool};
 use crate::ops::resize::UpsampleNearest2;
+use crate::tensor::Shape;
 
 /// Reduction of the channel attention.
 const REDUCTION: usize = 8;
@@ -22,6 +23,11 @@ pub struct DropoutSeed {
 }
 
 impl DropoutSeed {
+    /// Dropout with probability `p`, whose seed is a new input `dropout` `[1, 2, 1, 1]`; none where `p` is 0.
+    pub(crate) fn input(g: &mut Graph, p: f32) -> Option<Self> {
+        (p > 0.0).then(|| Self { p, seed: g.input("dropout", Shape::new(1, 2, 1, 1)) })
+    }
+
     /// The seed of batch `number` of a run: whole numbers that f32 holds.
     pub(crate) fn values(run: u64, number: u64) -> Vec<f32> {
         [run, number].map(|v| (v % (1 << 24)) as f32).to_vec()

@@ -165,8 +165,7 @@ pub(crate) fn loss_graph(
     let x_0 = graph.input("x_0", image);
     let x_t = graph.input("x_t", image);
     let level = graph.input("level", Shape::new(batch, 1, 1, 1));
-    let seed = (dropout > 0.0).then(|| graph.input("dropout", Shape::new(1, 2, 1, 1)));
-    let dropout = seed.map(|seed| DropoutSeed { p: dropout, seed });
+    let dropout = DropoutSeed::input(&mut graph, dropout);
     let prediction = unet_with_dropout(&mut graph, config, x_t, level, dropout)?.x_final;
     let loss = mse(&mut graph, prediction, x_0)?;
     Ok(LossGraph { graph, loss, reports: Vec::new(), recompute: false })

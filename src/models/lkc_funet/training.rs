@@ -186,8 +186,7 @@ pub(crate) fn loss_graph(
     let mut graph = Graph::new();
     let image = Shape::new(batch, 1, side, side);
     let [mri, other] = ["mri", "other"].map(|name| graph.input(name, image));
-    let seed = (dropout > 0.0).then(|| graph.input("dropout", Shape::new(1, 2, 1, 1)));
-    let dropout = seed.map(|seed| DropoutSeed { p: dropout, seed });
+    let dropout = DropoutSeed::input(&mut graph, dropout);
     let img_cat = graph.concat("img_cat", &[other, mri])?;
     let fused = lkc_funet(&mut graph, config, img_cat, Mode::Training(dropout))?;
     let loss = lkc_loss(&mut graph, loss, fused, mri, other)?;
